@@ -1,0 +1,308 @@
+"""The schema of `configs/` and how a run's configuration is composed.
+
+The order, later wins: `configs/configs.yaml` and its groups, the preset, `key=value` words, flags. Everything is
+checked against the dataclasses below: an unknown key or a value of the wrong type or range is a `UserError`.
+Nothing heavy is imported at the top: every verb imports this module before it answers `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+
+from utils import PROJECT, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+GROUPS = ("data", "augment", "train", "preset")
+DEFAULT_CONFIG = PROJECT / "configs" / "configs.yaml"
+
+
+def key(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()):
+    """A configuration key: its default, what it means (with unit), and its inclusive range or its choices."""
+    metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    path: str | None = key(None, "folder or CSV of radiographs; null: the phantom")
+    cache_dir: str = key(".cache", "where the pixel cache and the phantom live; relative to the project")
+    size: int | None = key(None, "input side in pixels; null: what the model's weights expect (mostly 224)", low=32)
+    fit: str = key("squash", "how a picture becomes a square", choices=("squash", "letterbox"))
+    group_pattern: str | None = key(None, "regular expression on the file name: its first group is the patient")
+    split: list[float] = key([0.8, 0.1, 0.1], "fractions of train, val, test", low=0, high=1)
+    split_seed: int = key(0, "seed of the split: runs of several seeds share one split", low=0)
+    val_per_class: int | None = key(None, "validation images per class instead of a fraction", low=1)
+    test_per_class: int | None = key(None, "test images per class instead of a fraction", low=1)
+    max_unreadable: float = key(0.05, "a larger fraction of unreadable images stops the command", low=0, high=1)
+    workers: int = key(0, "parallel decoders of the cache build; 0: one per core", low=0)
+    subset: bool = key(False, "at most 1000 training and 100 evaluation images, drawn by split_seed")
+    lung_masks: str | None = key(None, "folder of lung masks with the images' stems")
+    lesion_masks: str | None = key(None, "folder of lesion masks with the images' stems")
+    phantom_count: int = key(2000, "images of the phantom", low=40)
+    phantom_seed: int = key(0, "seed of the phantom", low=0)
+
+
+@dataclass
+class AugmentConfig:
+    resize: int | None = key(None, "side in pixels that training pictures are cached at; null: the input size", low=32)
+    random_crop: int | None = key(None, "side in pixels of a random crop of the resized picture; null: none", low=16)
+    horizontal_flip: float = key(0.5, "probability", low=0, high=1)
+    vertical_flip: float = key(0.0, "probability", low=0, high=1)
+    rotation: float = key(0.0, "degrees, uniform in ±rotation, about the centre", low=0, high=180)
+    affine_rotation: float = key(0.0, "degrees, the affine transform's own rotation, uniform in ±", low=0, high=180)
+    translation: float = key(0.0, "fraction of the side, uniform in ± in x and in y", low=0, high=1)
+    scale: float = key(0.0, "uniform in 1 ± scale", low=0, high=0.9)
+    shear: float = key(0.0, "degrees, uniform in ± in x", low=0, high=60)
+    zoom_out: float = key(0.0, "probability of laying the picture, made smaller, anywhere on a black canvas", low=0, high=1)
+    zoom_out_max: float = key(1.5, "largest side of that canvas, in sides of the picture", low=1, high=4)
+    brightness: float = key(0.0, "added to [0, 1] pixels, uniform in ±", low=0, high=1)
+    contrast: float = key(0.0, "factor about the picture's mean, uniform in 1 ± contrast", low=0, high=1)
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = key(10, "passes over the training images", low=1)
+    batch: int = key(32, "images per step", low=1)
+    eval_batch: int = key(64, "images per forward pass where nothing is learnt", low=1)
+    lr: float = key(5e-4, "peak learning rate", low=0)
+    optimizer: str = key("adamw", "the optimiser", choices=("adamw", "adam", "sgd"))
+    momentum: float = key(0.9, "of sgd", low=0, high=1)
+    weight_decay: float = key(0.01, "of weights; biases and norms have none", low=0)
+    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "step", "constant"))
+    warmup_epochs: float = key(1.0, "linear warm-up, in epochs, of the cosine and constant schedules", low=0)
+    step_epochs: int = key(7, "the step schedule multiplies by step_gamma every so many epochs", low=1)
+    step_gamma: float = key(0.1, "see step_epochs", low=0, high=1)
+    label_smoothing: float = key(0.0, "of the cross entropy", low=0, high=0.99)
+    clip_norm: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
+    patience: int | None = key(10, "stop after so many epochs without a lower validation loss; null: never", low=1)
+    freeze_epochs: int = key(0, "train the head alone for the first so many epochs", low=0)
+    sampler: str = key("weighted", "weighted: classes equally often; sequential: every image once an epoch",
+                       choices=("weighted", "sequential"))
+
+
+@dataclass
+class Config:
+    model: str = key("resnet18", "a torchvision classification model, or timm/NAME")
+    init: str = key("auto", "initial weights: auto, imagenet, none or a .pt/.pth/.safetensors file")
+    seed: int = key(0, "of weights, order, augmentation and dropout", low=0)
+    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
+    precision: str = key("auto", "auto measures fp32 against bf16", choices=("auto", "fp32", "bf16"))
+    save: str = key("runs", "the folder that run folders are made in")
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _field_of(dotted: str) -> tuple[Any, type]:
+    """The dataclass field and the type behind a dotted key; an unknown key is a `UserError` that names the nearest."""
+    owner: Any = Config
+    for index, name in enumerate(dotted.split(".")):
+        here = {f.name: f for f in fields(owner)} if is_dataclass(owner) else {}
+        if name not in here:
+            known = all_keys()
+            near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+                dotted.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.5)
+            near = [k for k in known if k == near[0] or k.endswith("." + near[0])] if near else []
+            raise UserError(f"unknown configuration key '{dotted}'" + (f": did you mean '{near[0]}'?" if near else ""))
+        found, owner = here[name], get_type_hints(owner)[name]
+        if index == dotted.count("."):
+            return found, owner
+    raise AssertionError("a dotted key has at least one part")
+
+
+def all_keys(owner: type = Config, prefix: str = "") -> list[str]:
+    """Every leaf of the schema as a dotted key, in the order of the schema."""
+    keys = []
+    for name, kind in get_type_hints(owner).items():
+        keys += all_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [prefix + name]
+    return keys
+
+
+def _check_range(dotted: str, value: Any) -> None:
+    described = _field_of(dotted)[0]
+    low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
+    for part in value if isinstance(value, list) else [value]:
+        outside = part != part  # NaN
+        outside |= low is not None and part < low
+        outside |= high is not None and part > high
+        outside |= bool(choices) and part not in choices
+        if outside:
+            near = difflib.get_close_matches(str(part), choices, n=1)
+            raise UserError(f"{dotted}={part}: out of range, expected {_expected(dotted)}"
+                            + (f" (did you mean {near[0]}?)" if near else ""))
+    if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
+        raise UserError(f"data.split={value}: three fractions (train, val, test) that sum to 1 are needed")
+
+
+def _expected(dotted: str) -> str:
+    described, kind = _field_of(dotted)
+    low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
+    if choices:
+        return "one of " + ", ".join(choices)
+    text = str(getattr(kind, "__name__", kind)).replace(" | None", " or null")
+    text += f" from {low:g}" if low is not None else ""
+    return text + (f" to {high:g}" if high is not None else " up" if low is not None else "")
+
+
+def set_key(config: DictConfig, dotted: str, value: Any) -> None:
+    """Set one dotted key of `config`, converted to the schema's type and checked; a `UserError` names the key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    kind = _field_of(dotted)[1]
+    if is_dataclass(kind):
+        raise UserError(f"'{dotted}' is a group of keys, not a key: set {dotted}.{fields(kind)[0].name}=… or the like")
+    if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value.lower() in ("null", "none", ""):
+        value = None
+    if isinstance(value, str) and kind == list[float]:
+        value = value.strip("[]() ").split(",")
+    try:
+        OmegaConf.update(config, dotted, value, merge=False)
+    except (OmegaConfBaseException, ValueError, TypeError):
+        raise UserError(f"{dotted}={value}: wrong type, expected {_expected(dotted)}") from None
+    value = OmegaConf.select(config, dotted)
+    if value is not None:
+        _check_range(dotted, list(value) if kind == list[float] else value)
+
+
+def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
+    """The schema filled with nested dictionaries (a YAML file's content); `where` names the file in errors."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.structured(Config)
+
+    def walk(node: Any, prefix: str) -> None:
+        if not isinstance(node, dict):
+            raise UserError(f"'{prefix[:-1] or 'the file'}' must be a mapping of keys")
+        for name, value in node.items():
+            dotted = f"{prefix}{name}"
+            if is_dataclass(_field_of(dotted)[1]):
+                walk(value, dotted + ".")
+            else:
+                set_key(config, dotted, value)
+
+    try:
+        walk(plain, "")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return config
+
+
+def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
+    """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
+
+    Hydra composes the YAML files and their groups. Words and flags are then set with `OmegaConf.update`, never through Hydra's
+    override grammar, which breaks on real paths (spaces, commas, parentheses, `=`).
+    """
+    from omegaconf import OmegaConf
+
+    flags = flags or {}
+    file = Path(file or DEFAULT_CONFIG)
+    if not file.is_file():
+        raise UserError(f"--config {file}: no such file")
+    pairs = [word.split("=", 1) for word in words]
+    groups = {name: value for name, value in pairs if name in GROUPS}
+    if flags.get("data.path") or any(name == "data.path" for name, _ in pairs):
+        groups.setdefault("data", "folder")
+    for name, value in groups.items():
+        known = sorted(p.stem for p in (file.parent / name).glob("*.yaml"))
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(known) or 'none'})")
+    config = from_plain(_compose_files(file, groups), str(file))
+    for name, value in [p for p in pairs if p[0] not in GROUPS] + list(flags.items()):
+        set_key(config, name, value)
+    return OmegaConf.to_object(config)
+
+
+def _compose_files(file: Path, groups: dict[str, str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(file.resolve().parent)):
+            composed = compose(file.stem, overrides=[f"{name}={value}" for name, value in groups.items()])
+        return OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"--config {file}: {str(error).strip().splitlines()[0]}") from None
+
+
+def to_plain(config: Any) -> Any:
+    """Nested dictionaries of plain Python types, fit for YAML and for a checkpoint."""
+    if is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+    return list(config) if isinstance(config, list) else config
+
+
+def load_run_config(path: Path) -> Config:
+    """The `config.yaml` of a run folder."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_object(from_plain(yaml.safe_load(path.read_text()) or {}, str(path)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a run's configuration ({error.__class__.__name__})") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `-` and `_` alike in flags, no abbreviations, `key=value` words apart, one-line errors.
+
+    A flag added with `config_flag` is present in the result only when it was given, so that it never hides the YAML.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, epilog="key=value words set any key of configs/ (train.lr=1e-4 "
+                         "augment.rotation=10) or choose a group's file (preset=seed).", **kwargs)
+        self.config_keys: dict[str, str] = {}
+        self.add_argument("--config", "--connfig", type=Path, metavar="FILE",
+                          help="the YAML file to start from (default configs/configs.yaml)")
+
+    def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
+        """A flag that sets the key `dotted`; its help and its checks are the schema's."""
+        described, _ = _field_of(dotted)
+        kwargs.setdefault("help", described.metadata["help"].replace("%", "%%"))
+        if kwargs.get("action") is None:
+            kwargs.setdefault("metavar", dotted.split(".")[-1].upper())
+        self.config_keys[self.add_argument(flag, default=argparse.SUPPRESS, **kwargs).dest] = dotted
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
+        near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, n=1) if unknown else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
+
+    def parse_command(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
+        """`argv` as (plain arguments, `key=value` words, configuration keys that flags set)."""
+        words, rest, wants_value = [], [], False
+        for word in argv:
+            if not wants_value and re.match(r"[A-Za-z_][\w.]*=", word):
+                words.append(word)
+                continue
+            if word.startswith("--"):
+                flag, *value = word.split("=", 1)
+                word = "=".join([flag.replace("_", "-"), *value])
+            action = self._option_string_actions.get(word)
+            wants_value = action is not None and action.nargs is None
+            rest.append(word)
+        arguments = self.parse_args(rest)
+        flags = {dotted: getattr(arguments, dest) for dest, dotted in self.config_keys.items()
+                 if hasattr(arguments, dest)}
+        return arguments, words, flags

@@ -1,0 +1,1 @@
+"""Readers, layouts, splits, the pixel cache, transforms, weighted oversampling and the phantom."""

@@ -1,0 +1,171 @@
+"""The pixel cache: every picture and mask decoded and resized once, kept as rows of one uint8 memory map.
+
+A store is a folder with `rows.u8` (rows of side×side bytes, only ever appended to) and `index.sqlite` (content hash →
+row). Builders take turns by a file lock, and a row is entered in the index only after its bytes are on disk: a second
+process waits and then finds the rows, and what an interrupted build left behind is written over by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from dataset.readers import UnreadableImage, file_sha256, square_image, square_mask
+from utils import UserError, log, make_folder
+
+FORMAT = 1  # raise it when decoding or resizing changes, so that no old row is taken for a new one
+COMMIT_ROWS = 512
+
+
+def in_parallel(work: Callable, items: Sequence, workers: int, title: str, unit: str) -> Iterator:
+    """`map(work, items)` in order, with a bar, a bounded number in flight. `workers` 0 means one per core.
+
+    Threads, not processes: OpenCV and hashlib let go of the interpreter's lock while they work, threads start at once,
+    and their results need no copy from process to process.
+    """
+    from tqdm import tqdm
+
+    workers = workers or os.cpu_count() or 1
+    iterator = iter(items)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(items), desc=title, unit=unit, disable=len(items) < 64,
+                                                   leave=False) as bar:
+        pending = deque(pool.submit(work, item) for item in islice(iterator, 8 * workers))
+        try:
+            while pending:
+                yield pending.popleft().result()
+                bar.update()
+                pending.extend(pool.submit(work, item) for item in islice(iterator, 1))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path` against every other process: an SQLite exclusive transaction works on every platform."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            log.info(f"waiting for another process that builds {path.parent}")
+            lock.execute(f"PRAGMA busy_timeout = {24 * 3600 * 1000}")
+            lock.execute("BEGIN EXCLUSIVE")
+        yield  # closing ends the transaction; so does the death of the process
+
+
+def _open_index(path: Path, table: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise UserError(f"{path}: cannot be used ({error}); delete {path.parent} and run again") from None
+    return connection
+
+
+def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[str | None]:
+    """The SHA-256 of each file, remembered by path, size and mtime_ns; None for a file that cannot be read."""
+    make_folder(cache_dir, "data.cache_dir")
+    with closing(_open_index(Path(cache_dir) / "hashes.sqlite", "hashes (path TEXT PRIMARY KEY, size INTEGER, "
+                                                                  "mtime_ns INTEGER, sha256 TEXT)")) as index:
+        known = {path: (size, mtime, sha) for path, size, mtime, sha in index.execute("SELECT * FROM hashes")}
+
+        def work(path: str) -> tuple[str, int, int, str] | None:
+            try:
+                stat = os.stat(path)
+                size, mtime, sha = known.get(path, (None, None, None))
+                if (size, mtime) == (stat.st_size, stat.st_mtime_ns):
+                    return path, size, mtime, sha
+                return path, stat.st_size, stat.st_mtime_ns, file_sha256(path)
+            except OSError:
+                return None
+
+        found = list(in_parallel(work, paths, workers, "hashing", "file"))
+        with index:
+            index.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
+                              [row for row in found if row and known.get(row[0]) != row[1:]])
+    return [row and row[3] for row in found]
+
+
+class PixelStore:
+    """Rows of (side, side) uint8, keyed by the SHA-256 of the file that they were decoded from.
+
+    `kind` is `image` (grey 0..255) or `mask` (0 and 1).
+    """
+
+    def __init__(self, cache_dir: Path, side: int, fit: str, kind: str = "image") -> None:
+        self.side, self.fit, self.kind = side, fit, kind
+        self.folder = make_folder(Path(cache_dir) / f"{kind}-{side}-{fit}-v{FORMAT}", "data.cache_dir")
+        self.rows_file = self.folder / "rows.u8"
+
+    def rows(self, hashes: Iterable[str]) -> np.ndarray:
+        """The row of each hash, int64, -1 where there is none."""
+        with closing(self._index()) as index:
+            known = dict(index.execute("SELECT sha256, row FROM rows WHERE row < ?", (self._rows_on_disk(),)))
+        return np.array([known.get(sha, -1) for sha in hashes], np.int64)
+
+    def build(self, paths: Sequence[str], hashes: Sequence[str], workers: int = 0) -> dict[str, str]:
+        """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read."""
+        unreadable: dict[str, str] = {}
+        if (self.rows(hashes) >= 0).all():
+            return unreadable
+        with _locked(self.folder / "lock.sqlite"), closing(self._index()) as index:
+            missing = [(path, sha) for path, sha, row in zip(paths, hashes, self.rows(hashes), strict=True) if row < 0]
+            wanted = list({sha: (path, sha) for path, sha in missing}.values())
+            with index:  # entries whose bytes are gone (somebody deleted or cut the file)
+                index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
+            next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
+            decode = square_image if self.kind == "image" else square_mask
+            failed: dict[str, str] = {}
+
+            def work(item: tuple[str, str]) -> np.ndarray | str:
+                try:
+                    return decode(Path(item[0]), self.side, self.fit)
+                except UnreadableImage as error:
+                    return str(error)
+
+            with open(self.rows_file, "r+b" if self.rows_file.exists() else "w+b") as file:
+                file.truncate(next_row * area)  # what an interrupted build wrote and did not enter in the index
+                file.seek(next_row * area)
+                entered = []
+                results = in_parallel(work, wanted, workers, f"{self.kind}s to {self.side}×{self.side}", self.kind)
+                for (_, sha), result in zip(wanted, results, strict=True):
+                    if isinstance(result, str):
+                        failed[sha] = result
+                        continue
+                    file.write(result)
+                    entered.append((sha, next_row))
+                    next_row += 1
+                    if len(entered) == COMMIT_ROWS:
+                        self._enter(index, file, entered)
+                self._enter(index, file, entered)
+            unreadable.update({path: failed[sha] for path, sha in missing if sha in failed})
+        return unreadable
+
+    @staticmethod
+    def _enter(index: sqlite3.Connection, file, entered: list[tuple[str, int]]) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        with index:
+            index.executemany("INSERT INTO rows VALUES (?, ?)", entered)
+        entered.clear()
+
+    def _index(self) -> sqlite3.Connection:
+        return _open_index(self.folder / "index.sqlite", "rows (sha256 TEXT PRIMARY KEY, row INTEGER NOT NULL)")
+
+    def open(self) -> np.ndarray:
+        """All rows as a read-only memory map, (rows, side, side) uint8; no rows: an empty array."""
+        count = self._rows_on_disk()
+        if count == 0:
+            return np.zeros((0, self.side, self.side), np.uint8)
+        return np.memmap(self.rows_file, np.uint8, "r", shape=(count, self.side, self.side))
+
+    def _rows_on_disk(self) -> int:
+        return self.rows_file.stat().st_size // self.side**2 if self.rows_file.exists() else 0

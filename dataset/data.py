@@ -1,0 +1,335 @@
+"""`load_dataset` is the one entry to radiographs: files → records → split → pixel cache → batches on the device.
+
+As a program it prints the images per class and split and saves a contact sheet:
+
+    python dataset/data.py                          # the phantom
+    python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # run as a program: the project, not this folder, is where imports start
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from config import Config, DataConfig, Parser, compose_config
+from utils import PROJECT, UserError, log, run_verb
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from dataset.cache import PixelStore
+    from dataset.transforms import Augment
+
+MASKS = ("lung_mask", "lesion_mask")
+SUBSET = {"train": 1000, "val": 100, "test": 100}
+RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
+
+
+@dataclass
+class Batch:
+    """Some pictures on the device."""
+
+    inputs: torch.Tensor  # (n, channels, side, side) float32, normalised, channels last
+    labels: torch.Tensor  # (n,) int64, -1 where the label is no class of the model
+    indices: np.ndarray  # (n,) int64, rows of the part's records
+    masks: torch.Tensor | None = None  # (n, 2, side, side) uint8: lungs, lesion; zeros where there is none
+
+
+@dataclass
+class Part:
+    """The radiographs of one split: records, and pixels (uint8 memory map, gathered by row).
+
+    Args:
+        records: one row per picture, with `RECORD_COLUMNS`.
+        classes: class names in the model's order.
+        stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
+    """
+
+    records: pd.DataFrame
+    classes: list[str]
+    stores: dict[str, tuple[PixelStore, np.ndarray]]
+    labels: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
+        self._maps = {name: store.open() for name, (store, _) in self.stores.items()}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def side(self) -> int:
+        """Side of the cached pictures in pixels."""
+        return self.stores["image"][0].side
+
+    def gather(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros where there is no mask."""
+        import numpy as np
+
+        rows = self.stores[name][1][indices]
+        out = np.zeros((len(rows), self.side, self.side), np.uint8)
+        out[rows >= 0] = self._maps[name][rows[rows >= 0]]
+        return out
+
+    def has(self, name: str) -> np.ndarray:
+        """(n,) bool: which pictures have the mask `name`."""
+        return self.stores[name][1] >= 0
+
+    def batches(self, device: torch.device, batch: int, side: int, mean: Sequence[float], std: Sequence[float], *,
+                order: np.ndarray | None = None, start: int = 0, augment: Augment | None = None, epoch: int = 0,
+                masks: bool = False) -> Iterator[Batch]:
+        """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
+
+        The next batch's pixels are gathered by a thread while the device works on this one. `start` is the place in
+        the epoch of the first picture of `order`: augmentation is a function of (seed, epoch, place).
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        import numpy as np
+        import torch
+
+        from dataset.transforms import normalise
+
+        order = np.arange(len(self)) if order is None else order
+        chunks = [order[i:i + batch] for i in range(0, len(order), batch)]
+
+        def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+            planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
+            tensors = [None if a is None else torch.from_numpy(a) for a in (self.gather("image", chunk), planes,
+                                                                             self.labels[chunk])]
+            return tuple(t.pin_memory() if device.type == "cuda" and t is not None else t for t in tensors)
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(fetch, chunks[0]) if chunks else None
+            for number, chunk in enumerate(chunks):
+                pixels, planes, labels = (t if t is None else t.to(device, non_blocking=True) for t in coming.result())
+                if number + 1 < len(chunks):
+                    coming = pool.submit(fetch, chunks[number + 1])
+                if augment is not None:
+                    positions = start + number * batch + np.arange(len(chunk))
+                    grey, planes = augment(pixels, epoch, positions, planes)
+                else:
+                    grey = pixels.float() / 255
+                assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"
+                yield Batch(normalise(grey, mean, std), labels, chunk, planes)
+
+
+@dataclass
+class Dataset:
+    """All readable radiographs of a data folder, with their split.
+
+    `unreadable` maps the files that were left out to the reason.
+    """
+
+    records: pd.DataFrame
+    classes: list[str]
+    unreadable: dict[str, str]
+    data: DataConfig
+    side: int
+
+    def part(self, split: str, side: int | None = None, masks: bool = False) -> Part:
+        """The radiographs of one split (`train`, `val` or `test`), cached at `side` (default: the dataset's)."""
+        chosen = self.records[self.records["split"] == split].reset_index(drop=True)
+        limit = SUBSET[split]
+        if self.data.subset and len(chosen) > limit:
+            chosen = chosen.sample(limit, random_state=self.data.split_seed).sort_index().reset_index(drop=True)
+        return make_part(chosen, self.classes, self.data, side or self.side, masks)[0]
+
+    def table(self) -> pd.DataFrame:
+        """Images per class (rows, with a total) and split, and the number of patients."""
+        import pandas as pd
+
+        table = pd.crosstab(self.records["label"], self.records["split"])
+        table = table.reindex(columns=[s for s in (*SUBSET, "") if s in table]).rename(columns={"": "unused"})
+        table["all"] = table.sum(axis=1)
+        table["patients"] = self.records.groupby("label")["group"].nunique()
+        table.loc["all"] = [*table.drop(columns="patients").sum(), self.records["group"].nunique()]
+        return table.rename_axis(index="class", columns=None)
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """`data.cache_dir`, relative to the project."""
+    return PROJECT / data.cache_dir
+
+
+def mask_folders(data: DataConfig) -> dict[str, Path]:
+    """The folders of masks that were given apart from the images, by mask. Raises: `UserError` for one that is not there."""
+    folders = {name: Path(masks) for name, masks in zip(MASKS, (data.lung_masks, data.lesion_masks), strict=True) if masks}
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise UserError(f"--{name.replace('_', '-')}s {folder}: no such folder")
+    return folders
+
+
+def make_part(records: pd.DataFrame, classes: list[str], data: DataConfig, side: int, masks: bool = False,
+              ) -> tuple[Part, dict[str, str]]:
+    """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
+    and the reasons of those. An unreadable mask counts as absent, and its file is named.
+    """
+    from dataset.cache import PixelStore, hash_files
+
+    folder = cache_folder(data)
+    store = PixelStore(folder, side, data.fit)
+    unreadable = store.build(list(records["path"]), list(records["sha256"]), data.workers)
+    records = records[~records["path"].isin(unreadable)].reset_index(drop=True)
+    stores = {"image": (store, store.rows(records["sha256"]))}
+    for name in MASKS if masks else ():
+        store = PixelStore(folder, side, data.fit, "mask")
+        named = [p for p in records[name] if p]
+        hashes = dict(zip(named, hash_files(named, folder, data.workers), strict=True))
+        readable = {path: sha for path, sha in hashes.items() if sha}
+        broken = store.build(list(readable), list(readable.values()), data.workers)
+        broken |= {path: "no such file" for path in named if path not in readable}
+        for path, reason in broken.items():
+            log.warning(f"WARNING: {path}: mask left out ({reason})")
+        stores[name] = (store, store.rows(hashes.get(path) or "" for path in records[name]))
+    return Part(records, classes, stores), unreadable
+
+
+def load_dataset(data: DataConfig, side: int, *, classes: list[str] | None = None, run_split: Path | None = None,
+                 ) -> Dataset:
+    """Find the radiographs that `data` names, split them by patient, and fill the pixel cache.
+
+    Args:
+        data: the `data` keys; without `path`, the run's split.csv, and without a run the phantom.
+        side: side in pixels of the square pictures.
+        classes: class names in the model's order; default: the data's, alphabetical.
+        run_split: a run's split.csv. With `data.path` too, its images keep the run's split, matched by content.
+
+    Raises: `UserError` for missing data, fewer than two classes, classes that differ from the given ones, or more than
+        `data.max_unreadable` unreadable files.
+    """
+    from dataset.layouts import find_records, match_masks, name_groups
+    from dataset.split import split_records
+
+    if data.path is None and run_split is not None:
+        records = _read_split(run_split)
+    else:
+        folder, pattern = _data_folder(data)
+        records = find_records(folder)
+        records["group"] = name_groups(records, pattern)
+    for column, masks in mask_folders(data).items():
+        records[column] = match_masks([Path(p).stem for p in records["path"]], masks)
+    _check_classes(records, classes)
+    records, unreadable = _readable(records, data, side)
+    if data.path is not None and run_split is not None:
+        records["split"] = _split_by_content(records, _read_split(run_split))
+    if data.path is not None or run_split is None:
+        if (records["split"] == "").all() or run_split is None:
+            records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
+    return Dataset(records[RECORD_COLUMNS], classes or sorted(records["label"].unique()), unreadable, data, side)
+
+
+def _data_folder(data: DataConfig) -> tuple[Path, str | None]:
+    """Where the images are, and the pattern of their patients; draws the phantom where no path is given."""
+    from dataset.phantom import GROUP_PATTERN, write_phantom
+
+    if data.path is None:
+        root = cache_folder(data) / f"phantom-{data.phantom_count}-{data.phantom_seed}"
+        return write_phantom(root, data.phantom_count, data.phantom_seed, workers=data.workers or None), data.group_pattern
+    path = Path(data.path).expanduser()
+    if data.group_pattern is None and (path / "phantom.json").is_file():
+        return path, GROUP_PATTERN
+    return path, data.group_pattern
+
+
+def _read_split(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        records = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give --data DIR") from None
+    missing = [c for c in RECORD_COLUMNS if c not in records]
+    if missing:
+        raise UserError(f"{path}: no column '{missing[0]}'; give --data DIR")
+    return records
+
+
+def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
+    found = set(records["label"])
+    if classes is not None and found != set(classes):
+        extra, absent = sorted(found - set(classes)), sorted(set(classes) - found)
+        parts = ["the data has " + ", ".join(extra) + ", which the model does not know"] if extra else []
+        parts += ["the data has no " + ", ".join(absent)] if absent else []
+        raise UserError("--data: its classes differ from the checkpoint's: " + "; ".join(parts)
+                        + f" (the checkpoint's: {', '.join(classes)})")
+
+
+def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`records` with `sha256`, without the files that cannot be read (they are counted, and limited)."""
+    from dataset.cache import hash_files
+
+    before = records["sha256"] if "sha256" in records else None
+    records = records.assign(sha256=hash_files(list(records["path"]), cache_folder(data), data.workers))
+    missing = records["sha256"].isna()
+    unreadable = dict.fromkeys(records["path"][missing], "no such file, or it may not be read")
+    if before is not None and (changed := int((~missing & (before != records["sha256"])).sum())):
+        log.warning(f"WARNING: {changed} files have changed since the run's split.csv was written")
+    part, undecodable = make_part(records[~missing].reset_index(drop=True), [], data, side)
+    unreadable |= undecodable
+    if unreadable:
+        path, reason = next(iter(unreadable.items()))
+        message = f"{len(unreadable)} of {len(records)} images cannot be read, for example {path} ({reason})"
+        if len(unreadable) > data.max_unreadable * len(records):
+            raise UserError(f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, "
+                            "or raise it")
+        log.warning(f"WARNING: {message}: left out")
+    return part.records, unreadable
+
+
+def _split_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
+    """The run's split of every picture, by its bytes; empty for pictures that the run has not seen."""
+    split = records["sha256"].map(dict(zip(known["sha256"], known["split"], strict=True))).fillna("")
+    unknown = int((split == "").sum())
+    if unknown == len(records):
+        log.info("none of these images is in the run's split.csv: they are split afresh")
+        return records["split"]
+    if unknown:
+        log.info(f"{unknown} of {len(records)} images are not in the run's split.csv: they are left out")
+    return split
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python dataset/data.py", description=__doc__)
+    add_data_flags(parser)
+    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "contact_sheet.png", metavar="FILE",
+                        help="the contact sheet (default runs/contact_sheet.png)")
+    arguments, words, flags = parser.parse_command(argv)
+    config = compose_config(words, flags, arguments.config)
+    show_dataset(config, arguments.output)
+
+
+def add_data_flags(parser: Parser) -> None:
+    """The flags that every verb shares: which data, and how it is decoded."""
+    parser.config_flag("--data", "data.path")
+    parser.config_flag("--group-pattern", "data.group_pattern")
+    parser.config_flag("--workers", "data.workers", type=int)
+    parser.config_flag("--subset", "data.subset", action="store_true")
+
+
+def show_dataset(config: Config, output: Path) -> None:
+    """Print the images per class and split, and draw a contact sheet: four pictures per class, plain and augmented."""
+    from dataset.contact_sheet import draw_contact_sheet
+    from utils import make_folder
+
+    make_folder(output.parent, "--output")
+    dataset = load_dataset(config.data, config.data.size or 224)
+    print(dataset.table().to_string())
+    draw_contact_sheet(dataset, config, output)
+    print(f"contact sheet: {output}")
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,171 @@
+"""Files to grey pixels: PNG, JPEG, TIFF, BMP and DICOM, 8 and 16 bit, any case of the extension."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+
+
+class UnreadableImage(Exception):
+    """A file that is no image, or not a whole one."""
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether `path` has an image's extension and is not hidden (as macOS's `._name.png` is)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read one radiograph as it should look on a view box: bright bone, dark air.
+
+    Returns: (height, width) uint8 or uint16, the full range of the declared bit depth.
+    Raises: `UnreadableImage` with the reason, for a missing, truncated or foreign file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
+    if not data:
+        raise UnreadableImage("the file is empty")
+    if data[128:132] == b"DICM" or Path(path).suffix.lower() in (".dcm", ".dicom"):
+        return _read_dicom(data)
+    if not _is_whole(data):
+        raise UnreadableImage("the file is truncated")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise UnreadableImage(str(error.err)) from None
+    if pixels is None:
+        raise UnreadableImage("not an image that can be decoded")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    return _full_range(pixels.astype(np.float32))
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a PNG or JPEG has its end mark: OpenCV fills the missing part of a truncated one with grey."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-64:]
+    if data.startswith(b"\xff\xd8"):  # an embedded thumbnail has an end mark of its own, early in the file
+        return data.rfind(b"\xff\xd9") >= len(data) // 2
+    return True
+
+
+def _full_range(pixels: np.ndarray) -> np.ndarray:
+    """Floating-point pixels, of unknown range, stretched to uint16; one value only becomes zeros."""
+    if not np.isfinite(pixels).all():
+        raise UnreadableImage("some pixels are not finite")
+    low, high = float(pixels.min()), float(pixels.max())
+    return ((pixels - low) * (65535 / (high - low) if high > low else 0)).round().astype(np.uint16)
+
+
+def _read_dicom(data: bytes) -> np.ndarray:
+    """One DICOM frame: modality LUT, then the window or VOI LUT, then MONOCHROME1 turned (in this order: PS3.3 C.11).
+
+    Without a window the declared range (BitsStored, PixelRepresentation) counts, not the pixels' own extremes.
+    """
+    from io import BytesIO
+
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    try:
+        frame = pydicom.dcmread(BytesIO(data), force=False)
+        raw = frame.pixel_array
+        if raw.ndim != 2:
+            raise UnreadableImage(f"a DICOM of one grey frame is needed, this one has shape {raw.shape}")
+        values = apply_modality_lut(raw, frame)
+        windowed = "WindowCenter" in frame or "VOILUTSequence" in frame
+        if windowed:
+            values = np.asarray(apply_voi_lut(values, frame), np.float64)
+            low, high = _window_range(frame, raw)
+        else:
+            values = np.asarray(values, np.float64)
+            low, high = _stored_range(frame)
+        inverted = frame.get("PhotometricInterpretation") == "MONOCHROME1"
+    except (InvalidDicomError, AttributeError, ValueError, KeyError, NotImplementedError, RuntimeError, EOFError,
+            TypeError) as error:  # what pydicom and its pixel decoders raise for broken or unsupported files
+        raise UnreadableImage(f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else 'broken'})"
+                              ) from None
+    unit = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return ((1 - unit if inverted else unit) * 65535).round().astype(np.uint16)
+
+
+def _stored_range(frame) -> tuple[float, float]:
+    """The range of the stored values after the rescale slope and intercept."""
+    bits, signed = int(frame.BitsStored), int(frame.get("PixelRepresentation", 0))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    slope, intercept = float(frame.get("RescaleSlope", 1) or 1), float(frame.get("RescaleIntercept", 0) or 0)
+    return tuple(sorted((low * slope + intercept, high * slope + intercept)))
+
+
+def _window_range(frame, raw: np.ndarray) -> tuple[float, float]:
+    """The output range of the first VOI transformation, as `apply_voi_lut` scales it."""
+    if "VOILUTSequence" in frame:
+        return 0.0, float(2 ** int(frame.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    return _stored_range(frame)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask: (height, width) bool, true where the pixel is above half of the picture's own maximum.
+
+    Masks are stored as 0/1, 0/255 or 0/65535; a mask of zeros alone is empty. Raises: `UnreadableImage`.
+    """
+    pixels = read_image(path)
+    return pixels > pixels.max() / 2
+
+
+def fit_square(pixels: np.ndarray, side: int, fit: str) -> np.ndarray:
+    """Resize (height, width) uint8, uint16 or float32 pixels to (side, side), antialiased.
+
+    `squash` ignores the aspect, as the seed project does; `letterbox` keeps it and pads with zeros, centred.
+    Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear.
+    """
+    height, width = pixels.shape
+    top, left, new_height, new_width = letterbox_frame(height, width, side) if fit == "letterbox" else (0, 0, side, side)
+    if (height, width) != (new_height, new_width):
+        # Area averaging needs both sides to shrink; a long thin picture is shrunk first in the direction that does.
+        smaller = (min(width, new_width), min(height, new_height))
+        if smaller != (width, height):
+            pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+        if smaller != (new_width, new_height):
+            pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    if (new_height, new_width) == (side, side):
+        return pixels
+    square = np.zeros((side, side), pixels.dtype)
+    square[top:top + new_height, left:left + new_width] = pixels
+    return square
+
+
+def letterbox_frame(height: int, width: int, side: int) -> tuple[int, int, int, int]:
+    """Where a letterboxed picture lies in its square: (top, left, height, width) in pixels of the square."""
+    longest = max(height, width)
+    new_height, new_width = max(1, round(height * side / longest)), max(1, round(width * side / longest))
+    return (side - new_height) // 2, (side - new_width) // 2, new_height, new_width
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """8-bit pixels from 8- or 16-bit ones of full range, rounded."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def square_image(path: Path, side: int, fit: str) -> np.ndarray:
+    """One radiograph as (side, side) uint8. Raises: `UnreadableImage`."""
+    return to_uint8(fit_square(read_image(path), side, fit))
+
+
+def square_mask(path: Path, side: int, fit: str) -> np.ndarray:
+    """One mask as (side, side) uint8 of 0 and 1: 1 where at least half of the pixel's area is inside."""
+    return (fit_square(read_mask(path).astype(np.float32), side, fit) >= 0.5).astype(np.uint8)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises: `OSError`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

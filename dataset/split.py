@@ -1,0 +1,96 @@
+"""A stratified split into train, val and test that keeps every patient's images together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dataset.layouts import SPLITS
+from utils import UserError, log
+
+
+def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
+    """Group numbers, (n,) int64, such that images of one patient and copies of one picture share a number."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(groups)
+    group_ids, content_ids = pd.factorize(groups)[0], pd.factorize(hashes)[0]
+    # A graph of images, patients and contents: an image is joined to its patient and to its content.
+    start = np.concatenate([np.arange(n), np.arange(n)])
+    end = np.concatenate([n + group_ids, n + group_ids.max(initial=0) + 1 + content_ids])
+    size = int(end.max(initial=0)) + 1
+    return connected_components(coo_matrix((np.ones(2 * n, np.int8), (start, end)), (size, size)), directed=False)[1][:n]
+
+
+def split_targets(labels: np.ndarray, fractions: list[float], val_per_class: int | None, test_per_class: int | None,
+                  ) -> np.ndarray:
+    """Wanted images per split and class, (3, classes) float64: fractions, or a number per class for val and test."""
+    counts = np.bincount(labels).astype(np.float64)
+    targets = np.outer(fractions, counts)
+    for row, wanted in ((1, val_per_class), (2, test_per_class)):
+        if wanted is not None:
+            targets[row] = wanted
+    targets[0] = counts - targets[1] - targets[2]
+    return targets
+
+
+def assign_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
+    """The split of every image, (n,) int64 of 0 train, 1 val, 2 test.
+
+    Groups are taken in random order, larger ones first, each to the split where it lowers the squared distance to the
+    targets, per wanted image, the most: the images that come alone then make the counts exact.
+    """
+    rng = np.random.default_rng([seed, 0x5B117])
+    unique, inverse = np.unique(groups, return_inverse=True)
+    content = np.zeros((len(unique), targets.shape[1]))
+    np.add.at(content, (inverse, labels), 1)
+    order = rng.permutation(len(unique))
+    order = order[np.argsort(-content.sum(1)[order], kind="stable")]
+    weight = np.where(targets > 0, 1 / np.maximum(targets, 1e-9), 1e9)  # what wants none gets none
+    have, chosen = np.zeros_like(targets), np.zeros(len(unique), np.int64)
+    for group in order:
+        row = content[group]
+        cost = (((have + row - targets) ** 2 - (have - targets) ** 2) * weight).sum(1)
+        split = int(cost.argmin())
+        have[split] += row
+        chosen[group] = split
+    return chosen[inverse]
+
+
+def split_records(records: pd.DataFrame, fractions: list[float], seed: int, val_per_class: int | None = None,
+                  test_per_class: int | None = None) -> pd.Series:
+    """The split of every record. A split that the data brings is kept; a missing val is taken from its train.
+
+    `records` needs `label`, `group`, `sha256` and `split`. Raises: `UserError` for a class with too few images.
+    """
+    labels = pd.factorize(records["label"], sort=True)[0]
+    groups = merge_copies(records["group"], records["sha256"])
+    given = records["split"].to_numpy(str)
+    if (given != "").all():
+        _warn_of_leaks(given, groups)
+        if (given == "val").any() or fractions[1] == 0:
+            return records["split"]
+        train = given == "train"
+        share = fractions[1] / (fractions[0] + fractions[1])
+        targets = split_targets(labels[train], [1 - share, share, 0], val_per_class, None)
+        assigned = given.astype(object)
+        assigned[train] = np.array(SPLITS)[assign_groups(labels[train], groups[train], targets, seed)]
+        log.info(f"the data brings no val split: {(assigned == 'val').sum()} of its train images were taken for it")
+        return pd.Series(assigned, records.index)
+    if (given != "").any():
+        raise UserError("--data: some images have a split and others have none; give it for all or for none")
+    targets = split_targets(labels, fractions, val_per_class, test_per_class)
+    if (targets[0] < 1).any():
+        name = sorted(records["label"].unique())[int(targets[0].argmin())]
+        raise UserError(f"--data: class '{name}' has {np.bincount(labels)[targets[0].argmin()]} images, too few for its "
+                        "share of val and test; lower data.val_per_class and data.test_per_class, or add images")
+    return pd.Series(np.array(SPLITS, object)[assign_groups(labels, groups, targets, seed)], records.index)
+
+
+def _warn_of_leaks(given: np.ndarray, groups: np.ndarray) -> None:
+    splits_of_group = pd.Series(given).groupby(groups).nunique()
+    leaking = int((splits_of_group > 1).sum())
+    if leaking:
+        log.warning(f"WARNING: {leaking} patients (or copies of one picture) are in more than one of the data's splits: "
+                    "the test result will be too good")

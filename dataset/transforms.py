@@ -1,0 +1,123 @@
+"""Augmentation and normalisation on the device, a batch at a time.
+
+Every geometric key of `configs/augment/` becomes a 3×3 matrix per image; their product is one bilinear resample, so
+nothing is interpolated twice and masks move exactly with their picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from config import AugmentConfig
+from dataset.sampling import uniforms
+from utils import UserError
+
+# Columns of the random numbers of one picture: fixed, so that switching one key off does not change the others' draws.
+(CROP_X, CROP_Y, HFLIP, VFLIP, ROTATION, AFFINE_ROTATION, SHIFT_X, SHIFT_Y, SCALE, SHEAR, ZOOM, ZOOM_SIDE, ZOOM_X,
+ ZOOM_Y, BRIGHTNESS, CONTRAST) = range(16)
+
+
+def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
+    """n matrices [[a, b, c], [d, e, f], [0, 0, 1]]; each entry a number or an (n,) array."""
+    out = np.zeros((n, 3, 3))
+    for (row, column), value in zip(((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)), (a, b, c, d, e, f), strict=True):
+        out[:, row, column] = value
+    out[:, 2, 2] = 1
+    return out
+
+
+class Augment:
+    """The random transform of a training picture: a function of (seed, epoch, position in the epoch).
+
+    Args:
+        config: the `augment` keys.
+        seed: the run's seed.
+        source_side, side: sides in pixels of the cached pictures and of the model's input.
+
+    Raises: `UserError` for a crop larger than the resized picture.
+    """
+
+    def __init__(self, config: AugmentConfig, seed: int, source_side: int, side: int) -> None:
+        if config.random_crop and config.random_crop > source_side:
+            raise UserError(f"augment.random_crop={config.random_crop}: larger than the picture, which is resized to "
+                            f"{source_side}; lower it or raise augment.resize")
+        self.config, self.seed, self.source_side, self.side = config, seed, source_side, side
+
+    def matrices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """(n, 3, 3) float64: from output to input coordinates, both in [-1, 1], x to the right and y down.
+
+        The steps in the order of the seed project's pipeline: crop, flips, rotation, affine (rotation, shear, scale,
+        translation), zoom-out. Outside of the picture is black.
+        """
+        c, n = self.config, len(positions)
+        u = uniforms(self.seed, epoch, positions, 16)
+        signed = 2 * u - 1
+        kept = (c.random_crop or self.source_side) / self.source_side
+        crop = _matrix(kept, 0, (1 - kept) * signed[:, CROP_X], 0, kept, (1 - kept) * signed[:, CROP_Y], n=n)
+        flip = _matrix(np.where(u[:, HFLIP] < c.horizontal_flip, -1, 1), e=np.where(u[:, VFLIP] < c.vertical_flip, -1, 1), n=n)
+        turn = _rotation(np.deg2rad(c.rotation) * signed[:, ROTATION])
+        # out = R(angle)·Shear·scale·in + shift, so in = 1/scale·Shear⁻¹·R(-angle)·(out - shift)
+        shift = _matrix(c=-2 * c.translation * signed[:, SHIFT_X], f=-2 * c.translation * signed[:, SHIFT_Y], n=n)
+        shrink = 1 / (1 + c.scale * signed[:, SCALE])
+        shear = _matrix(shrink, -shrink * np.tan(np.deg2rad(c.shear) * signed[:, SHEAR]), e=shrink, n=n)
+        affine = shear @ _rotation(-np.deg2rad(c.affine_rotation) * signed[:, AFFINE_ROTATION]) @ shift
+        canvas = np.where(u[:, ZOOM] < c.zoom_out, 1 + (c.zoom_out_max - 1) * u[:, ZOOM_SIDE], 1)
+        zoom = _matrix(canvas, 0, (canvas - 1) * signed[:, ZOOM_X], 0, canvas, (canvas - 1) * signed[:, ZOOM_Y], n=n)
+        return crop @ flip @ turn @ affine @ zoom
+
+    def __call__(self, pixels: torch.Tensor, epoch: int, positions: np.ndarray, masks: torch.Tensor | None = None,
+                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Transform a batch on its device.
+
+        Args:
+            pixels: (n, source_side, source_side) uint8.
+            epoch: from 1.
+            positions: (n,) places in the epoch's order.
+            masks: (n, k, source_side, source_side) uint8 of 0 and 1, or None.
+
+        Returns: pixels (n, side, side) float32 in [0, 1], and masks (n, k, side, side) uint8 or None.
+        """
+        matrices = self.matrices(epoch, positions)
+        pixels = pixels.float() / 255
+        pixels = self._resample(pixels[:, None], matrices, "bilinear")[:, 0]
+        if masks is not None:
+            masks = self._resample(masks.float(), matrices, "nearest").to(torch.uint8)
+        return self._expose(pixels, epoch, positions), masks
+
+    def _resample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
+        plain = self.source_side == self.side and np.array_equal(np.abs(matrices), np.broadcast_to(np.eye(3), matrices.shape))
+        if plain:  # flips alone: exact, and much cheaper than a resample
+            for row, dim in ((0, -1), (1, -2)):
+                flipped = torch.from_numpy(matrices[:, row, row] < 0).to(planes.device)
+                planes = torch.where(flipped[:, None, None, None], planes.flip(dim), planes)
+            return planes
+        theta = torch.from_numpy(matrices[:, :2].astype(np.float32)).to(planes.device)
+        grid = F.affine_grid(theta, [len(planes), 1, self.side, self.side], align_corners=False)
+        return F.grid_sample(planes, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    def _expose(self, pixels: torch.Tensor, epoch: int, positions: np.ndarray) -> torch.Tensor:
+        c = self.config
+        if not c.brightness and not c.contrast:
+            return pixels
+        signed = 2 * uniforms(self.seed, epoch, positions, 16)[:, [BRIGHTNESS, CONTRAST]] - 1
+        signed = torch.from_numpy(signed.astype(np.float32)).to(pixels.device)[:, :, None, None]
+        mean = pixels.mean((1, 2), keepdim=True)
+        return ((pixels - mean) * (1 + c.contrast * signed[:, 1]) + mean + c.brightness * signed[:, 0]).clamp(0, 1)
+
+
+def _rotation(angle: np.ndarray) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return _matrix(cos, -sin, 0, sin, cos, 0, n=len(angle))
+
+
+def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Grey pixels (n, side, side) in [0, 1] as the model's channels: (n, len(mean), side, side) float32, channels last.
+
+    The channels are those of the weights (three for ImageNet's): the grey is repeated, then (x - mean) / std.
+    """
+    mean_, std_ = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (mean, std))
+    return ((pixels[:, None] - mean_) / std_).contiguous(memory_format=torch.channels_last)

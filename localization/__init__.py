@@ -1,0 +1,1 @@
+"""Class activation maps: computing them, scoring them against masks, and drawing them."""

@@ -1,0 +1,108 @@
+"""A part's maps: computed a batch at a time, scored, drawn and tabulated into a CAM folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from dataset.data import MASKS, Part
+from dataset.readers import read_image, to_uint8
+from localization.cam import METHODS, cut_pass
+from localization.overlay import OverlayDrawer
+from localization.scoring import enlarge, map_status, mask_scores
+from pretrained_models import cam_layer
+from utils import UserError, atomic_write, log, make_folder, write_csv
+
+if TYPE_CHECKING:
+    from training.checkpoints import Checkpoint
+
+SCORES = ("energy", "area", "lift", "hit")
+COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak",
+           *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES)]
+OURS = re.compile(r"\d{4,}_.*__(raw|(" + "|".join(METHODS) + r")__.*)\.(png|npy)")
+
+
+def draw_maps(checkpoint: Checkpoint, part: Part, folder: Path, save: Path | None, *, label: str | None,
+              device: torch.device, precision: str, batch: int) -> list[dict[str, Any]]:
+    """Draw and score every picture of `part` into `folder`, and return the rows of its `cams.csv`.
+
+    Args:
+        save: where the raw pictures and the maps (.npy) go, or None.
+        label: the class to explain; None: the predicted one of each picture.
+
+    Raises: `UserError` for a label that the checkpoint does not know, or a folder that cannot be written.
+    """
+    from tqdm import tqdm
+
+    classes, architecture = checkpoint.classes, checkpoint.architecture
+    if label is not None and label not in classes:
+        raise UserError(f"--label {label}: no class of the checkpoint (it has {', '.join(classes)})")
+    for path, flag in ((folder, "--output"), (save, "--save")):
+        if path is not None:
+            _clear(make_folder(path, flag))
+    model = checkpoint.model().to(device)
+    layer = cam_layer(model, architecture, checkpoint.size)
+    drawer, rows = OverlayDrawer(), []
+    with tqdm(total=len(part), desc="Grad-CAM", unit="image", leave=False) as bar:
+        for item in part.batches(device, batch, part.side, architecture.mean, architecture.std):
+            targets = None if label is None else torch.full((len(item.indices),), classes.index(label), device=device)
+            cut = cut_pass(model, layer, item.inputs, targets, precision)
+            probabilities = cut.scores.softmax(1).cpu().numpy()
+            for method, function in METHODS.items():
+                maps = function(cut).cpu().numpy()
+                for i, index in enumerate(item.indices):
+                    target = int(cut.targets[i])
+                    row = _row(part, int(index), maps[i], method, classes, probabilities[i], target)
+                    _write(drawer, part, int(index), maps[i], row, checkpoint.fit, float(probabilities[i, target]), folder,
+                           save)
+                    rows.append(row)
+                    bar.update(1 / len(METHODS))
+    write_csv(folder / "cams.csv", [{k: "" if v != v else v for k, v in row.items()} for row in rows], COLUMNS)
+    return rows
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an earlier call drew here: pictures of two calls under one table would be misread."""
+    if (folder / "cams.csv").exists():
+        log.info(f"replacing the earlier maps in {folder}")
+        for file in folder.iterdir():
+            if OURS.fullmatch(file.name):
+                file.unlink()
+
+
+def _row(part: Part, index: int, cam: np.ndarray, method: str, classes: list[str], probabilities: np.ndarray, target: int,
+         ) -> dict[str, Any]:
+    record = part.records.iloc[index]
+    status = map_status(cam[None])[0]
+    stem = f"{index:04d}_{Path(record['path']).stem}__{method}__{classes[target]}".replace("/", "_")
+    row = {"file": f"{stem}.png", "path": record["path"], "label": record["label"],
+           "predicted": classes[int(probabilities.argmax())], "target": classes[target], "method": method,
+           "status": status, "peak": float(cam.max())}
+    large = enlarge(cam[None], part.side, part.side)[0]
+    for mask in MASKS:
+        scores = dict.fromkeys(SCORES, float("nan"))
+        if status == "ok" and part.has(mask)[index]:
+            scores = mask_scores(large, part.gather(mask, np.array([index]))[0].astype(bool))
+        row |= {f"{mask.removesuffix('_mask')}_{name}": value for name, value in scores.items()}
+    return row
+
+
+def _write(drawer: OverlayDrawer, part: Part, index: int, cam: np.ndarray, row: dict[str, Any], fit: str,
+           probability: float, folder: Path, save: Path | None) -> None:
+    path = Path(row["path"])
+    radiograph = to_uint8(read_image(path))
+    title = f"{path.stem}\nevidence for {row['target']} (probability {probability:.2f})"
+    if row["label"]:
+        title += f"; true class {row['label']}"
+    drawer.draw(folder / row["file"], radiograph, cam, fit, row["status"], title)
+    if save is not None:
+        stem = row["file"].removesuffix(".png")
+        with atomic_write(save / f"{stem}.npy", "wb") as file:
+            np.save(file, cam.astype(np.float32))
+        with atomic_write(save / f"{index:04d}_{path.stem}__raw.png", "wb") as file:
+            file.write(cv2.imencode(".png", radiograph)[1].tobytes())

@@ -1,0 +1,74 @@
+"""Drawing a map over its radiograph, in the radiograph's own geometry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset.readers import letterbox_frame
+from localization.scoring import enlarge
+from utils import atomic_write
+
+COLORMAP = "inferno"  # perceptually even, and read in RGB by matplotlib alone
+MAX_OPACITY = 0.6
+LONGEST_SIDE = 1024  # pixels of an overlay's picture: larger radiographs are drawn smaller
+
+
+def lay_back(cam: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """A map (h, w) on the feature grid as (height, width) float32 on the original picture.
+
+    A squashed picture fills the grid. Of a letterboxed one the map's part over the padding is cut away: the map is
+    enlarged to the square that the picture was padded to, at the picture's own resolution, and the picture cut out.
+    """
+    if fit == "squash":
+        return enlarge(cam[None], height, width)[0]
+    side = max(height, width)
+    top, left, inner_height, inner_width = letterbox_frame(height, width, side)
+    return enlarge(cam[None], side, side)[0, top:top + inner_height, left:left + inner_width]
+
+
+class OverlayDrawer:
+    """Draws overlays one after another on one figure: making a figure costs more than drawing on it."""
+
+    def __init__(self) -> None:
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+
+    def draw(self, path: Path, radiograph: np.ndarray, cam: np.ndarray, fit: str, status: str, title: str) -> None:
+        """Save one overlay as PNG.
+
+        Args:
+            path: the picture to write.
+            radiograph: (height, width) uint8.
+            cam: (h, w) float32 on the feature grid, not rescaled; colours run from 0 to its own peak, and the colour
+                bar says what that is.
+            fit: how the radiograph became a square.
+            status: `ok`, or `empty` or `nan`: then no colours are drawn, and the picture says so.
+            title: class, probability and the like.
+        """
+        import cv2
+
+        height, width = radiograph.shape
+        scale = min(1.0, LONGEST_SIDE / max(height, width))
+        if scale < 1:
+            radiograph = cv2.resize(radiograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            height, width = radiograph.shape
+        self.figure.clear()
+        ax = self.figure.subplots()
+        ax.imshow(radiograph, cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=10)
+        if status == "ok":
+            heat = lay_back(cam, height, width, fit)
+            peak = float(cam.max())
+            shown = ax.imshow(heat, cmap=COLORMAP, vmin=0, vmax=peak, alpha=MAX_OPACITY * np.clip(heat / peak, 0, 1))
+            bar = self.figure.colorbar(shown, ax=ax, shrink=0.85, label="Grad-CAM, score per activation (not rescaled)")
+            bar.solids.set_alpha(1)
+        else:
+            words = {"empty": "no positive evidence for this class", "nan": "the map is not finite"}[status]
+            ax.text(0.5, 0.03, words, transform=ax.transAxes, ha="center", va="bottom", color="white", fontsize=11,
+                    bbox={"facecolor": "black", "alpha": 0.75, "pad": 4, "edgecolor": "none"})
+        with atomic_write(path, "wb") as file:
+            self.figure.savefig(file, format="png", dpi=100)

@@ -1,0 +1,1 @@
+"""The loop, optimisation, measured precision, checkpoints, run folders and curves."""

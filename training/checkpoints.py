@@ -1,0 +1,99 @@
+"""Checkpoints: one file that holds all that a model needs to be used, in tensors and plain Python types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretrained_models import Architecture, build_model, read_tensors
+from utils import UserError, atomic_write
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A trained model's file.
+
+    Attributes:
+        architecture: name, head and normalisation.
+        classes: class names in the order of the outputs.
+        size, fit: how pictures become squares.
+        precision: `fp32` or `bf16`, as trained.
+        epoch: the epoch (from 1) after which it was saved.
+        train_hashes: (n, 32) uint8, the SHA-256 of every training image.
+        config: the run's configuration, nested dictionaries.
+        state: the model's state dict.
+        resume: optimiser state, history and the like in `last.pt`; empty in `best.pt`.
+        path: the file.
+    """
+
+    architecture: Architecture
+    classes: list[str]
+    size: int
+    fit: str
+    precision: str
+    epoch: int
+    train_hashes: torch.Tensor
+    config: dict[str, Any]
+    state: dict[str, torch.Tensor]
+    resume: dict[str, Any]
+    path: Path
+
+    def model(self) -> nn.Module:
+        """The model in evaluation mode, float32, channels last. Raises: `UserError` where the state does not fit."""
+        model, _, _ = build_model(self.architecture.name, len(self.classes))
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as error:
+            raise UserError(f"--weights {self.path}: does not fit {self.architecture.name}: "
+                            f"{str(error).splitlines()[-1].strip()}") from None
+        return model.to(memory_format=torch.channels_last).eval()
+
+
+def hashes_to_tensor(hashes: list[str]) -> torch.Tensor:
+    """Hexadecimal SHA-256 digests as (n, 32) uint8."""
+    joined = bytearray.fromhex("".join(hashes))
+    return torch.from_numpy(np.frombuffer(joined, np.uint8).copy()).view(-1, 32)
+
+
+def save_checkpoint(checkpoint: Checkpoint) -> None:
+    """Write `checkpoint.path`, atomically."""
+    a = checkpoint.architecture
+    content = {
+        "format": FORMAT,
+        "architecture": {"name": a.name, "head": a.head, "size": a.size, "mean": list(a.mean), "std": list(a.std)},
+        "classes": list(checkpoint.classes),
+        "size": checkpoint.size,
+        "fit": checkpoint.fit,
+        "precision": checkpoint.precision,
+        "epoch": checkpoint.epoch,
+        "train_hashes": checkpoint.train_hashes,
+        "config": checkpoint.config,
+        "model": checkpoint.state,
+        "resume": checkpoint.resume,
+    }
+    with atomic_write(checkpoint.path, "wb") as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:
+    """Read a checkpoint of ours. Raises: `UserError` naming `flag` and the file for anything else."""
+    content = read_tensors(path, flag)
+    if not isinstance(content, dict) or "architecture" not in content or "model" not in content:
+        raise UserError(f"{flag} {path}: no checkpoint of train.py (a bare state dict starts a training: train.py --init)")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{flag} {path}: written in format {content.get('format')}, this version reads {FORMAT}")
+    try:
+        a = content["architecture"]
+        architecture = Architecture(a["name"], a["head"], a["size"], tuple(a["mean"]), tuple(a["std"]))
+        return Checkpoint(architecture, list(content["classes"]), content["size"], content["fit"], content["precision"],
+                          content["epoch"], content["train_hashes"], content["config"], content["model"],
+                          content["resume"], Path(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{flag} {path}: an incomplete checkpoint (no {error})") from None

@@ -1,0 +1,116 @@
+"""The run folder `runs/NAME/`: its names, its records, and how verbs find the newest finished one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from config import Config, to_plain
+from utils import PROJECT, UserError, atomic_write, git_commit, log, make_folder, versions, write_csv, write_json
+
+HISTORY = ["epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_macro_f1",
+           "seconds", "images_per_second"]
+
+
+class RunFolder:
+    """One run's folder and its `run.json`, which always says in which state the run is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.record: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, parent: Path, model: str, name: str | None) -> RunFolder:
+        """Make the folder: `name`, or MODEL-YYYYMMDD-HHMMSS. Raises: `UserError` where it exists or cannot be made."""
+        make_folder(parent, "--save")
+        base = name or f"{model.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        if Path(base).name != base or base in (".", ".."):
+            raise UserError(f"--name {base}: a plain name is needed, without folders (--save chooses the parent)")
+        for attempt in range(1, 100):
+            path = parent / (base if attempt == 1 else f"{base}-{attempt}")
+            try:
+                path.mkdir()
+                return cls(path)
+            except FileExistsError:
+                if name:
+                    raise UserError(f"--name {name}: {path} exists; choose another name, or --resume {path}") from None
+            except OSError as error:
+                raise UserError(f"--name {name}: {path} cannot be made ({error.strerror})") from None
+        raise UserError(f"--save {parent}: too many runs named {base}")
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder. Raises: `UserError` where its run.json is missing or broken."""
+        run = cls(path)
+        try:
+            run.record = json.loads((path / "run.json").read_text())
+            run.record["status"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no run folder (its run.json: {type(error).__name__})") from None
+        return run
+
+    def start(self, config: Config, records: pd.DataFrame, record: dict[str, Any]) -> None:
+        """Write config.yaml, split.csv and the first run.json, with status `running`."""
+        import yaml
+
+        with atomic_write(self.path / "config.yaml") as file:
+            yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+        with atomic_write(self.path / "split.csv") as file:
+            records.to_csv(file, index=False, lineterminator="\n")
+        self.update(status="running", command=shlex.join(["python", *sys.argv]), started=now(), commit=git_commit(),
+                    versions=versions(), **record)
+
+    def update(self, **changes: Any) -> None:
+        """Change run.json, atomically."""
+        self.record |= changes
+        write_json(self.path / "run.json", self.record)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write history.csv, one row per epoch."""
+        write_csv(self.path / "history.csv", [{k: row[k] for k in HISTORY} for row in history], HISTORY)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def finished_runs(parent: Path, model: str | None = None) -> list[Path]:
+    """The finished runs below `parent` (of `model`, if one is named), the newest first."""
+    found = []
+    for record_file in sorted(parent.glob("*/run.json")):
+        try:
+            record = json.loads(record_file.read_text())
+            if record["status"] == "finished" and model in (None, record["model"]):
+                found.append((record["finished"], record_file.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning(f"WARNING: {record_file}: cannot be read, this run is passed over")
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_run(parent: Path, model: str | None = None) -> Path:
+    """The newest finished run. Raises: `UserError` where there is none."""
+    runs = finished_runs(parent, model)
+    if not runs:
+        raise UserError(f"no finished run{f' of {model}' if model else ''} in {parent}: train one (python train.py"
+                        f"{f' --model {model}' if model else ''}), or give --weights FILE")
+    return runs[0]
+
+
+def shown(path: Path) -> str:
+    """`path` as a person would type it: relative to the working folder where it lies below it."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def runs_folder(config: Config) -> Path:
+    """`save`: as the working folder sees it if it was given, and the project's runs/ by default."""
+    return PROJECT / config.save if config.save == Config.save else Path(config.save)

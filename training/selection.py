@@ -1,0 +1,141 @@
+"""Which checkpoint a verb works on, and on which data: what is given, else what the run says, else the newest run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from config import Config, DataConfig, load_run_config
+from dataset.cache import hash_files
+from dataset.data import MASKS, RECORD_COLUMNS, Dataset, Part, cache_folder, load_dataset, make_part, mask_folders
+from dataset.layouts import match_masks
+from dataset.readers import is_image_file
+from pretrained_models import canonical_name
+from training.checkpoints import Checkpoint, load_checkpoint
+from training.run_folder import newest_run, runs_folder, shown
+from utils import UserError, log, pick_device
+
+
+@dataclass
+class Selection:
+    """A checkpoint, its run folder (None where it lies elsewhere), and the data that go with them."""
+
+    checkpoint: Checkpoint
+    run: Path | None
+    data: DataConfig
+    device: torch.device
+    precision: str
+
+    def dataset(self) -> Dataset:
+        """The images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
+        if self.run is None and self.data.path is None:
+            raise UserError(f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
+                            "give --data DIR")
+        return load_dataset(self.data, self.checkpoint.size, classes=self.checkpoint.classes,
+                            run_split=self.run and self.run / "split.csv")
+
+    def output_folder(self, kind: str) -> Path:
+        """Where the results of `kind` go: its folder in the run, with the name of other data where data was named."""
+        name = f"{kind}-subset" if self.data.subset else kind
+        if self.data.path is not None:
+            name += "-" + Path(self.data.path).resolve().stem
+        path = self.checkpoint.path
+        if self.run is not None:
+            return self.run / (name if path.name == "best.pt" else f"{name}-{path.stem}")
+        return path.parent / f"{path.stem}-{name}"
+
+    def warn_of_overlap(self, part: Part, kind: str) -> None:
+        """Say loudly how many of the pictures to be evaluated the model was trained on."""
+        if kind == "train":
+            return
+        known = {bytes(row).hex() for row in self.checkpoint.train_hashes.numpy()}
+        seen = [path for path, sha in zip(part.records["path"], part.records["sha256"], strict=True) if sha in known]
+        if seen:
+            log.warning(f"WARNING: the model was TRAINED on {len(seen)} of these {len(part)} images (for example "
+                        f"{seen[0]}): the result is too good to be true")
+
+
+def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selection:
+    """Choose the checkpoint and the data.
+
+    Args:
+        config: the composed configuration; it says the device, the workers and the cache folder.
+        weights: a checkpoint, a run folder, or None for the newest finished run (of `model`, where that was given).
+        given: the configuration keys that the command line set: only those override what the run says of the data.
+
+    Raises: `UserError` for no such checkpoint, or one of another model than the given one.
+    """
+    model = canonical_name(config.model) if "model" in given else None
+    if weights is None:
+        run = newest_run(runs_folder(config), model)
+        log.info(f"--weights not given: taking the newest finished run{f' of {model}' if model else ''}, {shown(run)}")
+        weights = run / "best.pt"
+    elif weights.is_dir():
+        weights = weights / "best.pt"
+    checkpoint = load_checkpoint(weights)
+    if model is not None and model != checkpoint.architecture.name:
+        raise UserError(f"--model {config.model}: the checkpoint {weights} is of {checkpoint.architecture.name}")
+    run = weights.parent if (weights.parent / "split.csv").is_file() else None
+    base = load_run_config(run / "config.yaml").data if run else DataConfig(**checkpoint.config["data"])
+    # The run's images are those of its split.csv; its folder counts only where it is named again.
+    keys = {dotted.removeprefix("data."): getattr(config.data, dotted.removeprefix("data."))
+            for dotted in given if dotted.startswith("data.")}
+    data = replace(base, **{"path": None, "subset": False, "workers": config.data.workers, **keys})
+    if data.path is not None and "group_pattern" not in keys and os.path.abspath(data.path) != _folder_of(base):
+        data.group_pattern = None  # the patients of other data are not named as in the run's
+    precision = checkpoint.precision if config.precision == "auto" else config.precision
+    return Selection(checkpoint, run, data, pick_device(config.device), precision)
+
+
+def _folder_of(data: DataConfig) -> str | None:
+    return data.path and os.path.abspath(data.path)
+
+
+def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int) -> Part:
+    """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split.
+
+    Given files that the run knows by content have its label. Raises: `UserError` for a file that is no image, a folder
+    without any, or a test split without images.
+    """
+    checkpoint, data = chosen.checkpoint, chosen.data
+    if images is not None:
+        return _given_images(chosen, images)
+    dataset = chosen.dataset()
+    test = dataset.records[dataset.records["split"] == "test"]
+    if test.empty:
+        raise UserError("the test split has no images; give --image PATH, or --data DIR")
+    drawn = [rows.sample(min(count, len(rows)), random_state=seed) for _, rows in test.groupby("label")]
+    records = pd.concat(drawn).sort_index().reset_index(drop=True)
+    return make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)[0]
+
+
+def _given_images(chosen: Selection, images: list[Path]) -> Part:
+    checkpoint, data = chosen.checkpoint, chosen.data
+    for path in images:
+        if not path.exists():
+            raise UserError(f"--image {path}: no such file or folder")
+    files = [file.resolve() for path in images
+             for file in (sorted(p for p in path.iterdir() if is_image_file(p)) if path.is_dir() else [path])]
+    if not files:
+        raise UserError(f"--image {images[0]}: no images in it")
+    records = pd.DataFrame({"path": [str(f) for f in files]}).reindex(columns=RECORD_COLUMNS, fill_value="")
+    records["sha256"] = hash_files(list(records["path"]), cache_folder(data), data.workers)
+    if chosen.run is not None:
+        known = pd.read_csv(chosen.run / "split.csv", dtype=str, keep_default_na=False).drop_duplicates("sha256")
+        known = records[["sha256"]].merge(known, how="left", on="sha256").fillna("")
+        for column in ("label", "group", "source", *MASKS):
+            records[column] = known[column].to_numpy()
+    records["group"] = records["group"].where(records["group"] != "", records["path"])
+    for column, masks in mask_folders(data).items():
+        records[column] = match_masks([f.stem for f in files], masks)
+    part, unreadable = make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)
+    for path, reason in unreadable.items():
+        if Path(path) in {p.resolve() for p in images} or not len(part):
+            raise UserError(f"--image {path}: no readable image ({reason})")
+        log.warning(f"WARNING: {path}: left out ({reason})")
+    return part

@@ -1,0 +1,199 @@
+"""Small things that every room shares: errors for people, seeds, devices, precision, logging, atomic files.
+
+Nothing heavy is imported at the top: verbs import this module before they answer `--help`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PROJECT = Path(__file__).resolve().parent
+log = logging.getLogger("cxr")
+
+
+class UserError(Exception):
+    """Something that the user can mend: printed as one line, without a traceback, with exit code 2."""
+
+
+def run_verb(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a verb's `main` as a program: a `UserError` is one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    program = Path(sys.argv[0]).name
+    start_logging()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(_say(f"{program}: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say(f"{program}: interrupted", 130))
+    except BrokenPipeError:  # the reader (head, less) left: no error of ours, but Python's own flush at exit would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Writes log lines above a running tqdm bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            print(self.format(record), flush=True)
+        else:
+            tqdm.tqdm.write(self.format(record), file=sys.stdout)
+
+
+def start_logging() -> None:
+    """Send the project's log to the screen, as bare lines."""
+    if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
+        handler = _TqdmHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copy the log to `path`, with times, while the block runs. `log.debug` lines reach the file, not the screen."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its name only when the block ends well. `OSError` as open's."""
+    path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, mode, **text) as file:
+            yield file
+        os.chmod(name, 0o644)  # mkstemp makes files that only the owner may read
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write `rows` as CSV with a header, atomically; `columns` default to the first row's keys."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def make_folder(path: Path, flag: str) -> Path:
+    """Make `path` and its parents; a `UserError` names `flag` where that, or writing there, is not possible."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); name another folder") from None
+
+
+def derived_seed(*keys: int) -> int:
+    """One 63-bit seed for a tuple of non-negative integers: well mixed, the same on every machine."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators: initial weights and dropout draw from torch's."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that we call may draw from the global generator
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU; a device that is not there is a `UserError`."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name}: not available here; use cpu, or auto") from None
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware behind `device` as its maker calls it, for records and for the memory of measured precisions."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of a measured or chosen precision (`fp32` or `bf16`)."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number depends on."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "opencv-python-headless")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def git_commit() -> str | None:
+    """The project's commit, with `-dirty` where files differ from it; None where it is no git checkout."""
+    try:
+        out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=PROJECT,
+                             capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip() or None
