@@ -59,6 +59,9 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--model all: no finished run in {runs_folder(config)}: train one (python train.py)")
     for path in weights:
         chosen = select(config, path, given)
+        classes = chosen.checkpoint.classes
+        if arguments.label not in (None, *classes):
+            raise UserError(f"--label {arguments.label}: no class of the checkpoint (it has {', '.join(classes)})")
         part = chosen_images(chosen, arguments.image, arguments.count, config.seed)
         name = chosen.run.name if chosen.run else chosen.checkpoint.path.stem
         folder = arguments.output or chosen.output_folder("cams")

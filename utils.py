@@ -64,8 +64,9 @@ def start_logging() -> None:
     if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
         handler = _TqdmHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setLevel(logging.INFO)  # debug lines are for train.log alone
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.DEBUG)
         log.propagate = False
 
 

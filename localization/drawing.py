@@ -16,7 +16,7 @@ from localization.cam import METHODS, cut_pass
 from localization.overlay import OverlayDrawer
 from localization.scoring import enlarge, map_status, mask_scores
 from pretrained_models import cam_layer
-from utils import UserError, atomic_write, log, make_folder, write_csv
+from utils import atomic_write, log, make_folder, write_csv
 
 if TYPE_CHECKING:
     from training.checkpoints import Checkpoint
@@ -33,15 +33,13 @@ def draw_maps(checkpoint: Checkpoint, part: Part, folder: Path, save: Path | Non
 
     Args:
         save: where the raw pictures and the maps (.npy) go, or None.
-        label: the class to explain; None: the predicted one of each picture.
+        label: the class of the checkpoint to explain; None: the predicted one of each picture.
 
-    Raises: `UserError` for a label that the checkpoint does not know, or a folder that cannot be written.
+    Raises: `UserError` for a folder that cannot be written, or a model without a spatial feature map.
     """
     from tqdm import tqdm
 
     classes, architecture = checkpoint.classes, checkpoint.architecture
-    if label is not None and label not in classes:
-        raise UserError(f"--label {label}: no class of the checkpoint (it has {', '.join(classes)})")
     for path, flag in ((folder, "--output"), (save, "--save")):
         if path is not None:
             _clear(make_folder(path, flag))

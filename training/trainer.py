@@ -31,6 +31,8 @@ def train(config: Config, name: str | None = None) -> Path:
     for key in ("path", "lung_masks", "lesion_masks"):  # the run's configuration must mean the same from any folder
         if (given := getattr(config.data, key)) is not None:
             setattr(config.data, key, str(Path(given).expanduser().resolve()))
+    if config.init not in ("auto", "imagenet", "none") and not Path(config.init).is_file():
+        raise UserError(f"--init {config.init}: no such file (nor one of auto, imagenet, none)")
     make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
     seed_everything(config.seed)
     # The head's size needs the classes, the pictures' size the model: the data is read before the model is built.

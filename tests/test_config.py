@@ -1,0 +1,131 @@
+"""The configuration: what wins, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from config import Parser, all_keys, compose_config, load_run_config, to_plain
+from utils import UserError
+
+SCRIPTS = ["train.py", "test.py", "draw_cam.py", "dataset/data.py", "dataset/phantom.py"]
+
+
+def test_order_of_precedence(tmp_path: Path) -> None:
+    assert compose_config().train.lr == 5e-4
+    assert compose_config(["preset=seed"]).train.lr == 3e-5
+    assert compose_config(["preset=seed", "train.lr=1e-4"]).train.lr == 1e-4
+    assert compose_config(["preset=seed", "train.lr=1e-4"], {"train.lr": 2e-4}).train.lr == 2e-4
+    own = tmp_path / "own.yaml"
+    own.write_text("train:\n  epochs: 3\n")
+    assert compose_config(file=own).train.epochs == 3
+    assert compose_config(file=own, flags={"train.epochs": 4}).train.epochs == 4
+
+
+def test_data_flag_leaves_the_phantom_pattern() -> None:
+    assert compose_config().data.group_pattern
+    assert compose_config(flags={"data.path": "x"}).data.group_pattern is None
+
+
+@pytest.mark.parametrize("path", ["/a b/c,d (e)/f=g", "/ä/日本", "x='1'", "[a]", "~/$HOME/{a: b}"])
+def test_real_paths_arrive_unchanged(path: str) -> None:
+    assert compose_config(flags={"data.path": path}).data.path == path
+    assert compose_config([f"data.path={path}"]).data.path == path
+
+
+@pytest.mark.parametrize(("word", "expected"), [
+    ("trian.lr=1", "train.lr"), ("train.lrr=1", "train.lr"), ("modle=x", "model"), ("train.epochs=-1", "train.epochs=-1"),
+    ("train.epochs=1.5", "wrong type"), ("train.lr=abc", "wrong type"), ("train.lr=nan", "out of range"),
+    ("precision=bf61", "bf16"), ("preset=sed", "seed"), ("augment=x", "chest"), ("train.batch=null", "wrong type"),
+    ("data.split=0.5,0.4", "three fractions"), ("data.split=0.5,0.4,0.4", "sum to 1"), ("train=1", "no such choice")])
+def test_a_wrong_word_is_named_in_one_line(word: str, expected: str) -> None:
+    with pytest.raises(UserError, match="(?s)" + expected) as caught:
+        compose_config([word])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("train:\n  epoch: 3\n", "train.epochs"), ("train: 3\n", "mapping"), ("train:\n  epochs: many\n", "wrong type"),
+    ("a: [1\n", "own.yaml"), ("- 1\n", "own.yaml")])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(UserError, match=expected) as caught:
+        compose_config(file=own)
+    assert "own.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_preset_and_group_composes() -> None:
+    for group in ("data", "augment", "train", "preset"):
+        for file in (ROOT / "configs" / group).glob("*.yaml"):
+            compose_config([f"{group}={file.stem}"])
+
+
+def test_presets_are_the_recipes_they_name() -> None:
+    seed = compose_config(["preset=seed"])
+    assert (seed.train.optimizer, seed.train.lr, seed.train.batch, seed.train.epochs) == ("adam", 3e-5, 64, 10)
+    assert (seed.train.schedule, seed.train.step_epochs, seed.train.step_gamma) == ("step", 7, 0.1)
+    assert (seed.data.val_per_class, seed.data.test_per_class) == (60, 60)
+    assert seed.augment.horizontal_flip == 0.5
+    assert seed.augment.rotation == seed.augment.affine_rotation == seed.augment.zoom_out == seed.augment.brightness == 0
+    full = compose_config(["augment=seed"]).augment
+    assert (full.resize, full.random_crop, full.vertical_flip, full.rotation) == (224, 224, 0.01, 45)
+    assert (full.affine_rotation, full.translation, full.scale, full.shear, full.zoom_out) == (20, 0.2, 0.1, 0.1, 0.3)
+
+
+def test_saved_configuration_reads_back(tmp_path: Path) -> None:
+    import yaml
+
+    config = compose_config(["preset=seed", "data.split=0.7,0.2,0.1"], {"data.path": "/x y"})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    assert load_run_config(tmp_path / "config.yaml") == config
+
+
+def test_parser_takes_words_out_and_leaves_values_of_flags() -> None:
+    parser = Parser(prog="x")
+    parser.config_flag("--learning-rate", "train.lr", type=float)
+    parser.config_flag("--data", "data.path")
+    parser.add_argument("--save", nargs="?", const=True)
+    arguments, words, flags = parser.parse_command(
+        ["--save", "train.epochs=3", "--data", "a=b/c", "--learning_rate", "3e-5", "preset=seed"])
+    assert (arguments.save, words) == (True, ["train.epochs=3", "preset=seed"])
+    assert flags == {"train.lr": 3e-5, "data.path": "a=b/c"}
+    assert parser.parse_command(["--learning_rate=1e-4"])[2] == {"train.lr": 1e-4}
+    assert parser.parse_command([])[2] == {}
+
+
+@pytest.mark.parametrize("argv", [["--epohcs", "3"], ["--epoch", "3"], ["stray"]])
+def test_wrong_flags_are_one_line_and_not_abbreviated(argv: list[str], capsys: pytest.CaptureFixture) -> None:
+    parser = Parser(prog="train.py")
+    parser.config_flag("--epochs", "train.epochs", type=int)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_command(argv)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert err.count("\n") == 1
+    assert argv[0] in err
+    assert "--epochs" in err or argv == ["stray"]
+
+
+def test_every_key_says_what_it_means() -> None:
+    from config import _field_of
+
+    for dotted in all_keys():
+        assert _field_of(dotted)[0].metadata["help"], dotted
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_nothing_heavy(script: str) -> None:
+    code = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
+            f"try: runpy.run_path('{script}', run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "heavy = {'torch', 'pandas', 'cv2', 'matplotlib', 'hydra', 'sklearn'} & set(sys.modules)\n"
+            "assert not heavy, heavy")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout

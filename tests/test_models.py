@@ -1,0 +1,197 @@
+"""The model factory: names, heads, initial weights, and files that must not be trusted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED, needs_shared
+
+import pretrained_models
+from pretrained_models import (
+    build_model,
+    cam_layer,
+    canonical_name,
+    check_size,
+    default_size,
+    load_backbone,
+    read_state,
+    read_tensors,
+)
+from utils import UserError
+
+LITE0 = SHARED / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
+
+
+@pytest.mark.parametrize(("name", "head", "layer", "features"), [
+    ("ResNet18", "fc", "layer4", 512), ("DENSENET121", "classifier", "features", 1024),
+    ("squeezenet1_1", "classifier.1", "features", 512), ("mobilenet_v2", "classifier.1", "features", 1280),
+    ("timm/resnet18", "fc", "layer4", 512), ("timm/tf_efficientnet_lite0", "classifier", "bn2", 1280),
+    ("googlenet", "fc", "inception5b", 1024)])
+def test_heads_and_layers(name: str, head: str, layer: str, features: int) -> None:
+    model, architecture, init = build_model(name, 5)
+    assert architecture.name == name.lower()
+    assert architecture.head == head
+    assert cam_layer(model, architecture, 96).name == layer
+    shapes = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: shapes.append(o.shape))
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
+    handle.remove()
+    assert shapes[0][1] == features
+    assert shapes[0][2] == shapes[0][3] > 1
+    assert "random" in init
+
+
+def test_vgg_layer_is_its_last_relu() -> None:
+    with torch.device("meta"):
+        import torchvision
+
+        model = torchvision.models.vgg16()
+    layer = cam_layer(model, pretrained_models.Architecture("vgg16", "classifier.6", 224, (0.5,) * 3, (0.5,) * 3), 224)
+    assert layer.name == "features.29"
+    assert isinstance(model.get_submodule(layer.name), torch.nn.ReLU)
+
+
+def test_tokens_are_no_feature_map() -> None:
+    model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
+    with pytest.raises(UserError, match="feature map"):
+        cam_layer(model, architecture, 224)
+
+
+@pytest.mark.parametrize(("name", "near"), [("resnet81", "resnet18"), ("timm/resnt18", "timm/resnet18"), ("densnet121", "densenet121")])
+def test_wrong_names_get_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=near):
+        canonical_name(name)
+
+
+def test_sizes() -> None:
+    assert (default_size("resnet18"), default_size("inception_v3"), default_size("timm/tf_efficientnet_lite0")) == (224, 299, 224)
+    model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
+    with pytest.raises(UserError, match="its own size is 224"):
+        check_size(model, architecture, 64)
+
+
+def test_a_file_starts_the_backbone_and_keeps_the_new_head(tmp_path: Path) -> None:
+    source, _, _ = build_model("resnet18", 7)
+    for name in ("a.pt", "b.pth", "c.safetensors"):
+        if name.endswith("safetensors"):
+            from safetensors.torch import save_file
+
+            save_file(source.state_dict(), tmp_path / name)
+        else:
+            torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / name)
+        model, _, init = build_model("resnet18", 4, str(tmp_path / name))
+        torch.testing.assert_close(model.conv1.weight, source.conv1.weight)
+        assert model.fc.weight.shape == (4, 512)
+        assert "head was dropped" in init
+        model, _, init = build_model("resnet18", 7, str(tmp_path / name))
+        torch.testing.assert_close(model.fc.weight, source.fc.weight)
+        assert "dropped" not in init
+
+
+@needs_shared("weights")
+def test_real_imagenet_weights_give_timm_s_own_scores() -> None:
+    import timm
+
+    model, architecture, _ = build_model("timm/tf_efficientnet_lite0", 1000, str(LITE0))
+    reference = timm.create_model("tf_efficientnet_lite0", checkpoint_path=str(LITE0)).eval()
+    inputs = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(inputs), reference(inputs))
+    assert architecture.mean == (0.5, 0.5, 0.5)
+    assert "head was dropped" in build_model("timm/tf_efficientnet_lite0", 4, str(LITE0))[2]
+
+
+def test_a_file_of_another_model_is_refused() -> None:
+    model, _, _ = build_model("resnet18", 4)
+    state = model.state_dict()
+    for change, words in (({"conv1.weight": None}, "has no conv1.weight"), ({"extra": torch.zeros(1)}, "unknown extra"),
+                          ({"conv1.weight": torch.zeros(1)}, "another shape for conv1.weight")):
+        changed = {k: v for k, v in {**state, **change}.items() if v is not None}
+        with pytest.raises(UserError, match=words):
+            load_backbone(model, changed, "fc", "x.pt")
+
+
+class _Code:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "pickle", "pickled code", "truncated", "truncated.safetensors",
+                                  "no state"])
+def test_files_that_must_not_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("a.safetensors" if kind.endswith("safetensors") else "a.pt")
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("conv1.weight = 3\n")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"model": [1, 2]}))
+    elif kind == "pickled code":
+        torch.save({"model": _Code()}, path)
+    elif kind == "truncated":
+        torch.save({"w": torch.zeros(10000)}, path)
+        path.write_bytes(path.read_bytes()[:9000])
+    elif kind == "truncated.safetensors":
+        from safetensors.torch import save_file
+
+        save_file({"w": torch.zeros(10000)}, path)
+        path.write_bytes(path.read_bytes()[:9000])
+    elif kind == "no state":
+        torch.save({"epoch": 3}, path)
+    with pytest.raises(UserError, match=r"--init .*a\.") as caught:
+        read_state(path, "--init")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_read_tensors_returns_what_was_saved(tmp_path: Path) -> None:
+    torch.save({"a": [1, "x", torch.ones(2)]}, tmp_path / "a.pt")
+    assert read_tensors(tmp_path / "a.pt", "--weights")["a"][1] == "x"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_without_a_connection_auto_says_so_and_imagenet_fails(
+        name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """A server that never answers: the wait is `CONNECT_SECONDS`, whatever the network of this machine is."""
+    from utils import start_logging
+
+    start_logging()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(pretrained_models, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    released = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        released.wait(5)
+        raise OSError("released")
+
+    monkeypatch.setattr(pretrained_models.urllib.request, "urlopen", hang)
+    start = time.perf_counter()
+    _, _, init = build_model(name, 4, "auto")
+    assert time.perf_counter() - start < 3
+    assert "random weights" in init
+    assert "RANDOM" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--init imagenet.*no connection within"):
+        build_model(name, 4, "imagenet")
+    released.set()
+
+
+def test_imagenet_weights_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real loading code, up to the network: what torch.hub would have downloaded lies in its cache."""
+    from torchvision.models import ResNet18_Weights
+
+    source, _, _ = build_model("resnet18", 1000)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1])
+    model, _, init = build_model("resnet18", 4, "imagenet")
+    torch.testing.assert_close(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert "ImageNet" in init

@@ -1,0 +1,168 @@
+"""Files to pixels: bit depths, colours, DICOM, damage, and resizing against closed forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dataset.readers import (
+    UnreadableImage,
+    fit_square,
+    is_image_file,
+    letterbox_frame,
+    read_image,
+    read_mask,
+    square_image,
+    square_mask,
+    to_uint8,
+)
+
+RAMP = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.TIF", "c.bmp", "ä ö.PNG"])
+def test_eight_bits_arrive_exactly(tmp_path: Path, name: str) -> None:
+    pixels = (RAMP % 256).astype(np.uint8)
+    ok, data = cv2.imencode(Path(name).suffix.lower(), pixels)
+    (tmp_path / name).write_bytes(data.tobytes())
+    assert is_image_file(tmp_path / name)
+    np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.tiff"])
+def test_sixteen_bits_keep_their_declared_range(tmp_path: Path, name: str) -> None:
+    pixels = RAMP * 27
+    cv2.imwrite(str(tmp_path / name), pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
+    np.testing.assert_array_equal(to_uint8(pixels), np.round(pixels / 257).astype(np.uint8))
+
+
+def test_colour_and_alpha_become_grey(tmp_path: Path) -> None:
+    grey = (RAMP % 256).astype(np.uint8)
+    for channels in (3, 4):
+        cv2.imwrite(str(tmp_path / "c.png"), np.repeat(grey[..., None], channels, 2))
+        np.testing.assert_array_equal(read_image(tmp_path / "c.png"), grey)
+
+
+def _dicom(path: Path, pixels: np.ndarray, **tags: object) -> None:
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    frame = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    frame.Rows, frame.Columns = pixels.shape
+    frame.SamplesPerPixel, frame.PixelRepresentation = 1, 0
+    frame.BitsAllocated, frame.BitsStored, frame.HighBit = 16, 12, 11
+    frame.PhotometricInterpretation = "MONOCHROME2"
+    for name, value in tags.items():
+        setattr(frame, name, value)
+    frame.PixelData = pixels.astype("<u2").tobytes()
+    frame.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_uses_the_declared_range_and_turns_monochrome1(tmp_path: Path) -> None:
+    pixels = np.array([[0, 1000], [2000, 4095]])
+    _dicom(tmp_path / "a.dcm", pixels)
+    np.testing.assert_allclose(read_image(tmp_path / "a.dcm") / 65535, pixels / 4095, atol=1e-5)
+    _dicom(tmp_path / "b.DCM", pixels, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_allclose(read_image(tmp_path / "b.DCM") / 65535, 1 - pixels / 4095, atol=1e-5)
+    (tmp_path / "a.dcm").rename(tmp_path / "no-extension")
+    np.testing.assert_allclose(read_image(tmp_path / "no-extension") / 65535, pixels / 4095, atol=1e-5)
+
+
+def test_dicom_window_is_applied_before_the_inversion(tmp_path: Path) -> None:
+    pixels = np.array([[0, 500], [1000, 1500]])
+    window = {"WindowCenter": 1000.5, "WindowWidth": 1001, "VOILUTFunction": "LINEAR"}
+    _dicom(tmp_path / "a.dcm", pixels, **window)
+    # PS3.3 C.11.2.1.2.1: y = (x - (c - 0.5)) / (w - 1) + 0.5, here (x - 1000) / 1000 + 0.5
+    expected = np.array([[0, 0], [0.5, 1]])
+    np.testing.assert_allclose(read_image(tmp_path / "a.dcm") / 65535, expected, atol=1e-4)
+    _dicom(tmp_path / "b.dcm", pixels, PhotometricInterpretation="MONOCHROME1", **window)
+    np.testing.assert_allclose(read_image(tmp_path / "b.dcm") / 65535, 1 - expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".dcm"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_truncated_files_are_unreadable(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    noise = np.random.default_rng(0).integers(0, 4096, (64, 64))
+    if suffix == ".dcm":
+        _dicom(path, noise)
+    else:
+        cv2.imwrite(str(path), (noise // 16).astype(np.uint8))
+    read_image(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * kept)])
+    with pytest.raises(UnreadableImage):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.dcm", "a.tif"])
+def test_text_and_missing_files_are_unreadable(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_image(tmp_path / name)
+    (tmp_path / name).write_text("not an image\n" * 50)
+    with pytest.raises(UnreadableImage):
+        read_image(tmp_path / name)
+
+
+def test_not_finite_pixels_are_unreadable(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    cv2.imwrite(str(tmp_path / "f.tiff"), pixels)
+    np.testing.assert_allclose(read_image(tmp_path / "f.tiff") / 65535, pixels, atol=1e-4)
+    pixels[3, 3] = np.nan
+    cv2.imwrite(str(tmp_path / "f.tiff"), pixels)
+    with pytest.raises(UnreadableImage, match="finite"):
+        read_image(tmp_path / "f.tiff")
+
+
+def test_shrinking_averages_areas() -> None:
+    pixels = np.random.default_rng(1).integers(0, 65536, (96, 96)).astype(np.uint16)
+    means = pixels.reshape(24, 4, 24, 4).mean((1, 3))
+    np.testing.assert_allclose(fit_square(pixels, 24, "squash"), means, atol=0.51)
+    # 299 → 224 is no whole factor: the mean of the picture must survive, and the finest stripes must not alias
+    stripes = np.zeros((299, 299), np.float32)
+    stripes[:, ::2] = 1
+    small = fit_square(stripes, 112, "squash")
+    assert abs(small.mean() - stripes.mean()) < 0.01
+    assert small.std() < 0.2
+
+
+def test_enlarging_and_mixed_shapes() -> None:
+    assert fit_square(np.full((30, 500), 7, np.uint8), 64, "squash").tolist() == np.full((64, 64), 7).tolist()
+    flat = fit_square(np.full((30, 500), 7, np.uint8), 64, "letterbox")
+    top, left, height, width = letterbox_frame(30, 500, 64)
+    assert (left, width) == (0, 64)
+    assert flat.sum() == 7 * height * width
+    assert (flat[top:top + height] == 7).all()
+
+
+def test_letterbox_keeps_the_aspect() -> None:
+    assert letterbox_frame(300, 300, 64) == (0, 0, 64, 64)
+    assert letterbox_frame(200, 100, 64) == (0, 16, 64, 32)
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_masks_of_any_scale(tmp_path: Path, top: int) -> None:
+    mask = np.zeros((50, 50), np.uint16 if top > 255 else np.uint8)
+    mask[10:30, 20:45] = top
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask > 0)
+    assert square_mask(tmp_path / "m.png", 25, "squash").sum() == pytest.approx(20 * 25 / 4, rel=0.1)
+
+
+def test_an_empty_mask_is_empty(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "m.png"), np.zeros((20, 20), np.uint8))
+    assert not read_mask(tmp_path / "m.png").any()
+
+
+def test_square_image_is_uint8(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), RAMP * 27)
+    out = square_image(tmp_path / "a.png", 20, "squash")
+    assert (out.dtype, out.shape) == (np.uint8, (20, 20))

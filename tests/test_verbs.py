@@ -1,0 +1,287 @@
+"""The programs as people type them: the seed project's commands, whole chains, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, Result
+
+Verb = Callable[..., Result]
+
+
+def _ok(result: Result) -> str:
+    assert result.code == 0, result.err + result.out
+    return result.out
+
+
+def _refused(result: Result, *words: str) -> None:
+    """One line on stderr that holds `words`, exit code 2, no traceback."""
+    lines = [line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]  # no bars
+    assert result.code == 2, result
+    assert len(lines) == 1, result.err
+    assert all(word in lines[0] for word in words), lines[0]
+    assert "Traceback" not in result.err + result.out
+
+
+def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+    out = _ok(verb("train.py", *TINY, "--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a",
+                   "data.split=0.6,0.2,0.2"))
+    assert "best epoch 1" in out
+    assert "test.py --weights" in out
+    assert "draw_cam.py --weights" in out
+    out = _ok(verb("test.py", "--save", tmp_path))
+    assert "taking the newest finished run" in out
+    split = pd.read_csv(tmp_path / "a" / "split.csv")
+    found = pd.read_csv(tmp_path / "a" / "test" / "predictions.csv", keep_default_na=False)
+    assert sorted(found["path"]) == sorted(split[split["split"] == "test"]["path"])
+    probabilities = found[[c for c in found if c.startswith("p_")]]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    metrics = json.loads((tmp_path / "a" / "test" / "metrics.json").read_text())
+    assert metrics["accuracy"]["value"] == pytest.approx((found["label"] == found["predicted"]).mean())
+    assert {p.name for p in (tmp_path / "a" / "test").iterdir()} == {
+        "predictions.csv", "metrics.json", "metrics.csv", "confusion_matrix.png"}
+    out = _ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--count", 2, "--save"))
+    cams = tmp_path / "a" / "cams"
+    table = pd.read_csv(cams / "cams.csv")
+    assert table["label"].value_counts().to_dict() == found["label"].value_counts().clip(upper=2).to_dict()
+    for row in table.itertuples():
+        assert (cams / row.file).is_file()
+        cam = np.load(cams / row.file.replace(".png", ".npy"))
+        assert cam.shape == (2, 2)
+        assert cam.dtype == np.float32
+        assert row.peak == pytest.approx(cam.max())
+        assert (row.status == "ok") == (cam.max() > 0)
+        raw = cv2.imread(str(cams / f"{row.file.split('__')[0]}__raw.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(raw, cv2.imread(row.path, cv2.IMREAD_UNCHANGED))
+    ok = table[(table["status"] == "ok") & (table["label"] != "Normal")]
+    assert ok[["lung_energy", "lung_area", "lung_lift", "lung_hit", "lesion_lift", "lesion_hit"]].notna().all().all()
+    np.testing.assert_allclose(ok["lesion_lift"], ok["lesion_energy"] / ok["lesion_area"])
+
+
+def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
+    small = ("data.phantom_count=120", "data.size=64")
+    _ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape[2] == 3
+    _ok(verb("train.py", "--epochs", 1, "--learning_rate", "3e-5", "--batch", 32, "--save", f"{tmp_path}/runs/", "--workers", 8,
+             "--model", "resnet18", "--init", "none", "--precision", "fp32", *small))
+    run, = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["init"] == "random weights (--init none)"
+    history = pd.read_csv(run / "history.csv")
+    assert history["learning_rate"].max() <= 3e-5
+    out = _ok(verb("test.py", "--batch", 32, "--weights", run / "best.pt", "--model", "resnet18", "--classes", 4, "--kind",
+                   "test", "--subset"))
+    assert (run / "test-subset" / "metrics.json").is_file()
+    assert "accuracy" in out
+    _ok(verb("draw_cam.py", "--weights", run, "--model", "resnet18", "--output", tmp_path / "out", "--connfig",
+             "configs/configs.yaml", "--save", tmp_path / "kept", "--count", 1))
+    split = pd.read_csv(run / "split.csv")
+    classes = split[split["split"] == "test"]["label"].nunique()
+    assert len(list((tmp_path / "out").glob("*.png"))) == classes
+    assert len(list((tmp_path / "kept").glob("*__raw.png"))) == classes
+
+
+def test_table_and_contact_sheet(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+    out = _ok(verb("dataset/data.py", "--data", phantom, "--output", tmp_path / "new" / "sheet.png"))
+    rows = {line.rsplit(maxsplit=5)[0].strip(): line.split()[-5:] for line in out.splitlines() if line[:1].isalpha()}
+    assert rows["all"][3] == "120"
+    assert rows["Viral Pneumonia"][3] == str(len(list((phantom / "Viral Pneumonia" / "images").iterdir())))
+    assert int(rows["all"][4]) < 120
+
+
+def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    source = sorted((phantom / "COVID" / "images").iterdir())[0]
+    shutil.copy(source, folder / "known, by content.png")
+    tall = np.random.default_rng(0).integers(0, 65536, (300, 111)).astype(np.uint16)
+    cv2.imwrite(str(folder / "tall.TIFF"), tall)
+    (folder / "notes.txt").write_text("x")
+    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder, "--label", "Normal", "--output", tmp_path / "o", "--save"))
+    table = pd.read_csv(tmp_path / "o" / "cams.csv", keep_default_na=False)
+    assert table["target"].tolist() == ["Normal", "Normal"]
+    assert table["label"].tolist() == ["COVID", ""]
+    raw = cv2.imread(str(tmp_path / "o" / "0001_tall__raw.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(raw, np.round(tall / 257).astype(np.uint8))
+    # another call into the same folder leaves nothing of the first
+    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", "--output", tmp_path / "o"))
+    assert len(list((tmp_path / "o").glob("*.png"))) == 1
+
+
+def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    images = sorted((phantom / "COVID" / "images").iterdir())[:3]
+    for image in images:
+        shutil.copy(image, tmp_path)
+    (tmp_path / "lungs").mkdir()
+    half = np.zeros((50, 70), np.uint8)
+    half[:, :35] = 255
+    for image in images:
+        cv2.imwrite(str(tmp_path / "lungs" / image.name), half)
+    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", *images, "--lung-masks", tmp_path / "lungs", "--output", tmp_path / "o"))
+    table = pd.read_csv(tmp_path / "o" / "cams.csv")
+    np.testing.assert_allclose(table["lung_area"], 0.5, atol=0.01)
+
+
+def test_maps_of_every_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "one")
+    shutil.copytree(tiny_run, tmp_path / "two")
+    _ok(verb("draw_cam.py", "--model", "all", "--count", 1, "--output", tmp_path / "out", f"save={tmp_path}"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one", "two"]
+    assert all(len(list((tmp_path / "out" / name).glob("*.png"))) == 4 for name in ("one", "two"))
+
+
+def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
+    content = torch.load(tiny_run / "best.pt", weights_only=True)
+    content["model"]["fc.weight"] = -content["model"]["fc.weight"].abs()
+    run = tmp_path / "negative"
+    shutil.copytree(tiny_run, run)
+    torch.save(content, run / "best.pt")
+    out = _ok(verb("draw_cam.py", "--weights", run, "--count", 1, "--save"))
+    assert "4 without positive evidence" in out
+    table = pd.read_csv(run / "cams" / "cams.csv")
+    assert table["status"].tolist() == ["empty"] * 4
+    assert table["peak"].tolist() == [0.0] * 4
+    assert table["lung_lift"].isna().all()
+    overlay = cv2.imread(str(run / "cams" / table["file"][0])).astype(int)
+    middle = overlay[150:400, 100:400]
+    assert np.abs(middle.max(2) - middle.min(2)).max() <= 2  # grey: no colour at all
+
+
+def test_a_checkpoint_away_from_its_run(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_run / "best.pt", tmp_path / "model.pt")
+    _refused(verb("test.py", "--weights", tmp_path / "model.pt"), "--data DIR")
+    _ok(verb("test.py", "--weights", tmp_path / "model.pt", "--data", phantom))
+    away = pd.read_csv(tmp_path / "model-test-phantom" / "predictions.csv").set_index("path")
+    _ok(verb("test.py", "--weights", tiny_run / "best.pt"))
+    home = pd.read_csv(tiny_run / "test" / "predictions.csv").set_index("path")
+    pd.testing.assert_frame_equal(away.sort_index(), home.sort_index())
+
+
+def test_images_that_were_trained_on_are_said(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_run / "best.pt", tmp_path / "model.pt")
+    out = _ok(verb("test.py", "--weights", tmp_path / "model.pt", "--data", phantom, "data.split_seed=5"))
+    assert "TRAINED on" in out
+
+
+def test_moved_data_keep_the_run_s_split(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom, tmp_path / "moved")
+    _ok(verb("test.py", "--weights", tiny_run, "--data", tmp_path / "moved"))
+    moved = pd.read_csv(tiny_run / "test-moved" / "predictions.csv")
+    split = pd.read_csv(tiny_run / "split.csv")
+    assert set(moved["sha256"]) == set(split[split["split"] == "test"]["sha256"])
+
+
+def test_another_order_of_classes_is_mapped_by_name(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    content = torch.load(tiny_run / "best.pt", weights_only=True)
+    order = [2, 0, 3, 1]
+    content["classes"] = [content["classes"][i] for i in order]
+    for name in ("fc.weight", "fc.bias"):
+        content["model"][name] = content["model"][name][order]
+    torch.save(content, tmp_path / "other.pt")
+    _ok(verb("test.py", "--weights", tmp_path / "other.pt", "--data", phantom))
+    _ok(verb("test.py", "--weights", tiny_run / "best.pt"))
+    other = pd.read_csv(tmp_path / "other-test-phantom" / "predictions.csv").set_index("path").sort_index()
+    ours = pd.read_csv(tiny_run / "test" / "predictions.csv").set_index("path").sort_index()
+    assert (other["predicted"] == ours["predicted"]).all()
+    np.testing.assert_allclose(other[ours.columns[4:8]], ours[ours.columns[4:8]], atol=1e-6)
+
+
+def test_an_interrupt_is_no_traceback(verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import trainer
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train_epoch", interrupt)
+    result = verb("train.py", *TINY, "--data", phantom, "--save", tmp_path, "--name", "a")
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--data", "/no/such/folder"], ["/no/such/folder", "no such"]),
+    (["--model", "resnet81"], ["resnet81", "resnet18"]),
+    (["--epochs", "-3"], ["train.epochs=-3"]),
+    (["--epochs", "0"], ["train.epochs=0"]),
+    (["--epochs", "many"], ["--epochs", "many"]),
+    (["trian.lr=3"], ["trian.lr", "train.lr"]),
+    (["preset=sed"], ["preset=sed", "seed"]),
+    (["--init", "imagenett"], ["--init imagenett"]),
+    (["--device", "cuda:77"], ["--device cuda:77"]),
+    (["--config", "nope.yaml"], ["nope.yaml"]),
+    (["--resume", "/no/run"], ["/no/run"]),
+    (["--lerning-rate", "3"], ["--lerning-rate", "--learning-rate"])])
+def test_bad_input_of_train(verb: Verb, phantom: Path, tmp_path: Path, argv: list[str], words: list[str]) -> None:
+    defaults = [] if "--data" in argv else ["--data", phantom]
+    _refused(verb("train.py", "--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64", *defaults, *argv), *words)
+    assert not list(tmp_path.glob("*/best.pt"))
+
+
+def test_folders_without_images_or_classes(verb: Verb, tmp_path: Path) -> None:
+    _refused(verb("train.py", "--data", tmp_path, "--save", tmp_path / "runs"), str(tmp_path), "no images")
+    (tmp_path / "one" / "A").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "one" / "A" / "a.png"), np.zeros((40, 40), np.uint8))
+    _refused(verb("train.py", "--data", tmp_path / "one", "--save", tmp_path / "runs"), "only one class, 'A'")
+
+
+def test_an_unwritable_save(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    _refused(verb("train.py", *TINY, "--data", phantom, "--save", tmp_path / "file" / "runs"), "--save", "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "code", "truncated", "state", "folder"])
+@pytest.mark.parametrize("script", ["test.py", "draw_cam.py"])
+def test_bad_weights(verb: Verb, tiny_run: Path, tmp_path: Path, kind: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.pt"
+    monkeypatch.chdir(tmp_path)
+    if kind == "text":
+        path.write_text("weights")
+    elif kind == "code":
+        from test_models import _Code
+
+        torch.save({"model": _Code()}, path)
+    elif kind == "truncated":
+        path.write_bytes((tiny_run / "best.pt").read_bytes()[:100_000])
+    elif kind == "state":
+        torch.save(torch.load(tiny_run / "best.pt", weights_only=True)["model"], path)
+    elif kind == "folder":
+        path.mkdir()
+    _refused(verb(script, "--weights", path), "--weights", "w.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_bad_input_of_test(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    _refused(verb("test.py", "--weights", tiny_run, "--classes", 3), "--classes 3", "4")
+    _refused(verb("test.py", "--weights", tiny_run, "--model", "vgg16"), "vgg16", "resnet18")
+    _refused(verb("test.py", "--weights", tiny_run, "--kind", "tset"), "--kind")
+    _refused(verb("test.py", "--save", tmp_path), "no finished run")
+    shutil.copytree(phantom / "COVID", tmp_path / "data" / "COVID")
+    shutil.copytree(phantom / "Normal", tmp_path / "data" / "Healthy")
+    result = verb("test.py", "--weights", tiny_run, "--data", tmp_path / "data")
+    _refused(result, "Healthy", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    before = sorted(tiny_run.rglob("*"))
+    assert before == sorted(tiny_run.rglob("*"))
+
+
+def test_bad_input_of_draw_cam(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    weights = ("--weights", tiny_run)
+    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "text.png"), "--image", "text.png")
+    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "nope.png"), "--image", "nope.png")
+    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "empty"), "--image", "no images")
+    _refused(verb("draw_cam.py", *weights, "--label", "Covid19"), "--label Covid19", "COVID")
+    _refused(verb("draw_cam.py", *weights, "--count", 0), "--count")
+    _refused(verb("draw_cam.py", *weights, "--lung-masks", tmp_path / "nope"), "--lung-masks")
+    _refused(verb("draw_cam.py", "--model", "all", f"save={tmp_path}"), "no finished run")
+    (tmp_path / "file").write_text("in the way")
+    _refused(verb("draw_cam.py", *weights, "--output", tmp_path / "file" / "x"), "--output")
