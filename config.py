@@ -63,7 +63,9 @@ class AugmentConfig:
     translation: float = key(0.0, "fraction of the side, uniform in ± in x and in y", low=0, high=1)
     scale: float = key(0.0, "uniform in 1 ± scale", low=0, high=0.9)
     shear: float = key(0.0, "degrees, uniform in ± in x", low=0, high=60)
-    zoom_out: float = key(0.0, "probability of laying the picture, made smaller, anywhere on a black canvas", low=0, high=1)
+    zoom_out: float = key(
+        0.0, "probability of laying the picture, made smaller, anywhere on a black canvas", low=0, high=1
+    )
     zoom_out_max: float = key(1.5, "largest side of that canvas, in sides of the picture", low=1, high=4)
     brightness: float = key(0.0, "added to [0, 1] pixels, uniform in ±", low=0, high=1)
     contrast: float = key(0.0, "factor about the picture's mean, uniform in 1 ± contrast", low=0, high=1)
@@ -86,8 +88,11 @@ class TrainConfig:
     clip_norm: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
     patience: int | None = key(10, "stop after so many epochs without a lower validation loss; null: never", low=1)
     freeze_epochs: int = key(0, "train the head alone for the first so many epochs", low=0)
-    sampler: str = key("weighted", "weighted: classes equally often; sequential: every image once an epoch",
-                       choices=("weighted", "sequential"))
+    sampler: str = key(
+        "weighted",
+        "weighted: classes equally often; sequential: every image once an epoch",
+        choices=("weighted", "sequential"),
+    )
 
 
 @dataclass
@@ -111,7 +116,8 @@ def _field_of(dotted: str) -> tuple[Any, type]:
         if name not in here:
             known = all_keys()
             near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-                dotted.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.5)
+                dotted.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.5
+            )
             near = [k for k in known if k == near[0] or k.endswith("." + near[0])] if near else []
             raise UserError(f"unknown configuration key '{dotted}'" + (f": did you mean '{near[0]}'?" if near else ""))
         found, owner = here[name], get_type_hints(owner)[name]
@@ -138,8 +144,10 @@ def _check_range(dotted: str, value: Any) -> None:
         outside |= bool(choices) and part not in choices
         if outside:
             near = difflib.get_close_matches(str(part), choices, n=1)
-            raise UserError(f"{dotted}={part}: out of range, expected {_expected(dotted)}"
-                            + (f" (did you mean {near[0]}?)" if near else ""))
+            raise UserError(
+                f"{dotted}={part}: out of range, expected {_expected(dotted)}"
+                + (f" (did you mean {near[0]}?)" if near else "")
+            )
     if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
         raise UserError(f"data.split={value}: three fractions (train, val, test) that sum to 1 are needed")
 
@@ -201,8 +209,8 @@ def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
 def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 
-    Hydra composes the YAML files and their groups. Words and flags are then set with `OmegaConf.update`, never through Hydra's
-    override grammar, which breaks on real paths (spaces, commas, parentheses, `=`).
+    Hydra composes the YAML files and their groups. Words and flags are then set with `OmegaConf.update`, never through
+    Hydra's override grammar, which breaks on real paths (spaces, commas, parentheses, `=`).
     """
     from omegaconf import OmegaConf
 
@@ -269,11 +277,20 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, epilog="key=value words set any key of configs/ (train.lr=1e-4 "
-                         "augment.rotation=10) or choose a group's file (preset=seed).", **kwargs)
+        super().__init__(
+            allow_abbrev=False,
+            epilog="key=value words set any key of configs/ (train.lr=1e-4 "
+            "augment.rotation=10) or choose a group's file (preset=seed).",
+            **kwargs,
+        )
         self.config_keys: dict[str, str] = {}
-        self.add_argument("--config", "--connfig", type=Path, metavar="FILE",
-                          help="the YAML file to start from (default configs/configs.yaml)")
+        self.add_argument(
+            "--config",
+            "--connfig",
+            type=Path,
+            metavar="FILE",
+            help="the YAML file to start from (default configs/configs.yaml)",
+        )
 
     def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
         """A flag that sets the key `dotted`; its help and its checks are the schema's."""
@@ -303,6 +320,7 @@ class Parser(argparse.ArgumentParser):
             wants_value = action is not None and action.nargs is None
             rest.append(word)
         arguments = self.parse_args(rest)
-        flags = {dotted: getattr(arguments, dest) for dest, dotted in self.config_keys.items()
-                 if hasattr(arguments, dest)}
+        flags = {
+            dotted: getattr(arguments, dest) for dest, dotted in self.config_keys.items() if hasattr(arguments, dest)
+        }
         return arguments, words, flags

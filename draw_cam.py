@@ -1,8 +1,8 @@
 """Draw where a trained classifier looks: Grad-CAM over radiographs, scored against lung and lesion masks.
 
-    python draw_cam.py                                        # the newest run, 8 test images per class
-    python draw_cam.py --image FILE_OR_FOLDER --label COVID   # these images, the evidence for COVID
-    python draw_cam.py --model all --save                     # every run; keep raw images and maps too
+python draw_cam.py                                        # the newest run, 8 test images per class
+python draw_cam.py --image FILE_OR_FOLDER --label COVID   # these images, the evidence for COVID
+python draw_cam.py --model all --save                     # every run; keep raw images and maps too
 """
 
 from __future__ import annotations
@@ -18,17 +18,40 @@ from utils import UserError, log, run_verb
 def parser() -> Parser:
     parser = Parser(prog="draw_cam.py", description=__doc__)
     add_data_flags(parser)
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint, or a run folder (its best.pt); default: "
-                        "the newest finished run")
-    parser.add_argument("--image", type=Path, nargs="+", metavar="PATH", help="images or folders of images; default: "
-                        "images of the test split")
-    parser.add_argument("--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)")
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint, or a run folder (its best.pt); default: the newest finished run",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="images or folders of images; default: images of the test split",
+    )
+    parser.add_argument(
+        "--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
-    parser.add_argument("--save", nargs="?", type=Path, const=True, metavar="DIR", help="keep the raw images and the maps "
-                        "(.npy) too, in DIR (default: beside the overlays)")
-    parser.config_flag("--model", "model", help="check that the checkpoint is of this model; without --weights, take its "
-                       "newest run; 'all': every finished run")
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="DIR",
+        help="keep the raw images and the maps (.npy) too, in DIR (default: beside the overlays)",
+    )
+    parser.config_flag(
+        "--model",
+        "model",
+        help="check that the checkpoint is of this model; without --weights, take its "
+        "newest run; 'all': every finished run",
+    )
     parser.config_flag("--lung-masks", "data.lung_masks")
     parser.config_flag("--lesion-masks", "data.lesion_masks")
     parser.config_flag("--batch", "train.eval_batch", type=int)
@@ -69,15 +92,26 @@ def main(argv: Sequence[str]) -> None:
         if len(weights) > 1 and arguments.output:
             folder = folder / name
             save = save / name if isinstance(save, Path) else save
-        rows = draw_maps(chosen.checkpoint, part, folder, folder if save is True else save, label=arguments.label,
-                         device=chosen.device, precision=chosen.precision, batch=config.train.eval_batch)
+        rows = draw_maps(
+            chosen.checkpoint,
+            part,
+            folder,
+            folder if save is True else save,
+            label=arguments.label,
+            device=chosen.device,
+            precision=chosen.precision,
+            batch=config.train.eval_batch,
+        )
         empty = sum(row["status"] == "empty" for row in rows)
-        log.info(f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "")
-                 + f" in {folder}")
+        log.info(
+            f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "") + f" in {folder}"
+        )
         summary = format_summary(summarise(rows, list(part.records["group"])))
         if summary:
-            log.info("correctly classified images, Grad-CAM of the true class (lift: 1 is chance; 95 % intervals):\n"
-                     + summary)
+            log.info(
+                "correctly classified images, Grad-CAM of the true class (lift: 1 is chance; 95 % intervals):\n"
+                + summary
+            )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import pickle
 import socket
 import threading
 import urllib.error
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import UserError, log
+from utils import UserError, log, read_tensors
 
 CONNECT_SECONDS = 10
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -82,7 +81,7 @@ def canonical_name(name: str) -> str:
         import timm
 
         known = {m.lower(): m for m in timm.list_models()}
-        bare, _, tag = wanted[len("timm/"):].partition(".")
+        bare, _, tag = wanted[len("timm/") :].partition(".")
         if bare in known:
             return f"timm/{known[bare]}" + (f".{tag}" if tag else "")
         near = [f"timm/{known[m]}" for m in difflib.get_close_matches(bare, known, n=3, cutoff=0.4)]
@@ -124,10 +123,14 @@ def build_model(name: str, num_classes: int, init: str = "none") -> tuple[nn.Mod
             return model, architecture, f"ImageNet weights ({backend.weights_name()})"
         except _NoWeights as reason:
             if init == "imagenet":
-                raise UserError(f"--init imagenet: no ImageNet weights of {name} ({reason}); give --init FILE, or "
-                                "--init none for random weights") from None
-            log.warning(f"WARNING: no ImageNet weights of {name} ({reason}): starting from RANDOM weights, which learns "
-                        "slower and ends lower. --init FILE gives a state dict.")
+                raise UserError(
+                    f"--init imagenet: no ImageNet weights of {name} ({reason}); give --init FILE, or "
+                    "--init none for random weights"
+                ) from None
+            log.warning(
+                f"WARNING: no ImageNet weights of {name} ({reason}): starting from RANDOM weights, which learns "
+                "slower and ends lower. --init FILE gives a state dict."
+            )
             return model, architecture, f"random weights (ImageNet's could not be had: {reason})"
     dropped = load_backbone(model, read_state(Path(init), "--init"), architecture.head, init)
     return model, architecture, f"{init}" + (" (its head was dropped)" if dropped else "")
@@ -147,8 +150,10 @@ def check_size(model: nn.Module, architecture: Architecture, size: int) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, len(architecture.mean), size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"data.size={size}: {architecture.name} cannot take it ({str(error).splitlines()[0]}); its own "
-                        f"size is {architecture.size}") from None
+        raise UserError(
+            f"data.size={size}: {architecture.name} cannot take it ({str(error).splitlines()[0]}); its own "
+            f"size is {architecture.size}"
+        ) from None
     finally:
         model.train(training)
 
@@ -202,8 +207,9 @@ class _Torchvision:
                 state = self.weights.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:  # URLError, a time-out, a full disk; a wrong hash
             raise _NoWeights(str(error)) from None
-        load_backbone(model, {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}, head,
-                      str(self.weights))
+        load_backbone(
+            model, {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}, head, str(self.weights)
+        )
 
 
 class _Timm:
@@ -212,11 +218,13 @@ class _Timm:
     def __init__(self, name: str) -> None:
         from timm.models import get_pretrained_cfg
 
-        self.name = name[len("timm/"):]
+        self.name = name[len("timm/") :]
         try:
             self.pretrained = get_pretrained_cfg(self.name, allow_unregistered=False).to_dict()
         except (RuntimeError, AttributeError):  # a pretrained tag that the model does not have
-            raise UserError(f"--model {name}: timm has no such pretrained tag; leave out what follows the dot") from None
+            raise UserError(
+                f"--model {name}: timm has no such pretrained tag; leave out what follows the dot"
+            ) from None
 
     def build(self, num_classes: int) -> nn.Module:
         import timm
@@ -282,31 +290,6 @@ def _socket_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def read_tensors(path: Path, flag: str) -> Any:
-    """What a `.safetensors`, `.pt` or `.pth` file holds; nothing in it is executed (`weights_only=True`).
-
-    Raises: `UserError` that names `flag` and the file, for one that is missing, truncated, text or pickled code.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{flag} {path}: no such file")
-    try:
-        if Path(path).suffix.lower() == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise UserError(f"{flag} {path}: no whole .safetensors file ({error})") from None
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{flag} {path}: refused: it is no file of tensors, or it holds pickled code that would be "
-                        "executed; save a state dict") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{flag} {path}: cannot be read as tensors, it may be truncated "
-                        f"({(str(error) or type(error).__name__).splitlines()[0]})") from None
-
-
 def read_state(path: Path, flag: str) -> dict[str, torch.Tensor]:
     """The state dict in a file: bare, or under `model`, `state_dict` or `model_state_dict`; wrappers' prefixes cut."""
     content = read_tensors(path, flag)
@@ -334,8 +317,9 @@ def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, w
     misshapen = [k for k in fitting if k in own and fitting[k].shape != own[k].shape]
     for problem, keys in (("has no", missing), ("has the unknown", left_over), ("has another shape for", misshapen)):
         if keys:
-            raise UserError(f"--init {where}: does not fit this model: it {problem} {keys[0]} "
-                            f"({len(keys)} such of {len(needed)})")
+            raise UserError(
+                f"--init {where}: does not fit this model: it {problem} {keys[0]} ({len(keys)} such of {len(needed)})"
+            )
     model.load_state_dict(fitting, strict=False)
     return bool(dropped)
 
@@ -357,6 +341,7 @@ def cam_layer(model: nn.Module, architecture: Architecture, size: int) -> CamLay
     handles = []
     for name, module in model.named_modules():
         if name and "pool" not in type(module).__name__.lower() and not isinstance(module, (nn.Dropout, nn.Identity)):
+
             def note(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] > 1:
                     candidates.clear()  # tokens: what was spatial before them is no last feature map
@@ -364,6 +349,7 @@ def cam_layer(model: nn.Module, architecture: Architecture, size: int) -> CamLay
                     _, channels, height, width = output.shape
                     if height == width > 1 and channels != height:
                         candidates.append(name)
+
             handles.append(module.register_forward_hook(note))
     training = model.training
     try:
@@ -376,6 +362,8 @@ def cam_layer(model: nn.Module, architecture: Architecture, size: int) -> CamLay
         for handle in handles:
             handle.remove()
     if not candidates:
-        raise UserError(f"Grad-CAM needs a spatial feature map, and {architecture.name} has none behind its last"
-                        " tokens: choose a model with convolutional or windowed features at its end")
+        raise UserError(
+            f"Grad-CAM needs a spatial feature map, and {architecture.name} has none behind its last"
+            " tokens: choose a model with convolutional or windowed features at its end"
+        )
     return CamLayer(candidates[-1])

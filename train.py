@@ -1,9 +1,9 @@
 """Fine-tune an image classifier on chest radiographs.
 
-    python train.py                                            # the phantom: no data needed
-    python train.py --data DIR --model densenet121             # your folder, from ImageNet weights
-    python train.py --data DIR --group-pattern '^(\\d{8})_'     # the file name tells the patient
-    python train.py --resume runs/NAME                         # go on after an interruption
+python train.py                                            # the phantom: no data needed
+python train.py --data DIR --model densenet121             # your folder, from ImageNet weights
+python train.py --data DIR --group-pattern '^(\\d{8})_'     # the file name tells the patient
+python train.py --resume runs/NAME                         # go on after an interruption
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def parser() -> Parser:
     parser.config_flag("--precision", "precision")
     parser.config_flag("--save", "save", metavar="DIR")
     parser.add_argument("--name", help="the run folder's name (default MODEL-YYYYMMDD-HHMMSS)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, exactly as if it had "
-                        "not been; with --epochs, train it longer")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with an interrupted run, exactly as if it had not been; with --epochs, train it longer",
+    )
     return parser
 
 

@@ -115,6 +115,39 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
         writer.writerows(rows)
 
 
+def read_tensors(path: Path, flag: str) -> Any:
+    """What a `.safetensors`, `.pt` or `.pth` file holds; nothing in it is executed (`weights_only=True`).
+
+    Raises: `UserError` that names `flag` and the file, for one that is missing, truncated, text or pickled code.
+    """
+    import pickle
+
+    import torch
+
+    if not Path(path).is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    try:
+        if Path(path).suffix.lower() == ".safetensors":
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise UserError(f"{flag} {path}: no whole .safetensors file ({error})") from None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{flag} {path}: refused: it is no file of tensors, or it holds pickled code that would be "
+            "executed; save a state dict"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{flag} {path}: cannot be read as tensors, it may be truncated "
+            f"({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
+
+
 def make_folder(path: Path, flag: str) -> Path:
     """Make `path` and its parents; a `UserError` names `flag` where that, or writing there, is not possible."""
     path = Path(path)
@@ -193,8 +226,14 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The project's commit, with `-dirty` where files differ from it; None where it is no git checkout."""
     try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=PROJECT,
-                             capture_output=True, text=True, timeout=10, check=True)
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip() or None

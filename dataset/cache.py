@@ -35,7 +35,10 @@ def in_parallel(work: Callable, items: Sequence, workers: int, title: str, unit:
 
     workers = workers or os.cpu_count() or 1
     iterator = iter(items)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar,
+    ):
         pending = deque(pool.submit(work, item) for item in islice(iterator, 8 * workers))
         try:
             while pending:
@@ -72,8 +75,12 @@ def _open_index(path: Path, table: str) -> sqlite3.Connection:
 def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[str | None]:
     """The SHA-256 of each file, remembered by path, size and mtime_ns; None for a file that cannot be read."""
     make_folder(cache_dir, "data.cache_dir")
-    with closing(_open_index(Path(cache_dir) / "hashes.sqlite", "hashes (path TEXT PRIMARY KEY, size INTEGER, "
-                                                                  "mtime_ns INTEGER, sha256 TEXT)")) as index:
+    with closing(
+        _open_index(
+            Path(cache_dir) / "hashes.sqlite",
+            "hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT)",
+        )
+    ) as index:
         known = {path: (size, mtime, sha) for path, size, mtime, sha in index.execute("SELECT * FROM hashes")}
 
         def work(path: str) -> tuple[str, int, int, str] | None:
@@ -88,8 +95,10 @@ def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[
 
         found = list(in_parallel(work, paths, workers, "hashing", "file"))
         with index:
-            index.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
-                              [row for row in found if row and known.get(row[0]) != row[1:]])
+            index.executemany(
+                "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
+                [row for row in found if row and known.get(row[0]) != row[1:]],
+            )
     return [row and row[3] for row in found]
 
 

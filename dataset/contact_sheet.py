@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from config import Config
-from dataset.data import Dataset, make_part
+from dataset.batches import make_part
+from dataset.data import Dataset
 from dataset.transforms import Augment
 from utils import atomic_write
 
@@ -22,8 +23,9 @@ def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
     from matplotlib.figure import Figure
 
     side = config.data.size or dataset.side
-    chosen = dataset.records.groupby("label", group_keys=False).sample(PER_CLASS, replace=True,
-                                                                       random_state=config.data.split_seed)
+    chosen = dataset.records.groupby("label", group_keys=False).sample(
+        PER_CLASS, replace=True, random_state=config.data.split_seed
+    )
     source_side = config.augment.resize or side
     plain, _ = make_part(chosen.reset_index(drop=True), dataset.classes, dataset.data, source_side, masks=True)
     indices = np.arange(len(plain))

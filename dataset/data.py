@@ -9,8 +9,8 @@ As a program it prints the images per class and split and saves a contact sheet:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,111 +18,14 @@ if __package__ in (None, ""):  # run as a program: the project, not this folder,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config import Config, DataConfig, Parser, compose_config
+from dataset.batches import MASKS, Part, cache_folder, make_part
 from utils import PROJECT, UserError, log, run_verb
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    import torch
 
-    from dataset.cache import PixelStore
-    from dataset.transforms import Augment
-
-MASKS = ("lung_mask", "lesion_mask")
 SUBSET = {"train": 1000, "val": 100, "test": 100}
 RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
-
-
-@dataclass
-class Batch:
-    """Some pictures on the device."""
-
-    inputs: torch.Tensor  # (n, channels, side, side) float32, normalised, channels last
-    labels: torch.Tensor  # (n,) int64, -1 where the label is no class of the model
-    indices: np.ndarray  # (n,) int64, rows of the part's records
-    masks: torch.Tensor | None = None  # (n, 2, side, side) uint8: lungs, lesion; zeros where there is none
-
-
-@dataclass
-class Part:
-    """The radiographs of one split: records, and pixels (uint8 memory map, gathered by row).
-
-    Args:
-        records: one row per picture, with `RECORD_COLUMNS`.
-        classes: class names in the model's order.
-        stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
-    """
-
-    records: pd.DataFrame
-    classes: list[str]
-    stores: dict[str, tuple[PixelStore, np.ndarray]]
-    labels: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        import numpy as np
-
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
-        self._maps = {name: store.open() for name, (store, _) in self.stores.items()}
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def side(self) -> int:
-        """Side of the cached pictures in pixels."""
-        return self.stores["image"][0].side
-
-    def gather(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros where there is no mask."""
-        import numpy as np
-
-        rows = self.stores[name][1][indices]
-        out = np.zeros((len(rows), self.side, self.side), np.uint8)
-        out[rows >= 0] = self._maps[name][rows[rows >= 0]]
-        return out
-
-    def has(self, name: str) -> np.ndarray:
-        """(n,) bool: which pictures have the mask `name`."""
-        return self.stores[name][1] >= 0
-
-    def batches(self, device: torch.device, batch: int, side: int, mean: Sequence[float], std: Sequence[float], *,
-                order: np.ndarray | None = None, start: int = 0, augment: Augment | None = None, epoch: int = 0,
-                masks: bool = False) -> Iterator[Batch]:
-        """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
-
-        The next batch's pixels are gathered by a thread while the device works on this one. `start` is the place in
-        the epoch of the first picture of `order`: augmentation is a function of (seed, epoch, place).
-        """
-        from concurrent.futures import ThreadPoolExecutor
-
-        import numpy as np
-        import torch
-
-        from dataset.transforms import normalise
-
-        order = np.arange(len(self)) if order is None else order
-        chunks = [order[i:i + batch] for i in range(0, len(order), batch)]
-
-        def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-            planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
-            tensors = [None if a is None else torch.from_numpy(a) for a in (self.gather("image", chunk), planes,
-                                                                             self.labels[chunk])]
-            return tuple(t.pin_memory() if device.type == "cuda" and t is not None else t for t in tensors)
-
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(fetch, chunks[0]) if chunks else None
-            for number, chunk in enumerate(chunks):
-                pixels, planes, labels = (t if t is None else t.to(device, non_blocking=True) for t in coming.result())
-                if number + 1 < len(chunks):
-                    coming = pool.submit(fetch, chunks[number + 1])
-                if augment is not None:
-                    positions = start + number * batch + np.arange(len(chunk))
-                    grey, planes = augment(pixels, epoch, positions, planes)
-                else:
-                    grey = pixels.float() / 255
-                assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"
-                yield Batch(normalise(grey, mean, std), labels, chunk, planes)
 
 
 @dataclass
@@ -158,47 +61,24 @@ class Dataset:
         return table.rename_axis(index="class", columns=None)
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """`data.cache_dir`, relative to the project."""
-    return PROJECT / data.cache_dir
-
-
 def mask_folders(data: DataConfig) -> dict[str, Path]:
-    """The folders of masks that were given apart from the images, by mask. Raises: `UserError` for one that is not there."""
-    folders = {name: Path(masks) for name, masks in zip(MASKS, (data.lung_masks, data.lesion_masks), strict=True) if masks}
+    """The folders of masks that were given apart from the images, by mask. Raises: `UserError` for an absent one."""
+    folders = {
+        name: Path(masks) for name, masks in zip(MASKS, (data.lung_masks, data.lesion_masks), strict=True) if masks
+    }
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"--{name.replace('_', '-')}s {folder}: no such folder")
     return folders
 
 
-def make_part(records: pd.DataFrame, classes: list[str], data: DataConfig, side: int, masks: bool = False,
-              ) -> tuple[Part, dict[str, str]]:
-    """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
-    and the reasons of those. An unreadable mask counts as absent, and its file is named.
-    """
-    from dataset.cache import PixelStore, hash_files
-
-    folder = cache_folder(data)
-    store = PixelStore(folder, side, data.fit)
-    unreadable = store.build(list(records["path"]), list(records["sha256"]), data.workers)
-    records = records[~records["path"].isin(unreadable)].reset_index(drop=True)
-    stores = {"image": (store, store.rows(records["sha256"]))}
-    for name in MASKS if masks else ():
-        store = PixelStore(folder, side, data.fit, "mask")
-        named = [p for p in records[name] if p]
-        hashes = dict(zip(named, hash_files(named, folder, data.workers), strict=True))
-        readable = {path: sha for path, sha in hashes.items() if sha}
-        broken = store.build(list(readable), list(readable.values()), data.workers)
-        broken |= {path: "no such file" for path in named if path not in readable}
-        for path, reason in broken.items():
-            log.warning(f"WARNING: {path}: mask left out ({reason})")
-        stores[name] = (store, store.rows(hashes.get(path) or "" for path in records[name]))
-    return Part(records, classes, stores), unreadable
-
-
-def load_dataset(data: DataConfig, side: int, *, classes: list[str] | None = None, run_split: Path | None = None,
-                 ) -> Dataset:
+def load_dataset(
+    data: DataConfig,
+    side: int,
+    *,
+    classes: list[str] | None = None,
+    run_split: Path | None = None,
+) -> Dataset:
     """Find the radiographs that `data` names, split them by patient, and fill the pixel cache.
 
     Args:
@@ -225,9 +105,8 @@ def load_dataset(data: DataConfig, side: int, *, classes: list[str] | None = Non
     records, unreadable = _readable(records, data, side)
     if data.path is not None and run_split is not None:
         records["split"] = _split_by_content(records, _read_split(run_split))
-    if data.path is not None or run_split is None:
-        if (records["split"] == "").all() or run_split is None:
-            records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
+    if run_split is None or (records["split"] == "").all():
+        records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
     return Dataset(records[RECORD_COLUMNS], classes or sorted(records["label"].unique()), unreadable, data, side)
 
 
@@ -237,7 +116,9 @@ def _data_folder(data: DataConfig) -> tuple[Path, str | None]:
 
     if data.path is None:
         root = cache_folder(data) / f"phantom-{data.phantom_count}-{data.phantom_seed}"
-        return write_phantom(root, data.phantom_count, data.phantom_seed, workers=data.workers or None), data.group_pattern
+        return write_phantom(
+            root, data.phantom_count, data.phantom_seed, workers=data.workers or None
+        ), data.group_pattern
     path = Path(data.path).expanduser()
     if data.group_pattern is None and (path / "phantom.json").is_file():
         return path, GROUP_PATTERN
@@ -263,15 +144,18 @@ def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
         extra, absent = sorted(found - set(classes)), sorted(set(classes) - found)
         parts = ["the data has " + ", ".join(extra) + ", which the model does not know"] if extra else []
         parts += ["the data has no " + ", ".join(absent)] if absent else []
-        raise UserError("--data: its classes differ from the checkpoint's: " + "; ".join(parts)
-                        + f" (the checkpoint's: {', '.join(classes)})")
+        raise UserError(
+            "--data: its classes differ from the checkpoint's: "
+            + "; ".join(parts)
+            + f" (the checkpoint's: {', '.join(classes)})"
+        )
 
 
 def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.DataFrame, dict[str, str]]:
     """`records` with `sha256`, without the files that cannot be read (they are counted, and limited)."""
     from dataset.cache import hash_files
 
-    before = records["sha256"] if "sha256" in records else None
+    before = records.get("sha256")
     records = records.assign(sha256=hash_files(list(records["path"]), cache_folder(data), data.workers))
     missing = records["sha256"].isna()
     unreadable = dict.fromkeys(records["path"][missing], "no such file, or it may not be read")
@@ -283,8 +167,9 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {len(records)} images cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
-            raise UserError(f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, "
-                            "or raise it")
+            raise UserError(
+                f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, or raise it"
+            )
         log.warning(f"WARNING: {message}: left out")
     return part.records, unreadable
 
@@ -304,8 +189,13 @@ def _split_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python dataset/data.py", description=__doc__)
     add_data_flags(parser)
-    parser.add_argument("--output", type=Path, default=PROJECT / "runs" / "contact_sheet.png", metavar="FILE",
-                        help="the contact sheet (default runs/contact_sheet.png)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=PROJECT / "runs" / "contact_sheet.png",
+        metavar="FILE",
+        help="the contact sheet (default runs/contact_sheet.png)",
+    )
     arguments, words, flags = parser.parse_command(argv)
     config = compose_config(words, flags, arguments.config)
     show_dataset(config, arguments.output)

@@ -2,7 +2,7 @@
 
 Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask`, `split` (train, val, test or
 empty), all strings, empty where unknown. Understood: `DIR/CLASS/images/*` with `masks/`, `lesion_masks/` and
-`CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either of them below `DIR/{train,val,test}/`, and a CSV with `path,label`.
+`CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`, and a CSV with `path,label`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from utils import UserError
 
 COLUMNS = ["path", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-               "testing": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 MASK_FOLDERS = {"lung_mask": "masks", "lesion_mask": "lesion_masks"}
 # Columns of a metadata sheet that name the patient, in upper case with single spaces.
 PATIENT_COLUMNS = ("PATIENT", "PATIENT ID", "PATIENTID", "PATIENT_ID", "SUBJECT", "SUBJECT ID", "GROUP")
@@ -46,8 +53,9 @@ def find_records(path: Path) -> pd.DataFrame:
         raise UserError(f"--data {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
     classes = sorted(records["label"].unique())
     if len(classes) < 2:
-        raise UserError(f"--data {path}: only one class, '{classes[0]}'; a classifier needs two or more"
-                        + _nested_hint(path))
+        raise UserError(
+            f"--data {path}: only one class, '{classes[0]}'; a classifier needs two or more" + _nested_hint(path)
+        )
     return records.sort_values("path", ignore_index=True)[COLUMNS]
 
 
@@ -115,8 +123,12 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
     def cell(row: tuple, at: int | None) -> str:
         return "" if at is None or at >= len(row) or row[at] is None else str(row[at]).strip()
 
-    return {Path(cell(row, name_at).lower()).stem if is_image_file(Path(cell(row, name_at))) else
-            cell(row, name_at).lower(): {"source": cell(row, url_at), "group": cell(row, patient_at)} for row in rows[1:]}
+    return {
+        Path(cell(row, name_at).lower()).stem
+        if is_image_file(Path(cell(row, name_at)))
+        else cell(row, name_at).lower(): {"source": cell(row, url_at), "group": cell(row, patient_at)}
+        for row in rows[1:]
+    }
 
 
 def _from_csv(path: Path) -> pd.DataFrame:
@@ -138,7 +150,9 @@ def _from_csv(path: Path) -> pd.DataFrame:
     table["split"] = table["split"].str.strip().str.lower().map(lambda s: SPLIT_NAMES.get(s, s))
     wrong = table.index[~table["split"].isin((*SPLITS, ""))]
     if len(wrong):
-        raise UserError(f"--data {path}: line {wrong[0] + 2}: split '{table['split'][wrong[0]]}' is none of train, val, test")
+        raise UserError(
+            f"--data {path}: line {wrong[0] + 2}: split '{table['split'][wrong[0]]}' is none of train, val, test"
+        )
     return table
 
 
@@ -154,6 +168,6 @@ def name_groups(records: pd.DataFrame, pattern: str | None) -> pd.Series:
             raise UserError(f"--group-pattern {pattern}: not a regular expression ({error})") from None
         if compiled.groups < 1:
             raise UserError(f"--group-pattern {pattern}: it needs a group in parentheses that captures the patient")
-        found = records["path"].map(lambda p: (m := compiled.search(Path(p).stem)) and m[1] or "")
+        found = records["path"].map(lambda p: ((m := compiled.search(Path(p).stem)) and m[1]) or "")
         groups = groups.where(groups != "", found)
     return groups.where(groups != "", records["path"])

@@ -89,10 +89,19 @@ def _read_dicom(data: bytes) -> np.ndarray:
             values = np.asarray(values, np.float64)
             low, high = _stored_range(frame)
         inverted = frame.get("PhotometricInterpretation") == "MONOCHROME1"
-    except (InvalidDicomError, AttributeError, ValueError, KeyError, NotImplementedError, RuntimeError, EOFError,
-            TypeError) as error:  # what pydicom and its pixel decoders raise for broken or unsupported files
-        raise UnreadableImage(f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else 'broken'})"
-                              ) from None
+    except (
+        InvalidDicomError,
+        AttributeError,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        TypeError,
+    ) as error:  # what pydicom and its pixel decoders raise for broken or unsupported files
+        raise UnreadableImage(
+            f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else 'broken'})"
+        ) from None
     unit = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     return ((1 - unit if inverted else unit) * 65535).round().astype(np.uint16)
 
@@ -128,7 +137,9 @@ def fit_square(pixels: np.ndarray, side: int, fit: str) -> np.ndarray:
     Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear.
     """
     height, width = pixels.shape
-    top, left, new_height, new_width = letterbox_frame(height, width, side) if fit == "letterbox" else (0, 0, side, side)
+    top, left, new_height, new_width = (
+        letterbox_frame(height, width, side) if fit == "letterbox" else (0, 0, side, side)
+    )
     if (height, width) != (new_height, new_width):
         # Area averaging needs both sides to shrink; a long thin picture is shrunk first in the direction that does.
         smaller = (min(width, new_width), min(height, new_height))
@@ -139,7 +150,7 @@ def fit_square(pixels: np.ndarray, side: int, fit: str) -> np.ndarray:
     if (new_height, new_width) == (side, side):
         return pixels
     square = np.zeros((side, side), pixels.dtype)
-    square[top:top + new_height, left:left + new_width] = pixels
+    square[top : top + new_height, left : left + new_width] = pixels
     return square
 
 

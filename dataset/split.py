@@ -20,11 +20,17 @@ def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
     start = np.concatenate([np.arange(n), np.arange(n)])
     end = np.concatenate([n + group_ids, n + group_ids.max(initial=0) + 1 + content_ids])
     size = int(end.max(initial=0)) + 1
-    return connected_components(coo_matrix((np.ones(2 * n, np.int8), (start, end)), (size, size)), directed=False)[1][:n]
+    return connected_components(coo_matrix((np.ones(2 * n, np.int8), (start, end)), (size, size)), directed=False)[1][
+        :n
+    ]
 
 
-def split_targets(labels: np.ndarray, fractions: list[float], val_per_class: int | None, test_per_class: int | None,
-                  ) -> np.ndarray:
+def split_targets(
+    labels: np.ndarray,
+    fractions: list[float],
+    val_per_class: int | None,
+    test_per_class: int | None,
+) -> np.ndarray:
     """Wanted images per split and class, (3, classes) float64: fractions, or a number per class for val and test."""
     counts = np.bincount(labels).astype(np.float64)
     targets = np.outer(fractions, counts)
@@ -58,8 +64,13 @@ def assign_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, s
     return chosen[inverse]
 
 
-def split_records(records: pd.DataFrame, fractions: list[float], seed: int, val_per_class: int | None = None,
-                  test_per_class: int | None = None) -> pd.Series:
+def split_records(
+    records: pd.DataFrame,
+    fractions: list[float],
+    seed: int,
+    val_per_class: int | None = None,
+    test_per_class: int | None = None,
+) -> pd.Series:
     """The split of every record. A split that the data brings is kept; a missing val is taken from its train.
 
     `records` needs `label`, `group`, `sha256` and `split`. Raises: `UserError` for a class with too few images.
@@ -83,8 +94,10 @@ def split_records(records: pd.DataFrame, fractions: list[float], seed: int, val_
     targets = split_targets(labels, fractions, val_per_class, test_per_class)
     if (targets[0] < 1).any():
         name = sorted(records["label"].unique())[int(targets[0].argmin())]
-        raise UserError(f"--data: class '{name}' has {np.bincount(labels)[targets[0].argmin()]} images, too few for its "
-                        "share of val and test; lower data.val_per_class and data.test_per_class, or add images")
+        raise UserError(
+            f"--data: class '{name}' has {np.bincount(labels)[targets[0].argmin()]} images, too few for its "
+            "share of val and test; lower data.val_per_class and data.test_per_class, or add images"
+        )
     return pd.Series(np.array(SPLITS, object)[assign_groups(labels, groups, targets, seed)], records.index)
 
 
@@ -92,5 +105,7 @@ def _warn_of_leaks(given: np.ndarray, groups: np.ndarray) -> None:
     splits_of_group = pd.Series(given).groupby(groups).nunique()
     leaking = int((splits_of_group > 1).sum())
     if leaking:
-        log.warning(f"WARNING: {leaking} patients (or copies of one picture) are in more than one of the data's splits: "
-                    "the test result will be too good")
+        log.warning(
+            f"WARNING: {leaking} patients (or copies of one picture) are in more than one of the data's splits: "
+            "the test result will be too good"
+        )

@@ -17,8 +17,24 @@ from dataset.sampling import uniforms
 from utils import UserError
 
 # Columns of the random numbers of one picture: fixed, so that switching one key off does not change the others' draws.
-(CROP_X, CROP_Y, HFLIP, VFLIP, ROTATION, AFFINE_ROTATION, SHIFT_X, SHIFT_Y, SCALE, SHEAR, ZOOM, ZOOM_SIDE, ZOOM_X,
- ZOOM_Y, BRIGHTNESS, CONTRAST) = range(16)
+(
+    CROP_X,
+    CROP_Y,
+    HFLIP,
+    VFLIP,
+    ROTATION,
+    AFFINE_ROTATION,
+    SHIFT_X,
+    SHIFT_Y,
+    SCALE,
+    SHEAR,
+    ZOOM,
+    ZOOM_SIDE,
+    ZOOM_X,
+    ZOOM_Y,
+    BRIGHTNESS,
+    CONTRAST,
+) = range(16)
 
 
 def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
@@ -43,8 +59,10 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, seed: int, source_side: int, side: int) -> None:
         if config.random_crop and config.random_crop > source_side:
-            raise UserError(f"augment.random_crop={config.random_crop}: larger than the picture, which is resized to "
-                            f"{source_side}; lower it or raise augment.resize")
+            raise UserError(
+                f"augment.random_crop={config.random_crop}: larger than the picture, which is resized to "
+                f"{source_side}; lower it or raise augment.resize"
+            )
         self.config, self.seed, self.source_side, self.side = config, seed, source_side, side
 
     def matrices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -58,7 +76,9 @@ class Augment:
         signed = 2 * u - 1
         kept = (c.random_crop or self.source_side) / self.source_side
         crop = _matrix(kept, 0, (1 - kept) * signed[:, CROP_X], 0, kept, (1 - kept) * signed[:, CROP_Y], n=n)
-        flip = _matrix(np.where(u[:, HFLIP] < c.horizontal_flip, -1, 1), e=np.where(u[:, VFLIP] < c.vertical_flip, -1, 1), n=n)
+        flip = _matrix(
+            np.where(u[:, HFLIP] < c.horizontal_flip, -1, 1), e=np.where(u[:, VFLIP] < c.vertical_flip, -1, 1), n=n
+        )
         turn = _rotation(np.deg2rad(c.rotation) * signed[:, ROTATION])
         # out = R(angle)·Shear·scale·in + shift, so in = 1/scale·Shear⁻¹·R(-angle)·(out - shift)
         shift = _matrix(c=-2 * c.translation * signed[:, SHIFT_X], f=-2 * c.translation * signed[:, SHIFT_Y], n=n)
@@ -69,8 +89,13 @@ class Augment:
         zoom = _matrix(canvas, 0, (canvas - 1) * signed[:, ZOOM_X], 0, canvas, (canvas - 1) * signed[:, ZOOM_Y], n=n)
         return crop @ flip @ turn @ affine @ zoom
 
-    def __call__(self, pixels: torch.Tensor, epoch: int, positions: np.ndarray, masks: torch.Tensor | None = None,
-                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(
+        self,
+        pixels: torch.Tensor,
+        epoch: int,
+        positions: np.ndarray,
+        masks: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Transform a batch on its device.
 
         Args:
@@ -89,7 +114,9 @@ class Augment:
         return self._expose(pixels, epoch, positions), masks
 
     def _resample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
-        plain = self.source_side == self.side and np.array_equal(np.abs(matrices), np.broadcast_to(np.eye(3), matrices.shape))
+        plain = self.source_side == self.side and np.array_equal(
+            np.abs(matrices), np.broadcast_to(np.eye(3), matrices.shape)
+        )
         if plain:  # flips alone: exact, and much cheaper than a resample
             for row, dim in ((0, -1), (1, -2)):
                 flipped = torch.from_numpy(matrices[:, row, row] < 0).to(planes.device)

@@ -34,8 +34,13 @@ def one_vs_rest(confusion: np.ndarray) -> dict[str, np.ndarray]:
     fp, fn = confusion.sum(0) - tp, confusion.sum(1) - tp
     tn = total - tp - fp - fn
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"accuracy": (tp + tn) / total, "precision": tp / (tp + fp), "recall": tp / (tp + fn),
-                "specificity": tn / (tn + fp), "f1": 2 * tp / (2 * tp + fp + fn)}
+        return {
+            "accuracy": (tp + tn) / total,
+            "precision": tp / (tp + fp),
+            "recall": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+        }
 
 
 def matthews_correlation(confusion: np.ndarray) -> float:
@@ -81,13 +86,20 @@ def compute_metrics(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     ranks = {}
     for i, name in enumerate(classes):
         both = 0 < support[i] < len(labels)
-        ranks[name] = {"auroc": roc_auc_score(truth[:, i], probabilities[:, i]) if both else np.nan,
-                       "average_precision": average_precision_score(truth[:, i], probabilities[:, i]) if both else np.nan}
+        ranks[name] = {
+            "auroc": roc_auc_score(truth[:, i], probabilities[:, i]) if both else np.nan,
+            "average_precision": average_precision_score(truth[:, i], probabilities[:, i]) if both else np.nan,
+        }
     return {
         "n": len(table),
         **{name: _entry(overall[name]) for name in OVERALL},
-        "per_class": {name: {**{m: _entry(ranks[name][m] if m in ranks[name] else rest[m][i]) for m in PER_CLASS},
-                             "support": int(support[i])} for i, name in enumerate(classes)},
+        "per_class": {
+            name: {
+                **{m: _entry(ranks[name][m] if m in ranks[name] else rest[m][i]) for m in PER_CLASS},
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(classes)
+        },
         "classes": classes,
         "confusion": confusion.tolist(),
         "ece_bins": ECE_BINS,
@@ -101,10 +113,12 @@ def _entry(value: float) -> dict[str, float | None]:
 
 def per_class_table(metrics: dict[str, Any]) -> pd.DataFrame:
     """The per-class values as a table: one row per class, `PER_CLASS` and support as columns."""
-    rows = {name: {**{m: row[m]["value"] for m in PER_CLASS}, "support": row["support"]}
-            for name, row in metrics["per_class"].items()}
+    rows = {
+        name: {**{m: row[m]["value"] for m in PER_CLASS}, "support": row["support"]}
+        for name, row in metrics["per_class"].items()
+    }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
-    return table.astype({m: float for m in PER_CLASS})
+    return table.astype(dict.fromkeys(PER_CLASS, float))
 
 
 def write_metrics(metrics: dict[str, Any], folder: Path) -> None:
@@ -118,10 +132,12 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     """The metrics as text for a terminal: the headline, the per-class table and the confusion matrix."""
     values = {name: metrics[name]["value"] for name in OVERALL}
     correct = int(np.trace(np.array(metrics["confusion"])))
-    head = (f"accuracy {values['accuracy']:.4f} ({correct} of {metrics['n']})   "
-            f"balanced accuracy {values['balanced_accuracy']:.4f}   macro F1 {values['macro_f1']:.4f}   "
-            f"MCC {values['mcc']:.4f}\n"
-            f"ECE {values['ece']:.4f} ({ECE_BINS} bins)   Brier {values['brier']:.4f}   log loss {values['log_loss']:.4f}")
+    head = (
+        f"accuracy {values['accuracy']:.4f} ({correct} of {metrics['n']})   "
+        f"balanced accuracy {values['balanced_accuracy']:.4f}   macro F1 {values['macro_f1']:.4f}   "
+        f"MCC {values['mcc']:.4f}\n"
+        f"ECE {values['ece']:.4f} ({ECE_BINS} bins)   Brier {values['brier']:.4f}   log loss {values['log_loss']:.4f}"
+    )
     table = per_class_table(metrics).rename(columns={"average_precision": "avg_precision"})
     classes = metrics["classes"]
     counts = pd.DataFrame(metrics["confusion"], index=pd.Index(classes, name="true \\ predicted"), columns=classes)

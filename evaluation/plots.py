@@ -21,14 +21,24 @@ def plot_confusion(metrics: dict[str, Any], path: Path, title: str) -> None:
     ax = figure.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(size, size):
-        ax.text(column, row, f"{counts[row, column]}\n{share[row, column]:.1%}", ha="center", va="center", fontsize=9,
-                color="white" if share[row, column] > 0.55 else "black")
+        ax.text(
+            column,
+            row,
+            f"{counts[row, column]}\n{share[row, column]:.1%}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if share[row, column] > 0.55 else "black",
+        )
     ax.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(size), [f"{name} (n={n})" for name, n in zip(classes, counts.sum(1), strict=True)])
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
-    ax.set_title(f"{title}\naccuracy {metrics['accuracy']['value']:.3f}, "
-                 f"balanced {metrics['balanced_accuracy']['value']:.3f}, n={metrics['n']}", fontsize=10)
+    ax.set_title(
+        f"{title}\naccuracy {metrics['accuracy']['value']:.3f}, "
+        f"balanced {metrics['balanced_accuracy']['value']:.3f}, n={metrics['n']}",
+        fontsize=10,
+    )
     figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.85)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=130)

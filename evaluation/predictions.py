@@ -10,12 +10,21 @@ import pandas as pd
 import torch
 from torch import nn
 
-from dataset.data import Part
+from dataset.batches import Part
 from utils import UserError, atomic_write, autocast
 
 
-def predict_logits(model: nn.Module, part: Part, device: torch.device, *, precision: str, batch: int,
-                   mean: Sequence[float], std: Sequence[float], title: str = "") -> np.ndarray:
+def predict_logits(
+    model: nn.Module,
+    part: Part,
+    device: torch.device,
+    *,
+    precision: str,
+    batch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    title: str = "",
+) -> np.ndarray:
     """Class scores before the softmax for every picture of `part`, in its order: (n, classes) float32.
 
     The model is put in evaluation mode. A bar with `title` is shown; an empty title shows none.

@@ -84,8 +84,13 @@ def cut(model: nn.Module, layer: CamLayer) -> Iterator[list[torch.Tensor]]:
             module.training = True
 
 
-def cut_pass(model: nn.Module, layer: CamLayer, inputs: torch.Tensor, targets: torch.Tensor | None = None,
-             precision: str = "fp32") -> CutPass:
+def cut_pass(
+    model: nn.Module,
+    layer: CamLayer,
+    inputs: torch.Tensor,
+    targets: torch.Tensor | None = None,
+    precision: str = "fp32",
+) -> CutPass:
     """One forward pass and the gradient of the target scores with respect to the layer's activations.
 
     Args:
@@ -95,10 +100,15 @@ def cut_pass(model: nn.Module, layer: CamLayer, inputs: torch.Tensor, targets: t
 
     Works inside callers' `no_grad` and `inference_mode`.
     """
-    with torch.inference_mode(False), torch.enable_grad(), cut(model, layer) as kept, autocast(inputs.device, precision):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        cut(model, layer) as kept,
+        autocast(inputs.device, precision),
+    ):
         scores = model(inputs.clone() if inputs.is_inference() else inputs).float()
         targets = scores.argmax(1) if targets is None else targets.to(scores.device)
         activations = kept[-1]
         # The pictures of a batch do not see each other in evaluation mode: the gradient of the sum is each one's own.
-        gradients, = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), activations)
+        (gradients,) = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), activations)
     return CutPass(activations.detach(), gradients.float(), scores.detach(), targets)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.data import MASKS, Part
+from dataset.batches import MASKS, Part
 from dataset.readers import read_image, to_uint8
 from localization.cam import METHODS, cut_pass
 from localization.overlay import OverlayDrawer
@@ -22,13 +22,31 @@ if TYPE_CHECKING:
     from training.checkpoints import Checkpoint
 
 SCORES = ("energy", "area", "lift", "hit")
-COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak",
-           *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES)]
+COLUMNS = [
+    "file",
+    "path",
+    "label",
+    "predicted",
+    "target",
+    "method",
+    "status",
+    "peak",
+    *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES),
+]
 OURS = re.compile(r"\d{4,}_.*__(raw|(" + "|".join(METHODS) + r")__.*)\.(png|npy)")
 
 
-def draw_maps(checkpoint: Checkpoint, part: Part, folder: Path, save: Path | None, *, label: str | None,
-              device: torch.device, precision: str, batch: int) -> list[dict[str, Any]]:
+def draw_maps(
+    checkpoint: Checkpoint,
+    part: Part,
+    folder: Path,
+    save: Path | None,
+    *,
+    label: str | None,
+    device: torch.device,
+    precision: str,
+    batch: int,
+) -> list[dict[str, Any]]:
     """Draw and score every picture of `part` into `folder`, and return the rows of its `cams.csv`.
 
     Args:
@@ -56,8 +74,17 @@ def draw_maps(checkpoint: Checkpoint, part: Part, folder: Path, save: Path | Non
                 for i, index in enumerate(item.indices):
                     target = int(cut.targets[i])
                     row = _row(part, int(index), maps[i], method, classes, probabilities[i], target)
-                    _write(drawer, part, int(index), maps[i], row, checkpoint.fit, float(probabilities[i, target]), folder,
-                           save)
+                    _write(
+                        drawer,
+                        part,
+                        int(index),
+                        maps[i],
+                        row,
+                        checkpoint.fit,
+                        float(probabilities[i, target]),
+                        folder,
+                        save,
+                    )
                     rows.append(row)
                     bar.update(1 / len(METHODS))
     write_csv(folder / "cams.csv", [{k: "" if v != v else v for k, v in row.items()} for row in rows], COLUMNS)
@@ -73,14 +100,28 @@ def _clear(folder: Path) -> None:
                 file.unlink()
 
 
-def _row(part: Part, index: int, cam: np.ndarray, method: str, classes: list[str], probabilities: np.ndarray, target: int,
-         ) -> dict[str, Any]:
+def _row(
+    part: Part,
+    index: int,
+    cam: np.ndarray,
+    method: str,
+    classes: list[str],
+    probabilities: np.ndarray,
+    target: int,
+) -> dict[str, Any]:
     record = part.records.iloc[index]
     status = map_status(cam[None])[0]
     stem = f"{index:04d}_{Path(record['path']).stem}__{method}__{classes[target]}".replace("/", "_")
-    row = {"file": f"{stem}.png", "path": record["path"], "label": record["label"],
-           "predicted": classes[int(probabilities.argmax())], "target": classes[target], "method": method,
-           "status": status, "peak": float(cam.max())}
+    row = {
+        "file": f"{stem}.png",
+        "path": record["path"],
+        "label": record["label"],
+        "predicted": classes[int(probabilities.argmax())],
+        "target": classes[target],
+        "method": method,
+        "status": status,
+        "peak": float(cam.max()),
+    }
     large = enlarge(cam[None], part.side, part.side)[0]
     for mask in MASKS:
         scores = dict.fromkeys(SCORES, float("nan"))
@@ -90,8 +131,17 @@ def _row(part: Part, index: int, cam: np.ndarray, method: str, classes: list[str
     return row
 
 
-def _write(drawer: OverlayDrawer, part: Part, index: int, cam: np.ndarray, row: dict[str, Any], fit: str,
-           probability: float, folder: Path, save: Path | None) -> None:
+def _write(
+    drawer: OverlayDrawer,
+    part: Part,
+    index: int,
+    cam: np.ndarray,
+    row: dict[str, Any],
+    fit: str,
+    probability: float,
+    folder: Path,
+    save: Path | None,
+) -> None:
     path = Path(row["path"])
     radiograph = to_uint8(read_image(path))
     title = f"{path.stem}\nevidence for {row['target']} (probability {probability:.2f})"

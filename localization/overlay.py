@@ -25,7 +25,7 @@ def lay_back(cam: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
         return enlarge(cam[None], height, width)[0]
     side = max(height, width)
     top, left, inner_height, inner_width = letterbox_frame(height, width, side)
-    return enlarge(cam[None], side, side)[0, top:top + inner_height, left:left + inner_width]
+    return enlarge(cam[None], side, side)[0, top : top + inner_height, left : left + inner_width]
 
 
 class OverlayDrawer:
@@ -71,7 +71,16 @@ class OverlayDrawer:
             bar.solids.set_alpha(1)
         else:
             words = {"empty": "no positive evidence for this class", "nan": "the map is not finite"}[status]
-            ax.text(0.5, 0.03, words, transform=ax.transAxes, ha="center", va="bottom", color="white", fontsize=11,
-                    bbox={"facecolor": "black", "alpha": 0.75, "pad": 4, "edgecolor": "none"})
+            ax.text(
+                0.5,
+                0.03,
+                words,
+                transform=ax.transAxes,
+                ha="center",
+                va="bottom",
+                color="white",
+                fontsize=11,
+                bbox={"facecolor": "black", "alpha": 0.75, "pad": 4, "edgecolor": "none"},
+            )
         with atomic_write(path, "wb") as file:
             self.figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 2})  # a third of the time

@@ -31,12 +31,16 @@ def mask_scores(cam: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """
     energy, area = float(cam[mask].sum(dtype=np.float64) / cam.sum(dtype=np.float64)), float(mask.mean())
     peak = np.unravel_index(cam.argmax(), cam.shape)
-    return {"energy": energy, "area": area, "lift": energy / area if area else float("nan"),
-            "hit": float(mask[peak]) if area else float("nan")}
+    return {
+        "energy": energy,
+        "area": area,
+        "lift": energy / area if area else float("nan"),
+        "hit": float(mask[peak]) if area else float("nan"),
+    }
 
 
 def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of (n,) values and its 95 % interval: percentile bootstrap over groups (patients), `RESAMPLES` resamples.
+    """The mean of (n,) values and its 95 % interval: percentile bootstrap over patients, `RESAMPLES` resamples.
 
     Images of one patient are not independent, so patients are resampled, not images (Efron and Tibshirani 1993).
     NaN values are left out; without any, all three are NaN; with one group, the limits are NaN.
@@ -63,8 +67,11 @@ def summarise(rows: list[dict[str, Any]], groups: list[str], correct_only: bool 
     """
     summary = []
     for label in sorted({row["label"] for row in rows if row["label"]}):
-        chosen = [i for i, row in enumerate(rows) if row["label"] == label
-                  and (not correct_only or row["predicted"] == label == row["target"])]
+        chosen = [
+            i
+            for i, row in enumerate(rows)
+            if row["label"] == label and (not correct_only or row["predicted"] == label == row["target"])
+        ]
         usable = [i for i in chosen if rows[i]["status"] == "ok"]
         line: dict[str, Any] = {"label": label, "maps": len(chosen), "empty": len(chosen) - len(usable)}
         patients = np.array([groups[i] for i in usable])
@@ -87,9 +94,18 @@ def format_summary(summary: list[dict[str, Any]]) -> str:
 
     if all(np.isnan(line[name][0]) for line in summary for name in ("lung_lift", "lesion_lift")):
         return ""
-    table = pd.DataFrame([{
-        "label": line["label"], "correct": line["maps"], "no evidence": line["empty"],
-        "lung lift": interval(line["lung_lift"], ".2f"), "lesion lift": interval(line["lesion_lift"], ".2f"),
-        "peak in lesion": interval(line["lesion_hit"], ".0%"),
-        "by chance": interval((line["lesion_area"][0], np.nan, np.nan), ".0%")} for line in summary])
+    table = pd.DataFrame(
+        [
+            {
+                "label": line["label"],
+                "correct": line["maps"],
+                "no evidence": line["empty"],
+                "lung lift": interval(line["lung_lift"], ".2f"),
+                "lesion lift": interval(line["lesion_lift"], ".2f"),
+                "peak in lesion": interval(line["lesion_hit"], ".0%"),
+                "by chance": interval((line["lesion_area"][0], np.nan, np.nan), ".0%"),
+            }
+            for line in summary
+        ]
+    )
     return table.to_string(index=False)

@@ -76,9 +76,17 @@ def tiny_run(phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
     from config import compose_config
     from training.trainer import train
 
-    config = compose_config(["data.size=64", f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2"], {
-        "data.path": str(phantom), "init": "none", "precision": "fp32", "train.epochs": 2, "train.batch": 16,
-        "save": str(tmp_path_factory.mktemp("runs"))})
+    config = compose_config(
+        ["data.size=64", f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2"],
+        {
+            "data.path": str(phantom),
+            "init": "none",
+            "precision": "fp32",
+            "train.epochs": 2,
+            "train.batch": 16,
+            "save": str(tmp_path_factory.mktemp("runs")),
+        },
+    )
     return train(config, "tiny")
 
 

@@ -118,13 +118,17 @@ def test_rows_that_vanished_are_built_again(tmp_path: Path) -> None:
 def test_two_processes_build_one_store(tmp_path: Path) -> None:
     paths = _pictures(tmp_path / "p", 200)
     hashes = hash_files(paths, tmp_path)
-    code = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
-            "from dataset.cache import PixelStore, hash_files\n"
-            "root = Path(sys.argv[2]); paths = sorted(map(str, (root / 'p').glob('*.png')))\n"
-            "store = PixelStore(root, 32, 'squash'); hashes = hash_files(paths, root); store.build(paths, hashes)\n"
-            "print([int(store.open()[r].mean()) for r in store.rows(hashes)] == list(range(200)))")
-    running = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True)
-               for _ in range(3)]
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+        "from dataset.cache import PixelStore, hash_files\n"
+        "root = Path(sys.argv[2]); paths = sorted(map(str, (root / 'p').glob('*.png')))\n"
+        "store = PixelStore(root, 32, 'squash'); hashes = hash_files(paths, root); store.build(paths, hashes)\n"
+        "print([int(store.open()[r].mean()) for r in store.rows(hashes)] == list(range(200)))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     assert [p.communicate(timeout=60)[0].strip().splitlines()[-1] for p in running] == ["True"] * 3
     store = PixelStore(tmp_path, 32, "squash")
     assert sorted(store.rows(hashes)) == list(range(200))

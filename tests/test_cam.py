@@ -16,7 +16,7 @@ SIZE = 96
 
 
 class _DenseNetWithoutInPlace(nn.Module):
-    """torchvision's DenseNet whose last ReLU is a module and not in place: the rival keeps the tensor that it is given."""
+    """torchvision's DenseNet whose last ReLU is a module and not in place: the rival keeps what it is given."""
 
     def __init__(self, densenet: nn.Module) -> None:
         super().__init__()
@@ -24,8 +24,6 @@ class _DenseNetWithoutInPlace(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(F.adaptive_avg_pool2d(self.last_relu(self.features(x)), 1).flatten(1))
-
-
 
 
 def _build(name: str, trained_like: bool) -> nn.Module:
@@ -64,7 +62,9 @@ def test_equal_to_the_grad_cam_package(name: str, trained_like: bool) -> None:
         sum(ClassifierOutputTarget(int(t))(o) for t, o in zip(targets, output, strict=True)).backward()
         activations = cam.activations_and_grads.activations[0].cpu().numpy()
         gradients = cam.activations_and_grads.gradients[0].cpu().numpy()
-        theirs = np.maximum(cam.get_cam_image(inputs, rival_layer, targets, activations, gradients, eigen_smooth=False), 0)
+        theirs = np.maximum(
+            cam.get_cam_image(inputs, rival_layer, targets, activations, gradients, eigen_smooth=False), 0
+        )
     assert ours.shape == theirs.shape
     assert theirs.max() > 0
     assert np.abs(ours - theirs).max() <= 1e-4 * theirs.max()
@@ -115,7 +115,7 @@ def test_a_batch_is_its_pictures() -> None:
     model, layer = _build("resnet18", True), CamLayer("layer4")
     inputs = torch.randn(5, 3, SIZE, SIZE)
     whole = grad_cam(cut_pass(model, layer, inputs, torch.tensor([0, 1, 2, 3, 0])))
-    single = torch.cat([grad_cam(cut_pass(model, layer, inputs[i:i + 1], torch.tensor([i % 4]))) for i in range(5)])
+    single = torch.cat([grad_cam(cut_pass(model, layer, inputs[i : i + 1], torch.tensor([i % 4]))) for i in range(5)])
     torch.testing.assert_close(whole, single, atol=1e-4 * float(whole.max()), rtol=0)
 
 

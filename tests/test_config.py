@@ -37,20 +37,41 @@ def test_real_paths_arrive_unchanged(path: str) -> None:
     assert compose_config([f"data.path={path}"]).data.path == path
 
 
-@pytest.mark.parametrize(("word", "expected"), [
-    ("trian.lr=1", "train.lr"), ("train.lrr=1", "train.lr"), ("modle=x", "model"), ("train.epochs=-1", "train.epochs=-1"),
-    ("train.epochs=1.5", "wrong type"), ("train.lr=abc", "wrong type"), ("train.lr=nan", "out of range"),
-    ("precision=bf61", "bf16"), ("preset=sed", "seed"), ("augment=x", "chest"), ("train.batch=null", "wrong type"),
-    ("data.split=0.5,0.4", "three fractions"), ("data.split=0.5,0.4,0.4", "sum to 1"), ("train=1", "no such choice")])
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trian.lr=1", "train.lr"),
+        ("train.lrr=1", "train.lr"),
+        ("modle=x", "model"),
+        ("train.epochs=-1", "train.epochs=-1"),
+        ("train.epochs=1.5", "wrong type"),
+        ("train.lr=abc", "wrong type"),
+        ("train.lr=nan", "out of range"),
+        ("precision=bf61", "bf16"),
+        ("preset=sed", "seed"),
+        ("augment=x", "chest"),
+        ("train.batch=null", "wrong type"),
+        ("data.split=0.5,0.4", "three fractions"),
+        ("data.split=0.5,0.4,0.4", "sum to 1"),
+        ("train=1", "no such choice"),
+    ],
+)
 def test_a_wrong_word_is_named_in_one_line(word: str, expected: str) -> None:
     with pytest.raises(UserError, match="(?s)" + expected) as caught:
         compose_config([word])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("train:\n  epoch: 3\n", "train.epochs"), ("train: 3\n", "mapping"), ("train:\n  epochs: many\n", "wrong type"),
-    ("a: [1\n", "own.yaml"), ("- 1\n", "own.yaml")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train:\n  epoch: 3\n", "train.epochs"),
+        ("train: 3\n", "mapping"),
+        ("train:\n  epochs: many\n", "wrong type"),
+        ("a: [1\n", "own.yaml"),
+        ("- 1\n", "own.yaml"),
+    ],
+)
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(text)
@@ -72,7 +93,9 @@ def test_presets_are_the_recipes_they_name() -> None:
     assert (seed.train.schedule, seed.train.step_epochs, seed.train.step_gamma) == ("step", 7, 0.1)
     assert (seed.data.val_per_class, seed.data.test_per_class) == (60, 60)
     assert seed.augment.horizontal_flip == 0.5
-    assert seed.augment.rotation == seed.augment.affine_rotation == seed.augment.zoom_out == seed.augment.brightness == 0
+    assert (
+        seed.augment.rotation == seed.augment.affine_rotation == seed.augment.zoom_out == seed.augment.brightness == 0
+    )
     full = compose_config(["augment=seed"]).augment
     assert (full.resize, full.random_crop, full.vertical_flip, full.rotation) == (224, 224, 0.01, 45)
     assert (full.affine_rotation, full.translation, full.scale, full.shear, full.zoom_out) == (20, 0.2, 0.1, 0.1, 0.3)
@@ -92,7 +115,8 @@ def test_parser_takes_words_out_and_leaves_values_of_flags() -> None:
     parser.config_flag("--data", "data.path")
     parser.add_argument("--save", nargs="?", const=True)
     arguments, words, flags = parser.parse_command(
-        ["--save", "train.epochs=3", "--data", "a=b/c", "--learning_rate", "3e-5", "preset=seed"])
+        ["--save", "train.epochs=3", "--data", "a=b/c", "--learning_rate", "3e-5", "preset=seed"]
+    )
     assert (arguments.save, words) == (True, ["train.epochs=3", "preset=seed"])
     assert flags == {"train.lr": 3e-5, "data.path": "a=b/c"}
     assert parser.parse_command(["--learning_rate=1e-4"])[2] == {"train.lr": 1e-4}
@@ -121,11 +145,13 @@ def test_every_key_says_what_it_means() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_nothing_heavy(script: str) -> None:
-    code = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
-            f"try: runpy.run_path('{script}', run_name='__main__')\n"
-            "except SystemExit as end: assert end.code == 0\n"
-            "heavy = {'torch', 'pandas', 'cv2', 'matplotlib', 'hydra', 'sklearn'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
+    code = (
+        f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'pandas', 'cv2', 'matplotlib', 'hydra', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout

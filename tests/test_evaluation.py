@@ -25,10 +25,7 @@ from utils import UserError
 
 CLASSES = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
 # 60 images per class, as in the seed project's test set; rows are the true class.
-HAND = np.array([[57, 2, 1, 0],
-                 [1, 52, 6, 1],
-                 [0, 3, 57, 0],
-                 [0, 0, 2, 58]])
+HAND = np.array([[57, 2, 1, 0], [1, 52, 6, 1], [0, 3, 57, 0], [0, 0, 2, 58]])
 
 
 def _table(confusion: np.ndarray, classes: list[str], rng: np.random.Generator) -> pd.DataFrame:
@@ -37,8 +34,15 @@ def _table(confusion: np.ndarray, classes: list[str], rng: np.random.Generator) 
     logits = rng.normal(size=(len(pairs), len(classes)))
     for row, (_, predicted) in zip(logits, pairs, strict=True):
         row[predicted] = row.max() + 0.5
-    records = pd.DataFrame({"path": [f"/x/{i}.png" for i in range(len(pairs))], "sha256": "0", "group": "g", "source": "",
-                            "label": [classes[t] for t, _ in pairs]})
+    records = pd.DataFrame(
+        {
+            "path": [f"/x/{i}.png" for i in range(len(pairs))],
+            "sha256": "0",
+            "group": "g",
+            "source": "",
+            "label": [classes[t] for t, _ in pairs],
+        }
+    )
     return prediction_table(records, logits, classes)
 
 
@@ -69,20 +73,25 @@ def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
     names = [f"class {i}" for i in range(classes)]
     labels = rng.integers(0, classes, n)
     logits = rng.normal(size=(n, classes)) + 2 * np.eye(classes)[labels]
-    records = pd.DataFrame({"path": np.arange(n).astype(str), "sha256": "0", "group": "", "source": "",
-                            "label": np.array(names)[labels]})
+    records = pd.DataFrame(
+        {"path": np.arange(n).astype(str), "sha256": "0", "group": "", "source": "", "label": np.array(names)[labels]}
+    )
     table = prediction_table(records, logits, names)
     found = compute_metrics(table, names)
     probabilities = table[[f"p_{c}" for c in names]].to_numpy()
     predicted = probabilities.argmax(1)
     present = np.unique(labels)
     assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted), abs=1e-12)
-    assert found["balanced_accuracy"]["value"] == pytest.approx(sk.recall_score(labels, predicted, labels=present,
-                                                                               average="macro"), abs=1e-12)
-    assert found["macro_f1"]["value"] == pytest.approx(sk.f1_score(labels, predicted, labels=present, average="macro"),
-                                                       abs=1e-12)
+    assert found["balanced_accuracy"]["value"] == pytest.approx(
+        sk.recall_score(labels, predicted, labels=present, average="macro"), abs=1e-12
+    )
+    assert found["macro_f1"]["value"] == pytest.approx(
+        sk.f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12
+    )
     assert found["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-9)
-    assert found["log_loss"]["value"] == pytest.approx(sk.log_loss(labels, probabilities, labels=range(classes)), abs=1e-9)
+    assert found["log_loss"]["value"] == pytest.approx(
+        sk.log_loss(labels, probabilities, labels=range(classes)), abs=1e-9
+    )
     assert found["brier"]["value"] == pytest.approx(((probabilities - np.eye(classes)[labels]) ** 2).sum(1).mean())
     np.testing.assert_array_equal(found["confusion"], sk.confusion_matrix(labels, predicted, labels=range(classes)))
     for i, name in enumerate(names):
@@ -90,7 +99,9 @@ def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
         assert row["support"] == truth.sum()
         if truth.any() and not truth.all():
             assert row["auroc"]["value"] == pytest.approx(sk.roc_auc_score(truth, probabilities[:, i]))
-            assert row["average_precision"]["value"] == pytest.approx(sk.average_precision_score(truth, probabilities[:, i]))
+            assert row["average_precision"]["value"] == pytest.approx(
+                sk.average_precision_score(truth, probabilities[:, i])
+            )
         else:
             assert row["auroc"]["value"] is None
         if (predicted == i).any():
@@ -117,7 +128,17 @@ def test_predictions_come_back_exactly(tmp_path: Path) -> None:
     write_predictions(table, tmp_path / "predictions.csv")
     back = read_predictions(tmp_path / "predictions.csv")
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
-    assert back.columns.tolist() == ["path", "sha256", "label", "predicted", "confidence", "p_NA", "p_007", "group", "source"]
+    assert back.columns.tolist() == [
+        "path",
+        "sha256",
+        "label",
+        "predicted",
+        "confidence",
+        "p_NA",
+        "p_007",
+        "group",
+        "source",
+    ]
     np.testing.assert_array_equal(back["p_NA"], table["p_NA"])
 
 
@@ -154,8 +175,10 @@ def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:
     data = load_run_config(tiny_run / "config.yaml").data
     part = load_dataset(data, 64, run_split=tiny_run / "split.csv").part("test")
     a, device = checkpoint.architecture, torch.device("cpu")
-    logits = [predict_logits(checkpoint.model(), part, device, precision="fp32", batch=b, mean=a.mean, std=a.std)
-              for b in (len(part), 7, 1)]
+    logits = [
+        predict_logits(checkpoint.model(), part, device, precision="fp32", batch=b, mean=a.mean, std=a.std)
+        for b in (len(part), 7, 1)
+    ]
     assert logits[0].shape == (len(part), 4)
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-4)
     np.testing.assert_allclose(logits[2], logits[0], atol=2e-4)

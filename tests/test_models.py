@@ -21,18 +21,24 @@ from pretrained_models import (
     default_size,
     load_backbone,
     read_state,
-    read_tensors,
 )
-from utils import UserError
+from utils import UserError, read_tensors
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
 
 
-@pytest.mark.parametrize(("name", "head", "layer", "features"), [
-    ("ResNet18", "fc", "layer4", 512), ("DENSENET121", "classifier", "features", 1024),
-    ("squeezenet1_1", "classifier.1", "features", 512), ("mobilenet_v2", "classifier.1", "features", 1280),
-    ("timm/resnet18", "fc", "layer4", 512), ("timm/tf_efficientnet_lite0", "classifier", "bn2", 1280),
-    ("googlenet", "fc", "inception5b", 1024)])
+@pytest.mark.parametrize(
+    ("name", "head", "layer", "features"),
+    [
+        ("ResNet18", "fc", "layer4", 512),
+        ("DENSENET121", "classifier", "features", 1024),
+        ("squeezenet1_1", "classifier.1", "features", 512),
+        ("mobilenet_v2", "classifier.1", "features", 1280),
+        ("timm/resnet18", "fc", "layer4", 512),
+        ("timm/tf_efficientnet_lite0", "classifier", "bn2", 1280),
+        ("googlenet", "fc", "inception5b", 1024),
+    ],
+)
 def test_heads_and_layers(name: str, head: str, layer: str, features: int) -> None:
     model, architecture, init = build_model(name, 5)
     assert architecture.name == name.lower()
@@ -64,14 +70,20 @@ def test_tokens_are_no_feature_map() -> None:
         cam_layer(model, architecture, 224)
 
 
-@pytest.mark.parametrize(("name", "near"), [("resnet81", "resnet18"), ("timm/resnt18", "timm/resnet18"), ("densnet121", "densenet121")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("resnet81", "resnet18"), ("timm/resnt18", "timm/resnet18"), ("densnet121", "densenet121")]
+)
 def test_wrong_names_get_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UserError, match=near):
         canonical_name(name)
 
 
 def test_sizes() -> None:
-    assert (default_size("resnet18"), default_size("inception_v3"), default_size("timm/tf_efficientnet_lite0")) == (224, 299, 224)
+    assert (default_size("resnet18"), default_size("inception_v3"), default_size("timm/tf_efficientnet_lite0")) == (
+        224,
+        299,
+        224,
+    )
     model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
     with pytest.raises(UserError, match="its own size is 224"):
         check_size(model, architecture, 64)
@@ -111,8 +123,11 @@ def test_real_imagenet_weights_give_timm_s_own_scores() -> None:
 def test_a_file_of_another_model_is_refused() -> None:
     model, _, _ = build_model("resnet18", 4)
     state = model.state_dict()
-    for change, words in (({"conv1.weight": None}, "has no conv1.weight"), ({"extra": torch.zeros(1)}, "unknown extra"),
-                          ({"conv1.weight": torch.zeros(1)}, "another shape for conv1.weight")):
+    for change, words in (
+        ({"conv1.weight": None}, "has no conv1.weight"),
+        ({"extra": torch.zeros(1)}, "unknown extra"),
+        ({"conv1.weight": torch.zeros(1)}, "another shape for conv1.weight"),
+    ):
         changed = {k: v for k, v in {**state, **change}.items() if v is not None}
         with pytest.raises(UserError, match=words):
             load_backbone(model, changed, "fc", "x.pt")
@@ -123,8 +138,9 @@ class _Code:
         return os.system, ("touch executed",)
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "pickle", "pickled code", "truncated", "truncated.safetensors",
-                                  "no state"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "text", "pickle", "pickled code", "truncated", "truncated.safetensors", "no state"]
+)
 def test_files_that_must_not_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / ("a.safetensors" if kind.endswith("safetensors") else "a.pt")
@@ -159,7 +175,8 @@ def test_read_tensors_returns_what_was_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
 def test_without_a_connection_auto_says_so_and_imagenet_fails(
-        name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
     """A server that never answers: the wait is `CONNECT_SECONDS`, whatever the network of this machine is."""
     from utils import start_logging
 

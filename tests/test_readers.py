@@ -26,7 +26,7 @@ RAMP = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
 @pytest.mark.parametrize("name", ["a.png", "b.TIF", "c.bmp", "ä ö.PNG"])
 def test_eight_bits_arrive_exactly(tmp_path: Path, name: str) -> None:
     pixels = (RAMP % 256).astype(np.uint8)
-    ok, data = cv2.imencode(Path(name).suffix.lower(), pixels)
+    _, data = cv2.imencode(Path(name).suffix.lower(), pixels)
     (tmp_path / name).write_bytes(data.tobytes())
     assert is_image_file(tmp_path / name)
     np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
@@ -98,7 +98,7 @@ def test_truncated_files_are_unreadable(tmp_path: Path, suffix: str, kept: float
         cv2.imwrite(str(path), (noise // 16).astype(np.uint8))
     read_image(path)
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * kept)])
+    path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(UnreadableImage):
         read_image(path)
 
@@ -140,7 +140,7 @@ def test_enlarging_and_mixed_shapes() -> None:
     top, left, height, width = letterbox_frame(30, 500, 64)
     assert (left, width) == (0, 64)
     assert flat.sum() == 7 * height * width
-    assert (flat[top:top + height] == 7).all()
+    assert (flat[top : top + height] == 7).all()
 
 
 def test_letterbox_keeps_the_aspect() -> None:

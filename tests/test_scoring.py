@@ -55,8 +55,8 @@ def test_a_cross_is_found_again(shape: tuple[int, int], fit: str) -> None:
     height, width = shape
     at = (height // 3, width * 2 // 3)
     picture = np.zeros(shape, np.float32)
-    picture[at[0] - 1:at[0] + 2] += 1
-    picture[:, at[1] - 1:at[1] + 2] += 1
+    picture[at[0] - 1 : at[0] + 2] += 1
+    picture[:, at[1] - 1 : at[1] + 2] += 1
     back = lay_back(fit_square(picture, 2 * max(shape), fit), height, width, fit)
     assert back.shape == shape
     assert np.abs(np.array(np.unravel_index(back.argmax(), shape)) - at).max() <= 1
@@ -84,10 +84,12 @@ def test_bootstrap_of_little() -> None:
 
 def test_summary_counts_correct_and_empty_maps() -> None:
     base = {"lung_lift": 1.5, "lesion_lift": 2.0, "lesion_hit": 1.0, "lesion_area": 0.1, "label": "A"}
-    rows = [{**base, "predicted": "A", "target": "A", "status": "ok"},
-            {**base, "predicted": "A", "target": "A", "status": "empty", "lesion_lift": float("nan")},
-            {**base, "predicted": "B", "target": "B", "status": "ok", "lesion_lift": 9.0}]
-    line, = summarise(rows, ["p", "q", "r"])
+    rows = [
+        {**base, "predicted": "A", "target": "A", "status": "ok"},
+        {**base, "predicted": "A", "target": "A", "status": "empty", "lesion_lift": float("nan")},
+        {**base, "predicted": "B", "target": "B", "status": "ok", "lesion_lift": 9.0},
+    ]
+    (line,) = summarise(rows, ["p", "q", "r"])
     assert (line["maps"], line["empty"]) == (2, 1)
     assert line["lesion_lift"][0] == 2.0
     assert "2.00" in format_summary([line])

@@ -18,7 +18,7 @@ from utils import UserError
 
 def _picture(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    ok, data = cv2.imencode(path.suffix.lower(), np.full((8, 8), value, np.uint8))
+    _, data = cv2.imencode(path.suffix.lower(), np.full((8, 8), value, np.uint8))
     path.write_bytes(data.tobytes())
 
 
@@ -40,8 +40,14 @@ def test_kaggle_layout_with_masks_and_metadata(tmp_path: Path) -> None:
     (tmp_path / "COVID" / "images" / "Thumbs.db").write_text("x")
     (tmp_path / "COVID" / "images" / "._COVID-1.jpeg").write_text("x")
     (tmp_path / "README.md.txt").write_text("x")
-    _xlsx(tmp_path / "Normal.metadata.xlsx", [["FILE NAME", "FORMAT", "SIZE", "URL"], ["NORMAL-1", "PNG", "256*256", "u1"],
-                                              ["NORMAL-2", "PNG", "256*256", "u2"]])
+    _xlsx(
+        tmp_path / "Normal.metadata.xlsx",
+        [
+            ["FILE NAME", "FORMAT", "SIZE", "URL"],
+            ["NORMAL-1", "PNG", "256*256", "u1"],
+            ["NORMAL-2", "PNG", "256*256", "u2"],
+        ],
+    )
     records = find_records(tmp_path)
     assert [Path(p).name for p in records["path"]] == ["COVID-1.jpeg", "Normal-1.png", "Normal-2.PNG"]
     assert records["label"].tolist() == ["COVID", "Normal", "Normal"]
@@ -71,23 +77,32 @@ def test_flat_and_split_layouts(tmp_path: Path) -> None:
     assert find_records(tmp_path / "flat")["label"].tolist() == ["A", "B"]
     records = find_records(tmp_path / "split")
     assert sorted(zip(records["label"], records["split"], strict=True)) == [
-        (label, split) for label in "AB" for split in ("test", "train", "val")]
+        (label, split) for label in "AB" for split in ("test", "train", "val")
+    ]
 
 
 def test_csv_layout(tmp_path: Path) -> None:
     for name in ("a b.png", "c,d.png"):
         _picture(tmp_path / "pictures" / name)
-    (tmp_path / "list.csv").write_text('Path,Label,group,split\n"pictures/a b.png",X,007,train\n'
-                                       '"pictures/c,d.png",Y,008,validation\n')
+    (tmp_path / "list.csv").write_text(
+        'Path,Label,group,split\n"pictures/a b.png",X,007,train\n"pictures/c,d.png",Y,008,validation\n'
+    )
     records = find_records(tmp_path / "list.csv")
     assert records["path"].tolist() == [str(tmp_path / "pictures" / n) for n in ("a b.png", "c,d.png")]
     assert records["group"].tolist() == ["007", "008"]
     assert records["split"].tolist() == ["train", "val"]
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    ("file,label\na,b\n", "no column 'path'"), ("path,label\n,b\n", "line 2"), ("path,label,split\na,b,c\n", "none of train"),
-    ("", "CSV"), ("path,label\na.png,x\n", "only one class")])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("file,label\na,b\n", "no column 'path'"),
+        ("path,label\n,b\n", "line 2"),
+        ("path,label,split\na,b,c\n", "none of train"),
+        ("", "CSV"),
+        ("path,label\na.png,x\n", "only one class"),
+    ],
+)
 def test_bad_csv(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(UserError, match=expected):
@@ -106,7 +121,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only one class"):
         find_records(tmp_path)
     _picture(tmp_path / "COVID-19_Radiography_Dataset" / "B" / "images" / "b.png")
-    with pytest.raises(UserError, match="did you mean --data .*COVID-19_Radiography_Dataset"):
+    with pytest.raises(UserError, match=r"did you mean --data .*COVID-19_Radiography_Dataset"):
         find_records(tmp_path)
     _picture(tmp_path / "D" / "A" / "a.png")
     _picture(tmp_path / "D" / "B" / "a.png")

@@ -23,17 +23,33 @@ from utils import UserError
 
 
 def _config(phantom: Path, cache_dir: Path, save: Path, *words: str) -> Config:
-    return compose_config(["data.size=64", f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2", *words], {
-        "data.path": str(phantom), "init": "none", "precision": "fp32", "train.epochs": 4, "train.batch": 16,
-        "save": str(save)})
+    return compose_config(
+        ["data.size=64", f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2", *words],
+        {
+            "data.path": str(phantom),
+            "init": "none",
+            "precision": "fp32",
+            "train.epochs": 4,
+            "train.batch": 16,
+            "save": str(save),
+        },
+    )
 
 
 def test_run_folder_holds_the_contract(tiny_run: Path, phantom: Path) -> None:
     names = {"config.yaml", "run.json", "split.csv", "history.csv", "best.pt", "last.pt", "curves.png", "train.log"}
     assert names <= {p.name for p in tiny_run.iterdir()}
     record = json.loads((tiny_run / "run.json").read_text())
-    assert (record["status"], record["model"], record["precision"], record["seed"]) == ("finished", "resnet18", "fp32", 0)
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert (record["status"], record["model"], record["precision"], record["seed"]) == (
+        "finished",
+        "resnet18",
+        "fp32",
+        0,
+    )
+    assert (
+        record["versions"]["torch"] == torch.__version__.split("+")[0]
+        or record["versions"]["torch"] == torch.__version__
+    )
     assert {"command", "commit", "device", "init", "timings", "best_epoch"} <= set(record)
     split = pd.read_csv(tiny_run / "split.csv", dtype=str, keep_default_na=False)
     assert split.columns.tolist() == ["path", "sha256", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
@@ -70,8 +86,9 @@ def test_hashes_round_trip() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_two_and_two_epochs_are_four(optimizer: str, phantom: Path, cache_dir: Path, tmp_path: Path,
-                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_and_two_epochs_are_four(
+    optimizer: str, phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit: weights, history and checkpoint, with an interruption in the middle of an epoch."""
     words = [f"train.optimizer={optimizer}", "train.freeze_epochs=1", "train.lr=0.002"]
     whole = train(_config(phantom, cache_dir, tmp_path, *words), "whole")
@@ -96,7 +113,15 @@ def test_two_and_two_epochs_are_four(optimizer: str, phantom: Path, cache_dir: P
         a, b = load_checkpoint(whole / name), load_checkpoint(halves / name)
         assert a.epoch == b.epoch
         assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
-    columns = ["epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_macro_f1"]
+    columns = [
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "train_accuracy",
+        "valid_loss",
+        "valid_accuracy",
+        "valid_macro_f1",
+    ]
     pd.testing.assert_frame_equal(*(pd.read_csv(run / "history.csv")[columns] for run in (whole, halves)))
 
 
@@ -109,8 +134,9 @@ def test_resume_refuses_another_experiment(tiny_run: Path, tmp_path: Path) -> No
         resume(tmp_path, {})
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_step(phantom: Path, cache_dir: Path, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_names_epoch_and_step(
+    phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = []
     original = loop._step
 
@@ -134,8 +160,9 @@ def test_a_real_divergence_is_caught(phantom: Path, cache_dir: Path, tmp_path: P
         train(_config(phantom, cache_dir, tmp_path, *words), "diverged")
 
 
-def test_unreadable_images_are_named_and_limited(phantom: Path, cache_dir: Path, tmp_path: Path,
-                                                 capsys: pytest.CaptureFixture) -> None:
+def test_unreadable_images_are_named_and_limited(
+    phantom: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     import shutil
 
     from utils import start_logging
@@ -176,7 +203,9 @@ def test_schedules_by_hand() -> None:
 
 
 def test_weight_decay_reaches_weights_alone() -> None:
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(2, 2)
+    )
     optimizer = build_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.5, optimizer="adamw"))
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
@@ -188,8 +217,12 @@ def test_weight_decay_reaches_weights_alone() -> None:
 
 def test_a_frozen_backbone_does_not_move() -> None:
     model = torch.nn.Sequential()
-    model.add_module("body", torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1),
-                                                 torch.nn.Flatten()))
+    model.add_module(
+        "body",
+        torch.nn.Sequential(
+            torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        ),
+    )
     model.add_module("head", torch.nn.Linear(3, 2))
     optimizer = build_optimizer(model, TrainConfig(lr=0.1))
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -215,9 +248,13 @@ def test_patience() -> None:
     assert steady_learning(history(1, *[2] * 50), None)
 
 
-def test_early_stopping_ends_a_run_well(phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_ends_a_run_well(
+    phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = iter([1.0, 2.0, 3.0, 0.5])
-    monkeypatch.setattr(trainer, "validate", lambda *_: {"valid_loss": next(losses), "valid_accuracy": 0.5, "valid_macro_f1": 0.5})
+    monkeypatch.setattr(
+        trainer, "validate", lambda *_: {"valid_loss": next(losses), "valid_accuracy": 0.5, "valid_macro_f1": 0.5}
+    )
     run = train(_config(phantom, cache_dir, tmp_path, "train.patience=2"), "early")
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["epochs"], record["best_epoch"]) == ("finished", 3, 1)
@@ -226,13 +263,17 @@ def test_early_stopping_ends_a_run_well(phantom: Path, cache_dir: Path, tmp_path
 def test_precision_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training import precision
 
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    )
     device = torch.device("cpu")
     seconds = precision.measure_precisions(model, 32, 3, device)
     assert set(seconds) == set(CANDIDATES)
     assert all(0 < s < 5 for s in seconds.values())
     for fastest in CANDIDATES:
-        monkeypatch.setattr(precision, "measure_precisions", lambda *_, f=fastest: {p: 1.0 + (p != f) for p in CANDIDATES})
+        monkeypatch.setattr(
+            precision, "measure_precisions", lambda *_, f=fastest: {p: 1.0 + (p != f) for p in CANDIDATES}
+        )
         assert choose_precision("auto", model, f"net-{fastest}", 32, 3, device, tmp_path) == fastest
     monkeypatch.setattr(precision, "measure_precisions", lambda *_: pytest.fail("measured again"))
     assert choose_precision("auto", model, "net-bf16", 32, 3, device, tmp_path) == "bf16"
@@ -244,15 +285,19 @@ def test_names_of_runs(tmp_path: Path) -> None:
     assert first.path.name.startswith("timm-x-2")
     assert RunFolder.create(tmp_path, "timm/x", None).path != first.path
     RunFolder.create(tmp_path, "m", "mine")
-    with pytest.raises(UserError, match="--name mine: .* exists"):
+    with pytest.raises(UserError, match=r"--name mine: .* exists"):
         RunFolder.create(tmp_path, "m", "mine")
     with pytest.raises(UserError, match="plain name"):
         RunFolder.create(tmp_path, "m", "a/b")
 
 
 def test_the_newest_finished_run(tmp_path: Path) -> None:
-    for name, status, finished, model in (("a", "finished", "2026-01-02", "vgg16"), ("b", "finished", "2026-01-01", "resnet18"),
-                                          ("c", "failed", "2026-01-03", "vgg16"), ("d", "running", "", "vgg16")):
+    for name, status, finished, model in (
+        ("a", "finished", "2026-01-02", "vgg16"),
+        ("b", "finished", "2026-01-01", "resnet18"),
+        ("c", "failed", "2026-01-03", "vgg16"),
+        ("d", "running", "", "vgg16"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"status": status, "finished": finished, "model": model}))
     (tmp_path / "e").mkdir()

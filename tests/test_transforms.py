@@ -24,7 +24,9 @@ def _fixed(monkeypatch: pytest.MonkeyPatch, **columns: float) -> None:
     values = np.full(16, 0.5)
     for name, value in columns.items():
         values[getattr(transforms, name)] = value
-    monkeypatch.setattr(transforms, "uniforms", lambda seed, epoch, positions, count: np.tile(values, (len(positions), 1)))
+    monkeypatch.setattr(
+        transforms, "uniforms", lambda seed, epoch, positions, count: np.tile(values, (len(positions), 1))
+    )
 
 
 def _apply(pixels: torch.Tensor = PIXELS, source_side: int = SIDE, side: int = SIDE, **keys: float) -> torch.Tensor:
@@ -64,19 +66,31 @@ def test_translation_is_a_fraction_of_the_side(monkeypatch: pytest.MonkeyPatch) 
     assert float(out[:, :, :7].abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize(("keys", "columns", "reference"), [
-    ({"scale": 0.2}, {"SCALE": 1.0}, {"scale": 1.2}), ({"scale": 0.2}, {"SCALE": 0.0}, {"scale": 0.8}),
-    ({"translation": 0.1}, {"SHIFT_X": 1.0}, {"translate": [0.1 * SIDE, 0]}),
-    ({"affine_rotation": 20}, {"AFFINE_ROTATION": 1.0}, {"angle": 20.0}),
-    ({"shear": 10}, {"SHEAR": 1.0}, {"shear": [-10.0, 0.0]})])
+@pytest.mark.parametrize(
+    ("keys", "columns", "reference"),
+    [
+        ({"scale": 0.2}, {"SCALE": 1.0}, {"scale": 1.2}),
+        ({"scale": 0.2}, {"SCALE": 0.0}, {"scale": 0.8}),
+        ({"translation": 0.1}, {"SHIFT_X": 1.0}, {"translate": [0.1 * SIDE, 0]}),
+        ({"affine_rotation": 20}, {"AFFINE_ROTATION": 1.0}, {"angle": 20.0}),
+        ({"shear": 10}, {"SHEAR": 1.0}, {"shear": [-10.0, 0.0]}),
+    ],
+)
 def test_against_torchvision(monkeypatch: pytest.MonkeyPatch, keys: dict, columns: dict, reference: dict) -> None:
     """torchvision's affine, one key at a time (its shear turns the other way)."""
     _fixed(monkeypatch, **columns)
     smooth = F.avg_pool2d(PIXELS[:, None].float(), 5, 1, 2)  # where pixels are smooth, their order of sums matters less
-    expected = affine(smooth, **{"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **reference},
-                      interpolation=InterpolationMode.BILINEAR)[:, 0] / 255
+    expected = (
+        affine(
+            smooth,
+            **{"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **reference},
+            interpolation=InterpolationMode.BILINEAR,
+        )[:, 0]
+        / 255
+    )
     ours = Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE)._resample(
-        smooth / 255, Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE).matrices(1, POSITIONS), "bilinear")[:, 0]
+        smooth / 255, Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE).matrices(1, POSITIONS), "bilinear"
+    )[:, 0]
     torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
 
 
@@ -98,7 +112,7 @@ def test_zoom_out_lays_the_picture_on_black(monkeypatch: pytest.MonkeyPatch) -> 
     bright = torch.full((1, SIDE, SIDE), 255, dtype=torch.uint8)
     out = _apply(bright, zoom_out=1.0, zoom_out_max=2.0)[0]
     assert float(out.mean()) == pytest.approx(0.25, abs=0.01)
-    corners = [float(out[y:y + 14, x:x + 14].mean()) for y in (0, 18) for x in (0, 18)]
+    corners = [float(out[y : y + 14, x : x + 14].mean()) for y in (0, 18) for x in (0, 18)]
     assert sorted(round(c) for c in corners) == [0, 0, 0, 1]
 
 
@@ -111,8 +125,22 @@ def test_brightness_and_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(_apply(grey, contrast=0.5), (grey / 255 - 75 / 255) * 0.5 + 75 / 255, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("key", ["horizontal_flip", "vertical_flip", "rotation", "affine_rotation", "translation", "scale",
-                                 "shear", "zoom_out", "brightness", "contrast", "random_crop"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "horizontal_flip",
+        "vertical_flip",
+        "rotation",
+        "affine_rotation",
+        "translation",
+        "scale",
+        "shear",
+        "zoom_out",
+        "brightness",
+        "contrast",
+        "random_crop",
+    ],
+)
 def test_every_key_is_at_work(key: str) -> None:
     values = {"rotation": 45.0, "affine_rotation": 20.0, "shear": 10.0, "random_crop": 20}
     out = _apply(**{key: values.get(key, 0.5)})
@@ -121,10 +149,14 @@ def test_every_key_is_at_work(key: str) -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    augment = Augment(compose_config(["augment=seed", "augment.resize=32", "augment.random_crop=32",
-                                      "augment.contrast=0.2"]).augment, 7, SIDE, SIDE)
+    augment = Augment(
+        compose_config(["augment=seed", "augment.resize=32", "augment.random_crop=32", "augment.contrast=0.2"]).augment,
+        7,
+        SIDE,
+        SIDE,
+    )
     whole, _ = augment(PIXELS, 3, POSITIONS)
-    parts = [augment(PIXELS[i:i + 2], 3, POSITIONS[i:i + 2])[0] for i in (0, 2, 4)]
+    parts = [augment(PIXELS[i : i + 2], 3, POSITIONS[i : i + 2])[0] for i in (0, 2, 4)]
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=0)
     assert not torch.equal(augment(PIXELS, 4, POSITIONS)[0], whole)
 
@@ -133,7 +165,9 @@ def test_masks_move_with_their_picture() -> None:
     squares = torch.zeros(40, SIDE, SIDE, dtype=torch.uint8)
     squares[:, 8:20, 6:14] = 1
     config = AugmentConfig(horizontal_flip=0.5, rotation=30, translation=0.1, scale=0.2, shear=5, zoom_out=0.3)
-    pixels, masks = Augment(config, 1, SIDE, SIDE)(squares * 255, 2, np.arange(40), squares[:, None].expand(-1, 2, -1, -1))
+    pixels, masks = Augment(config, 1, SIDE, SIDE)(
+        squares * 255, 2, np.arange(40), squares[:, None].expand(-1, 2, -1, -1)
+    )
     assert masks.dtype == torch.uint8
     disagree = (pixels > 0.5) != masks[:, 0].bool()
     assert float(disagree.float().mean()) < 0.004

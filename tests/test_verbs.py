@@ -24,7 +24,9 @@ def _ok(result: Result) -> str:
 
 def _refused(result: Result, *words: str) -> None:
     """One line on stderr that holds `words`, exit code 2, no traceback."""
-    lines = [line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]  # no bars
+    lines = [
+        line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line
+    ]  # no bars
     assert result.code == 2, result
     assert len(lines) == 1, result.err
     assert all(word in lines[0] for word in words), lines[0]
@@ -32,8 +34,21 @@ def _refused(result: Result, *words: str) -> None:
 
 
 def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> None:
-    out = _ok(verb("train.py", *TINY, "--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a",
-                   "data.split=0.6,0.2,0.2"))
+    out = _ok(
+        verb(
+            "train.py",
+            *TINY,
+            "--data",
+            phantom,
+            "--epochs",
+            1,
+            "--save",
+            tmp_path,
+            "--name",
+            "a",
+            "data.split=0.6,0.2,0.2",
+        )
+    )
     assert "best epoch 1" in out
     assert "test.py --weights" in out
     assert "draw_cam.py --weights" in out
@@ -47,7 +62,11 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
     metrics = json.loads((tmp_path / "a" / "test" / "metrics.json").read_text())
     assert metrics["accuracy"]["value"] == pytest.approx((found["label"] == found["predicted"]).mean())
     assert {p.name for p in (tmp_path / "a" / "test").iterdir()} == {
-        "predictions.csv", "metrics.json", "metrics.csv", "confusion_matrix.png"}
+        "predictions.csv",
+        "metrics.json",
+        "metrics.csv",
+        "confusion_matrix.png",
+    }
     out = _ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--count", 2, "--save"))
     cams = tmp_path / "a" / "cams"
     table = pd.read_csv(cams / "cams.csv")
@@ -70,18 +89,67 @@ def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
     small = ("data.phantom_count=120", "data.size=64")
     _ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[2] == 3
-    _ok(verb("train.py", "--epochs", 1, "--learning_rate", "3e-5", "--batch", 32, "--save", f"{tmp_path}/runs/", "--workers", 8,
-             "--model", "resnet18", "--init", "none", "--precision", "fp32", *small))
-    run, = (tmp_path / "runs").iterdir()
+    _ok(
+        verb(
+            "train.py",
+            "--epochs",
+            1,
+            "--learning_rate",
+            "3e-5",
+            "--batch",
+            32,
+            "--save",
+            f"{tmp_path}/runs/",
+            "--workers",
+            8,
+            "--model",
+            "resnet18",
+            "--init",
+            "none",
+            "--precision",
+            "fp32",
+            *small,
+        )
+    )
+    (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["init"] == "random weights (--init none)"
     history = pd.read_csv(run / "history.csv")
     assert history["learning_rate"].max() <= 3e-5
-    out = _ok(verb("test.py", "--batch", 32, "--weights", run / "best.pt", "--model", "resnet18", "--classes", 4, "--kind",
-                   "test", "--subset"))
+    out = _ok(
+        verb(
+            "test.py",
+            "--batch",
+            32,
+            "--weights",
+            run / "best.pt",
+            "--model",
+            "resnet18",
+            "--classes",
+            4,
+            "--kind",
+            "test",
+            "--subset",
+        )
+    )
     assert (run / "test-subset" / "metrics.json").is_file()
     assert "accuracy" in out
-    _ok(verb("draw_cam.py", "--weights", run, "--model", "resnet18", "--output", tmp_path / "out", "--connfig",
-             "configs/configs.yaml", "--save", tmp_path / "kept", "--count", 1))
+    _ok(
+        verb(
+            "draw_cam.py",
+            "--weights",
+            run,
+            "--model",
+            "resnet18",
+            "--output",
+            tmp_path / "out",
+            "--connfig",
+            "configs/configs.yaml",
+            "--save",
+            tmp_path / "kept",
+            "--count",
+            1,
+        )
+    )
     split = pd.read_csv(run / "split.csv")
     classes = split[split["split"] == "test"]["label"].nunique()
     assert len(list((tmp_path / "out").glob("*.png"))) == classes
@@ -104,7 +172,20 @@ def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: P
     tall = np.random.default_rng(0).integers(0, 65536, (300, 111)).astype(np.uint16)
     cv2.imwrite(str(folder / "tall.TIFF"), tall)
     (folder / "notes.txt").write_text("x")
-    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder, "--label", "Normal", "--output", tmp_path / "o", "--save"))
+    _ok(
+        verb(
+            "draw_cam.py",
+            "--weights",
+            tiny_run,
+            "--image",
+            folder,
+            "--label",
+            "Normal",
+            "--output",
+            tmp_path / "o",
+            "--save",
+        )
+    )
     table = pd.read_csv(tmp_path / "o" / "cams.csv", keep_default_na=False)
     assert table["target"].tolist() == ["Normal", "Normal"]
     assert table["label"].tolist() == ["COVID", ""]
@@ -124,7 +205,19 @@ def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp
     half[:, :35] = 255
     for image in images:
         cv2.imwrite(str(tmp_path / "lungs" / image.name), half)
-    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", *images, "--lung-masks", tmp_path / "lungs", "--output", tmp_path / "o"))
+    _ok(
+        verb(
+            "draw_cam.py",
+            "--weights",
+            tiny_run,
+            "--image",
+            *images,
+            "--lung-masks",
+            tmp_path / "lungs",
+            "--output",
+            tmp_path / "o",
+        )
+    )
     table = pd.read_csv(tmp_path / "o" / "cams.csv")
     np.testing.assert_allclose(table["lung_area"], 0.5, atol=0.01)
 
@@ -193,7 +286,9 @@ def test_another_order_of_classes_is_mapped_by_name(verb: Verb, tiny_run: Path, 
     np.testing.assert_allclose(other[ours.columns[4:8]], ours[ours.columns[4:8]], atol=1e-6)
 
 
-def test_an_interrupt_is_no_traceback(verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_no_traceback(
+    verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from training import trainer
 
     def interrupt(*_: object) -> None:
@@ -206,22 +301,29 @@ def test_an_interrupt_is_no_traceback(verb: Verb, phantom: Path, tmp_path: Path,
     assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--data", "/no/such/folder"], ["/no/such/folder", "no such"]),
-    (["--model", "resnet81"], ["resnet81", "resnet18"]),
-    (["--epochs", "-3"], ["train.epochs=-3"]),
-    (["--epochs", "0"], ["train.epochs=0"]),
-    (["--epochs", "many"], ["--epochs", "many"]),
-    (["trian.lr=3"], ["trian.lr", "train.lr"]),
-    (["preset=sed"], ["preset=sed", "seed"]),
-    (["--init", "imagenett"], ["--init imagenett"]),
-    (["--device", "cuda:77"], ["--device cuda:77"]),
-    (["--config", "nope.yaml"], ["nope.yaml"]),
-    (["--resume", "/no/run"], ["/no/run"]),
-    (["--lerning-rate", "3"], ["--lerning-rate", "--learning-rate"])])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--data", "/no/such/folder"], ["/no/such/folder", "no such"]),
+        (["--model", "resnet81"], ["resnet81", "resnet18"]),
+        (["--epochs", "-3"], ["train.epochs=-3"]),
+        (["--epochs", "0"], ["train.epochs=0"]),
+        (["--epochs", "many"], ["--epochs", "many"]),
+        (["trian.lr=3"], ["trian.lr", "train.lr"]),
+        (["preset=sed"], ["preset=sed", "seed"]),
+        (["--init", "imagenett"], ["--init imagenett"]),
+        (["--device", "cuda:77"], ["--device cuda:77"]),
+        (["--config", "nope.yaml"], ["nope.yaml"]),
+        (["--resume", "/no/run"], ["/no/run"]),
+        (["--lerning-rate", "3"], ["--lerning-rate", "--learning-rate"]),
+    ],
+)
 def test_bad_input_of_train(verb: Verb, phantom: Path, tmp_path: Path, argv: list[str], words: list[str]) -> None:
     defaults = [] if "--data" in argv else ["--data", phantom]
-    _refused(verb("train.py", "--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64", *defaults, *argv), *words)
+    _refused(
+        verb("train.py", "--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64", *defaults, *argv),
+        *words,
+    )
     assert not list(tmp_path.glob("*/best.pt"))
 
 
@@ -240,7 +342,9 @@ def test_an_unwritable_save(verb: Verb, phantom: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "text", "code", "truncated", "state", "folder"])
 @pytest.mark.parametrize("script", ["test.py", "draw_cam.py"])
-def test_bad_weights(verb: Verb, tiny_run: Path, tmp_path: Path, kind: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_weights(
+    verb: Verb, tiny_run: Path, tmp_path: Path, kind: str, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "w.pt"
     monkeypatch.chdir(tmp_path)
     if kind == "text":

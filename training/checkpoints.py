@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrained_models import Architecture, build_model, read_tensors
-from utils import UserError, atomic_write
+from pretrained_models import Architecture, build_model
+from utils import UserError, atomic_write, read_tensors
 
 FORMAT = 1
 
@@ -51,8 +51,9 @@ class Checkpoint:
         try:
             model.load_state_dict(self.state)
         except RuntimeError as error:
-            raise UserError(f"--weights {self.path}: does not fit {self.architecture.name}: "
-                            f"{str(error).splitlines()[-1].strip()}") from None
+            raise UserError(
+                f"--weights {self.path}: does not fit {self.architecture.name}: {str(error).splitlines()[-1].strip()}"
+            ) from None
         return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -86,14 +87,26 @@ def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:
     """Read a checkpoint of ours. Raises: `UserError` naming `flag` and the file for anything else."""
     content = read_tensors(path, flag)
     if not isinstance(content, dict) or "architecture" not in content or "model" not in content:
-        raise UserError(f"{flag} {path}: no checkpoint of train.py (a bare state dict starts a training: train.py --init)")
+        raise UserError(
+            f"{flag} {path}: no checkpoint of train.py (a bare state dict starts a training: train.py --init)"
+        )
     if content.get("format") != FORMAT:
         raise UserError(f"{flag} {path}: written in format {content.get('format')}, this version reads {FORMAT}")
     try:
         a = content["architecture"]
         architecture = Architecture(a["name"], a["head"], a["size"], tuple(a["mean"]), tuple(a["std"]))
-        return Checkpoint(architecture, list(content["classes"]), content["size"], content["fit"], content["precision"],
-                          content["epoch"], content["train_hashes"], content["config"], content["model"],
-                          content["resume"], Path(path))
+        return Checkpoint(
+            architecture,
+            list(content["classes"]),
+            content["size"],
+            content["fit"],
+            content["precision"],
+            content["epoch"],
+            content["train_hashes"],
+            content["config"],
+            content["model"],
+            content["resume"],
+            Path(path),
+        )
     except (KeyError, TypeError) as error:
         raise UserError(f"{flag} {path}: an incomplete checkpoint (no {error})") from None

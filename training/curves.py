@@ -15,13 +15,21 @@ def plot_curves(history: list[dict[str, Any]], best_epoch: int, path: Path, titl
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for ax, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("cross entropy (nats)", "accuracy"), strict=True):
+    for ax, name, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("cross entropy (nats)", "accuracy"), strict=True
+    ):
         for part, colour in (("train", "#7f7f7f"), ("valid", "#1f77b4")):
             words = "training (augmented)" if part == "train" else "validation"
             ax.plot(epochs, [row[f"{part}_{name}"] for row in history], "o-", ms=3.5, color=colour, label=words)
         if name == "accuracy":
-            ax.plot(epochs, [row["valid_macro_f1"] for row in history], "s--", ms=3, color="#d62728",
-                    label="validation macro F1")
+            ax.plot(
+                epochs,
+                [row["valid_macro_f1"] for row in history],
+                "s--",
+                ms=3,
+                color="#d62728",
+                label="validation macro F1",
+            )
             ax.set_ylim(top=1.0)
         ax.axvline(best_epoch, color="black", lw=0.8, ls=":", label=f"best.pt (epoch {best_epoch})")
         ax.set_xlabel("epoch")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import Config
-from dataset.data import Part
+from dataset.batches import Part
 from dataset.sampling import epoch_order
 from dataset.transforms import Augment
 from evaluation.metrics import compute_metrics
@@ -54,8 +54,16 @@ def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
     torch.manual_seed(derived_seed(config.seed, epoch))
     losses = torch.zeros(steps, device=device)
     correct = torch.zeros((), device=device)
-    batches = part.batches(device, train.batch, learner.augment.side, learner.architecture.mean, learner.architecture.std,
-                           order=order, augment=learner.augment, epoch=epoch)
+    batches = part.batches(
+        device,
+        train.batch,
+        learner.augment.side,
+        learner.architecture.mean,
+        learner.architecture.std,
+        order=order,
+        augment=learner.augment,
+        epoch=epoch,
+    )
     seen, shown, checked = 0, time.perf_counter(), 0
     with tqdm(total=len(order), desc=f"epoch {epoch}/{train.epochs}", unit="image", leave=False) as bar:
         for step, batch in enumerate(batches):
@@ -92,18 +100,30 @@ def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> No
     finite = torch.isfinite(losses[start:stop])
     if not bool(finite.all()):
         step = start + int((~finite).nonzero()[0]) + 1
-        raise UserError(f"the loss is not finite at epoch {epoch}, step {step} of {len(losses)}: lower --learning-rate, set "
-                        "train.clip_norm, or try --precision fp32 (checkpoints of earlier epochs are kept)")
+        raise UserError(
+            f"the loss is not finite at epoch {epoch}, step {step} of {len(losses)}: lower --learning-rate, set "
+            "train.clip_norm, or try --precision fp32 (checkpoints of earlier epochs are kept)"
+        )
 
 
 def validate(learner: Learner, part: Part) -> dict[str, Any]:
-    """`valid_loss` (cross entropy in nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over `part`."""
-    logits = predict_logits(learner.model, part, learner.device, precision=learner.precision,
-                            batch=learner.config.train.eval_batch, mean=learner.architecture.mean,
-                            std=learner.architecture.std, title="validation")
+    """`valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over the whole of `part`."""
+    logits = predict_logits(
+        learner.model,
+        part,
+        learner.device,
+        precision=learner.precision,
+        batch=learner.config.train.eval_batch,
+        mean=learner.architecture.mean,
+        std=learner.architecture.std,
+        title="validation",
+    )
     metrics = compute_metrics(prediction_table(part.records, logits, part.classes), part.classes)
-    return {"valid_loss": metrics["log_loss"]["value"], "valid_accuracy": metrics["accuracy"]["value"],
-            "valid_macro_f1": metrics["macro_f1"]["value"]}
+    return {
+        "valid_loss": metrics["log_loss"]["value"],
+        "valid_accuracy": metrics["accuracy"]["value"],
+        "valid_macro_f1": metrics["macro_f1"]["value"],
+    }
 
 
 def steady_learning(history: list[dict[str, Any]], patience: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules. The rate is a function of the step, so there is no state to lose on resume."""
+"""Optimisers and learning-rate schedules. The rate is a function of the step: no state is lost on resume."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
         # The fused kernel cannot mix parameters with and without momentum, as there are after a frozen backbone thaws.
-        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0,
-                               fused=not train.freeze_epochs)
+        return torch.optim.SGD(
+            groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=not train.freeze_epochs
+        )
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=train.lr, fused=True)
 
@@ -30,8 +31,8 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
 def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step (from 0).
 
-    Linear warm-up over `warmup_epochs`, then `cosine` to zero at the end of the last epoch (Loshchilov and Hutter 2017),
-    or `constant`; `step` multiplies by `step_gamma` every `step_epochs` epochs and has no warm-up.
+    Linear warm-up over `warmup_epochs`, then `cosine` to zero at the end of the last epoch (Loshchilov and Hutter
+    2017), or `constant`; `step` multiplies by `step_gamma` every `step_epochs` epochs and has no warm-up.
     """
     if train.schedule == "step":
         return train.lr * train.step_gamma ** (step // steps_per_epoch // train.step_epochs)

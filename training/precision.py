@@ -17,8 +17,9 @@ CANDIDATES = ("fp32", "bf16")
 MAX_IMAGES, MAX_SECONDS = 8, 5.0
 
 
-def choose_precision(wanted: str, model: nn.Module, name: str, size: int, channels: int, device: torch.device,
-                     cache_dir: Path) -> str:
+def choose_precision(
+    wanted: str, model: nn.Module, name: str, size: int, channels: int, device: torch.device, cache_dir: Path
+) -> str:
     """`wanted`, or for `auto` the faster of fp32 and bf16 autocast for training steps of this model on this device.
 
     Measured on at most `MAX_IMAGES` images within about `MAX_SECONDS`, and remembered in `precision.json` under
@@ -36,8 +37,11 @@ def choose_precision(wanted: str, model: nn.Module, name: str, size: int, channe
         write_json(memory, remembered)
     seconds = remembered[key]
     chosen = min(CANDIDATES, key=lambda p: seconds[p])
-    log.info(f"precision {chosen}: a training step took " + ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
-             + f" per image ({key})")
+    log.info(
+        f"precision {chosen}: a training step took "
+        + ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
+        + f" per image ({key})"
+    )
     return chosen
 
 
@@ -50,7 +54,7 @@ def _read(memory: Path) -> dict[str, dict[str, float]]:
 
 
 def measure_precisions(model: nn.Module, size: int, channels: int, device: torch.device) -> dict[str, float]:
-    """Seconds per image of a training step in each of `CANDIDATES`: the best of interleaved repeats on a copy of `model`."""
+    """Seconds per image of a training step in each of `CANDIDATES`: the best of interleaved repeats, on a copy."""
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     start = time.perf_counter()
 
@@ -75,6 +79,6 @@ def measure_precisions(model: nn.Module, size: int, channels: int, device: torch
     for repeat in range(5):
         for precision in CANDIDATES:
             best[precision] = min(best[precision], step(precision, images) / images)
-        if repeat >= 1 and time.perf_counter() - start > MAX_SECONDS * 0.6 or time.perf_counter() - start > MAX_SECONDS:
+        if time.perf_counter() - start > MAX_SECONDS * (0.6 if repeat else 1):
             break
     return best

@@ -14,8 +14,17 @@ import pandas as pd
 from config import Config, to_plain
 from utils import PROJECT, UserError, atomic_write, git_commit, log, make_folder, versions, write_csv, write_json
 
-HISTORY = ["epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_macro_f1",
-           "seconds", "images_per_second"]
+HISTORY = [
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_accuracy",
+    "valid_macro_f1",
+    "seconds",
+    "images_per_second",
+]
 
 
 class RunFolder:
@@ -63,8 +72,14 @@ class RunFolder:
             yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
         with atomic_write(self.path / "split.csv") as file:
             records.to_csv(file, index=False, lineterminator="\n")
-        self.update(status="running", command=shlex.join(["python", *sys.argv]), started=now(), commit=git_commit(),
-                    versions=versions(), **record)
+        self.update(
+            status="running",
+            command=shlex.join(["python", *sys.argv]),
+            started=now(),
+            commit=git_commit(),
+            versions=versions(),
+            **record,
+        )
 
     def update(self, **changes: Any) -> None:
         """Change run.json, atomically."""
@@ -98,8 +113,10 @@ def newest_run(parent: Path, model: str | None = None) -> Path:
     """The newest finished run. Raises: `UserError` where there is none."""
     runs = finished_runs(parent, model)
     if not runs:
-        raise UserError(f"no finished run{f' of {model}' if model else ''} in {parent}: train one (python train.py"
-                        f"{f' --model {model}' if model else ''}), or give --weights FILE")
+        raise UserError(
+            f"no finished run{f' of {model}' if model else ''} in {parent}: train one (python train.py"
+            f"{f' --model {model}' if model else ''}), or give --weights FILE"
+        )
     return runs[0]
 
 

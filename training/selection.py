@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 
 from config import Config, DataConfig, load_run_config
+from dataset.batches import MASKS, Part, cache_folder, make_part
 from dataset.cache import hash_files
-from dataset.data import MASKS, RECORD_COLUMNS, Dataset, Part, cache_folder, load_dataset, make_part, mask_folders
+from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders
 from dataset.layouts import match_masks
 from dataset.readers import is_image_file
 from pretrained_models import canonical_name
@@ -34,10 +35,16 @@ class Selection:
     def dataset(self) -> Dataset:
         """The images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
         if self.run is None and self.data.path is None:
-            raise UserError(f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
-                            "give --data DIR")
-        return load_dataset(self.data, self.checkpoint.size, classes=self.checkpoint.classes,
-                            run_split=self.run and self.run / "split.csv")
+            raise UserError(
+                f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
+                "give --data DIR"
+            )
+        return load_dataset(
+            self.data,
+            self.checkpoint.size,
+            classes=self.checkpoint.classes,
+            run_split=self.run and self.run / "split.csv",
+        )
 
     def output_folder(self, kind: str) -> Path:
         """Where the results of `kind` go: its folder in the run, with the name of other data where data was named."""
@@ -56,8 +63,10 @@ class Selection:
         known = {bytes(row).hex() for row in self.checkpoint.train_hashes.numpy()}
         seen = [path for path, sha in zip(part.records["path"], part.records["sha256"], strict=True) if sha in known]
         if seen:
-            log.warning(f"WARNING: the model was TRAINED on {len(seen)} of these {len(part)} images (for example "
-                        f"{seen[0]}): the result is too good to be true")
+            log.warning(
+                f"WARNING: the model was TRAINED on {len(seen)} of these {len(part)} images (for example "
+                f"{seen[0]}): the result is too good to be true"
+            )
 
 
 def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selection:
@@ -83,8 +92,11 @@ def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selec
     run = weights.parent if (weights.parent / "split.csv").is_file() else None
     base = load_run_config(run / "config.yaml").data if run else DataConfig(**checkpoint.config["data"])
     # The run's images are those of its split.csv; its folder counts only where it is named again.
-    keys = {dotted.removeprefix("data."): getattr(config.data, dotted.removeprefix("data."))
-            for dotted in given if dotted.startswith("data.")}
+    keys = {
+        dotted.removeprefix("data."): getattr(config.data, dotted.removeprefix("data."))
+        for dotted in given
+        if dotted.startswith("data.")
+    }
     data = replace(base, **{"path": None, "subset": False, "workers": config.data.workers, **keys})
     if data.path is not None and "group_pattern" not in keys and os.path.abspath(data.path) != _folder_of(base):
         data.group_pattern = None  # the patients of other data are not named as in the run's
@@ -119,8 +131,11 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
     for path in images:
         if not path.exists():
             raise UserError(f"--image {path}: no such file or folder")
-    files = [file.resolve() for path in images
-             for file in (sorted(p for p in path.iterdir() if is_image_file(p)) if path.is_dir() else [path])]
+    files = [
+        file.resolve()
+        for path in images
+        for file in (sorted(p for p in path.iterdir() if is_image_file(p)) if path.is_dir() else [path])
+    ]
     if not files:
         raise UserError(f"--image {images[0]}: no images in it")
     records = pd.DataFrame({"path": [str(f) for f in files]}).reindex(columns=RECORD_COLUMNS, fill_value="")

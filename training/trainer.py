@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from config import Config, load_run_config, to_plain
-from dataset.data import Dataset, cache_folder, load_dataset
+from dataset.batches import cache_folder
+from dataset.data import Dataset, load_dataset
 from dataset.transforms import Augment
 from pretrained_models import build_model, canonical_name, check_size, default_size
 from training.checkpoints import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
@@ -25,7 +26,7 @@ RESUMABLE = {"train.epochs", "train.patience", "data.workers", "data.cache_dir",
 
 
 def train(config: Config, name: str | None = None) -> Path:
-    """Train as `config` says into a new run folder and return it. Raises: `UserError`; the folder then says `failed`."""
+    """Train as `config` says into a new run folder and return it. Raises: `UserError`; its run.json says `failed`."""
     device = pick_device(config.device)
     config.model = canonical_name(config.model)
     for key in ("path", "lung_masks", "lesion_masks"):  # the run's configuration must mean the same from any folder
@@ -41,17 +42,35 @@ def train(config: Config, name: str | None = None) -> Path:
     model, architecture, init = build_model(config.model, len(dataset.classes), config.init)
     check_size(model, architecture, size)
     model.to(device, memory_format=torch.channels_last)
-    precision = choose_precision(config.precision, model, architecture.name, size, len(architecture.mean), device,
-                                 cache_folder(config.data))
+    precision = choose_precision(
+        config.precision, model, architecture.name, size, len(architecture.mean), device, cache_folder(config.data)
+    )
     seed_everything(config.seed)
     run = RunFolder.create(runs_folder(config), config.model, name)
-    run.start(config, dataset.records, {
-        "model": config.model, "seed": config.seed, "device": device_name(device), "precision": precision,
-        "init": init, "classes": dataset.classes, "size": size,
-        "data": config.data.path or "phantom",
-        "unreadable": len(dataset.unreadable)})
-    learner = Learner(model, architecture, build_optimizer(model, config.train),
-                      Augment(config.augment, config.seed, config.augment.resize or size, size), config, device, precision)
+    run.start(
+        config,
+        dataset.records,
+        {
+            "model": config.model,
+            "seed": config.seed,
+            "device": device_name(device),
+            "precision": precision,
+            "init": init,
+            "classes": dataset.classes,
+            "size": size,
+            "data": config.data.path or "phantom",
+            "unreadable": len(dataset.unreadable),
+        },
+    )
+    learner = Learner(
+        model,
+        architecture,
+        build_optimizer(model, config.train),
+        Augment(config.augment, config.seed, config.augment.resize or size, size),
+        config,
+        device,
+        precision,
+    )
     _run_epochs(run, learner, dataset, [])
     return run.path
 
@@ -64,8 +83,10 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
     folder = path.parent if path.is_file() else path
     forbidden = sorted(set(changes) - RESUMABLE)
     if forbidden:
-        raise UserError(f"--resume {folder}: {forbidden[0]} cannot change in a run that goes on (only "
-                        f"{', '.join(sorted(RESUMABLE))} can)")
+        raise UserError(
+            f"--resume {folder}: {forbidden[0]} cannot change in a run that goes on (only "
+            f"{', '.join(sorted(RESUMABLE))} can)"
+        )
     run = RunFolder.open(folder)
     checkpoint = load_checkpoint(folder / "last.pt", "--resume")
     config = load_run_config(folder / "config.yaml")
@@ -76,14 +97,24 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
     if checkpoint.epoch >= config.train.epochs:
         raise UserError(f"--resume {folder}: its {checkpoint.epoch} epochs are done; give --epochs N with a larger N")
     device = pick_device(config.device)
-    dataset = load_dataset(config.data.__class__(**{**vars(config.data), "path": None}), checkpoint.size,
-                           classes=checkpoint.classes, run_split=folder / "split.csv")
+    dataset = load_dataset(
+        config.data.__class__(**{**vars(config.data), "path": None}),
+        checkpoint.size,
+        classes=checkpoint.classes,
+        run_split=folder / "split.csv",
+    )
     model = checkpoint.model().to(device)
     optimizer = build_optimizer(model, config.train)
     optimizer.load_state_dict(checkpoint.resume["optimizer"])
-    learner = Learner(model, checkpoint.architecture, optimizer,
-                      Augment(config.augment, config.seed, config.augment.resize or checkpoint.size, checkpoint.size),
-                      config, device, checkpoint.precision)
+    learner = Learner(
+        model,
+        checkpoint.architecture,
+        optimizer,
+        Augment(config.augment, config.seed, config.augment.resize or checkpoint.size, checkpoint.size),
+        config,
+        device,
+        checkpoint.precision,
+    )
     import yaml
 
     from utils import atomic_write
@@ -113,8 +144,10 @@ def _run_epochs(run: RunFolder, learner: Learner, dataset: Dataset, history: lis
 
 def _log_start(run: RunFolder, learner: Learner, dataset: Dataset) -> None:
     record = run.record
-    log.info(f"run {shown(run.path)}: {record['model']} at {record['size']}×{record['size']}, {learner.precision} on "
-             f"{record['device']}, weights: {record['init']}")
+    log.info(
+        f"run {shown(run.path)}: {record['model']} at {record['size']}×{record['size']}, {learner.precision} on "
+        f"{record['device']}, weights: {record['init']}"
+    )
     for path, reason in dataset.unreadable.items():
         log.debug(f"unreadable, left out: {path} ({reason})")
     log.info(dataset.table().to_string())
@@ -135,10 +168,12 @@ def _epochs(run: RunFolder, learner: Learner, dataset: Dataset, history: list[di
         row |= {"seconds": time.perf_counter() - began, "images_per_second": len(training) / seconds}
         history.append(row)
         _save_epoch(run, learner, dataset, history, hashes)
-        log.info(f"epoch {epoch}/{config.train.epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
-                 f"  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  macro F1 "
-                 f"{row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-                 + ("  *" if _best(history) is row else ""))
+        log.info(
+            f"epoch {epoch}/{config.train.epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
+            f"  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  macro F1 "
+            f"{row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+            + ("  *" if _best(history) is row else "")
+        )
         if not steady_learning(history, config.train.patience):
             log.info(f"stopped early: no lower validation loss for {config.train.patience} epochs")
             break
@@ -149,16 +184,30 @@ def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
     return min(history, key=lambda row: row["valid_loss"])
 
 
-def _save_epoch(run: RunFolder, learner: Learner, dataset: Dataset, history: list[dict[str, Any]],
-                hashes: torch.Tensor) -> None:
+def _save_epoch(
+    run: RunFolder, learner: Learner, dataset: Dataset, history: list[dict[str, Any]], hashes: torch.Tensor
+) -> None:
     """Write last.pt, best.pt where this epoch is the best, history.csv and curves.png."""
     row, config = history[-1], learner.config
-    checkpoint = Checkpoint(learner.architecture, dataset.classes, dataset.side, config.data.fit, learner.precision,
-                            row["epoch"], hashes, to_plain(config), learner.model.state_dict(), {}, run.path / "best.pt")
+    checkpoint = Checkpoint(
+        learner.architecture,
+        dataset.classes,
+        dataset.side,
+        config.data.fit,
+        learner.precision,
+        row["epoch"],
+        hashes,
+        to_plain(config),
+        learner.model.state_dict(),
+        {},
+        run.path / "best.pt",
+    )
     if _best(history) is row:
         save_checkpoint(checkpoint)
-    checkpoint.path, checkpoint.resume = run.path / "last.pt", {"optimizer": learner.optimizer.state_dict(),
-                                                               "history": history}
+    checkpoint.path, checkpoint.resume = (
+        run.path / "last.pt",
+        {"optimizer": learner.optimizer.state_dict(), "history": history},
+    )
     save_checkpoint(checkpoint)
     run.write_history(history)
     plot_curves(history, _best(history)["epoch"], run.path / "curves.png", f"{config.model}, {run.path.name}")
@@ -167,11 +216,20 @@ def _save_epoch(run: RunFolder, learner: Learner, dataset: Dataset, history: lis
 def _finish(run: RunFolder, history: list[dict[str, Any]]) -> None:
     best = _best(history)
     seconds = sum(row["seconds"] for row in history)
-    run.update(status="finished", finished=now(), epochs=len(history), best_epoch=best["epoch"],
-               best={k: best[k] for k in ("valid_loss", "valid_accuracy", "valid_macro_f1")},
-               timings={"train_seconds": round(seconds, 2),
-                        "images_per_second": round(sum(r["images_per_second"] for r in history) / len(history), 2)})
+    run.update(
+        status="finished",
+        finished=now(),
+        epochs=len(history),
+        best_epoch=best["epoch"],
+        best={k: best[k] for k in ("valid_loss", "valid_accuracy", "valid_macro_f1")},
+        timings={
+            "train_seconds": round(seconds, 2),
+            "images_per_second": round(sum(r["images_per_second"] for r in history) / len(history), 2),
+        },
+    )
     folder = shown(run.path)
-    log.info(f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy {best['valid_accuracy']:.4f}; "
-             f"{seconds:.0f} s in all\nrun folder: {folder}\nnext:\n"
-             f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save")
+    log.info(
+        f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy {best['valid_accuracy']:.4f}; "
+        f"{seconds:.0f} s in all\nrun folder: {folder}\nnext:\n"
+        f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save"
+    )

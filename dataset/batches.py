@@ -1,0 +1,164 @@
+"""The radiographs of one split, and batches of them on the device.
+
+Nothing heavy is imported at the top: `dataset.data` is a program, and imports this before it answers `--help`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import DataConfig
+from utils import PROJECT, log
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from dataset.cache import PixelStore
+    from dataset.transforms import Augment
+
+MASKS = ("lung_mask", "lesion_mask")
+
+
+@dataclass
+class Batch:
+    """Some pictures on the device."""
+
+    inputs: torch.Tensor  # (n, channels, side, side) float32, normalised, channels last
+    labels: torch.Tensor  # (n,) int64, -1 where the label is no class of the model
+    indices: np.ndarray  # (n,) int64, rows of the part's records
+    masks: torch.Tensor | None = None  # (n, 2, side, side) uint8: lungs, lesion; zeros where there is none
+
+
+@dataclass
+class Part:
+    """The radiographs of one split: records, and pixels (uint8 memory map, gathered by row).
+
+    Args:
+        records: one row per picture, with `RECORD_COLUMNS`.
+        classes: class names in the model's order.
+        stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
+    """
+
+    records: pd.DataFrame
+    classes: list[str]
+    stores: dict[str, tuple[PixelStore, np.ndarray]]
+    labels: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
+        self._maps = {name: store.open() for name, (store, _) in self.stores.items()}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def side(self) -> int:
+        """Side of the cached pictures in pixels."""
+        return self.stores["image"][0].side
+
+    def gather(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros where there is no mask."""
+        import numpy as np
+
+        rows = self.stores[name][1][indices]
+        out = np.zeros((len(rows), self.side, self.side), np.uint8)
+        out[rows >= 0] = self._maps[name][rows[rows >= 0]]
+        return out
+
+    def has(self, name: str) -> np.ndarray:
+        """(n,) bool: which pictures have the mask `name`."""
+        return self.stores[name][1] >= 0
+
+    def batches(
+        self,
+        device: torch.device,
+        batch: int,
+        side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        order: np.ndarray | None = None,
+        start: int = 0,
+        augment: Augment | None = None,
+        epoch: int = 0,
+        masks: bool = False,
+    ) -> Iterator[Batch]:
+        """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
+
+        The next batch's pixels are gathered by a thread while the device works on this one. `start` is the place in
+        the epoch of the first picture of `order`: augmentation is a function of (seed, epoch, place).
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        import numpy as np
+        import torch
+
+        from dataset.transforms import normalise
+
+        order = np.arange(len(self)) if order is None else order
+        chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
+
+        def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+            planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
+            tensors = [
+                None if a is None else torch.from_numpy(a)
+                for a in (self.gather("image", chunk), planes, self.labels[chunk])
+            ]
+            return tuple(t.pin_memory() if device.type == "cuda" and t is not None else t for t in tensors)
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(fetch, chunks[0]) if chunks else None
+            for number, chunk in enumerate(chunks):
+                pixels, planes, labels = (t if t is None else t.to(device, non_blocking=True) for t in coming.result())
+                if number + 1 < len(chunks):
+                    coming = pool.submit(fetch, chunks[number + 1])
+                if augment is not None:
+                    positions = start + number * batch + np.arange(len(chunk))
+                    grey, planes = augment(pixels, epoch, positions, planes)
+                else:
+                    grey = pixels.float() / 255
+                assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"
+                yield Batch(normalise(grey, mean, std), labels, chunk, planes)
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """`data.cache_dir`, relative to the project."""
+    return PROJECT / data.cache_dir
+
+
+def make_part(
+    records: pd.DataFrame,
+    classes: list[str],
+    data: DataConfig,
+    side: int,
+    masks: bool = False,
+) -> tuple[Part, dict[str, str]]:
+    """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
+    and the reasons of those. An unreadable mask counts as absent, and its file is named.
+    """
+    from dataset.cache import PixelStore, hash_files
+
+    folder = cache_folder(data)
+    store = PixelStore(folder, side, data.fit)
+    unreadable = store.build(list(records["path"]), list(records["sha256"]), data.workers)
+    records = records[~records["path"].isin(unreadable)].reset_index(drop=True)
+    stores = {"image": (store, store.rows(records["sha256"]))}
+    for name in MASKS if masks else ():
+        store = PixelStore(folder, side, data.fit, "mask")
+        named = [p for p in records[name] if p]
+        hashes = dict(zip(named, hash_files(named, folder, data.workers), strict=True))
+        readable = {path: sha for path, sha in hashes.items() if sha}
+        broken = store.build(list(readable), list(readable.values()), data.workers)
+        broken |= {path: "no such file" for path in named if path not in readable}
+        for path, reason in broken.items():
+            log.warning(f"WARNING: {path}: mask left out ({reason})")
+        stores[name] = (store, store.rows(hashes.get(path) or "" for path in records[name]))
+    return Part(records, classes, stores), unreadable
