@@ -81,7 +81,7 @@ class TrainConfig:
     momentum: float = key(0.9, "of sgd", low=0, high=1)
     weight_decay: float = key(0.01, "of weights; biases and norms have none", low=0)
     schedule: str = key("cosine", "of the learning rate", choices=("cosine", "step", "constant"))
-    warmup_epochs: float = key(1.0, "linear warm-up, in epochs, of the cosine and constant schedules", low=0)
+    warmup: float = key(0.1, "linear warm-up of cosine and constant, as a fraction of all steps", low=0, high=1)
     step_epochs: int = key(7, "the step schedule multiplies by step_gamma every so many epochs", low=1)
     step_gamma: float = key(0.1, "see step_epochs", low=0, high=1)
     label_smoothing: float = key(0.0, "of the cross entropy", low=0, high=0.99)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,10 @@ class Part:
         from dataset.transforms import normalise
 
         order = np.arange(len(self)) if order is None else order
-        chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
+        edges = list(range(0, len(order), batch))
+        if augment is not None and batch > 2 and len(order) % batch == 1 < len(order):
+            edges[-1] -= 1  # no training batch of one picture: batch normalisation may need two
+        chunks = [order[i:j] for i, j in pairwise([*edges, len(order)])]
 
         def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
             planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
@@ -121,7 +125,7 @@ class Part:
                 if number + 1 < len(chunks):
                     coming = pool.submit(fetch, chunks[number + 1])
                 if augment is not None:
-                    positions = start + number * batch + np.arange(len(chunk))
+                    positions = start + edges[number] + np.arange(len(chunk))
                     grey, planes = augment(pixels, epoch, positions, planes)
                 else:
                     grey = pixels.float() / 255

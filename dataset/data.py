@@ -167,6 +167,8 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {len(records)} images cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
+            if before is not None and len(unreadable) == len(records):
+                message += " (if the images were moved, give --data DIR)"
             raise UserError(
                 f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, or raise it"
             )

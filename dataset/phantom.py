@@ -11,7 +11,7 @@ Frequency and distribution of chest radiographic findings in patients positive f
 Lung_Opacity as one focal consolidation; Viral Pneumonia as a diffuse bilateral reticular pattern (terms as in Hansell
 DM et al., Fleischner Society: glossary of terms for thoracic imaging, Radiology 2008). Everything else in a picture
 (anatomy, positioning, exposure, noise, devices, markers) is drawn without knowledge of the class, and a picture with a
-finding is given the histogram of the same film without it, so that brightness and contrast do not tell the class.
+finding is given about the grey levels of the same film without it, so that brightness does not tell the class.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 if TYPE_CHECKING:
-    from dataset.phantom_anatomy import Body, View
+    from dataset.phantom_anatomy import Body, Chest
+    from dataset.phantom_film import View
 
 Finding = tuple[np.ndarray, np.ndarray]  # share of the aerated lung filled, and outline
 Film = tuple[np.ndarray, np.ndarray, np.ndarray]  # radiograph, lung mask, lesion mask
-VERSION = 1  # raise when the same parameters no longer give the same bytes
+VERSION = 2  # raise when the same parameters no longer give the same bytes
 CLASSES: tuple[str, ...] = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 PROPORTIONS = (17, 28, 48, 7)  # per cent, as in the real database
 SOURCES = tuple(f"https://phantom.example/site-{letter}" for letter in "abcd")
@@ -52,12 +53,21 @@ BODY, POSE, VESSELS, FINDING, DEVICES, FILM, SITE, FILMS = range(8)
 
 
 def _anatomy() -> ModuleType:
-    """The drawing module, imported late to keep --help quick; works as a script and as part of a package."""
+    """What draws the patient, imported late to keep --help quick; works as a script and as part of a package."""
     if __package__:
         from dataset import phantom_anatomy
     else:
         import phantom_anatomy
     return phantom_anatomy
+
+
+def _film() -> ModuleType:
+    """What sees and exposes the patient, imported in the same way."""
+    if __package__:
+        from dataset import phantom_film
+    else:
+        import phantom_film
+    return phantom_film
 
 
 def _rng(seed: int, label: str, patient: int, stream: int, image: int = 0) -> np.random.Generator:
@@ -87,62 +97,73 @@ def _grow(score: np.ndarray, region: np.ndarray, pixels: int) -> float:
 
 
 def _patches(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
-    """COVID-19: bilateral, peripheral ground-glass patches of the lower zones.
+    """COVID-19: bilateral, peripheral ground-glass patches of the lower zones, one side more involved than the other.
 
     Returns the share of the aerated lung that is filled, float32 (size, size) in 0..1, and the outline, bool.
     """
-    anatomy = _anatomy()
+    film = _film()
     x, y = view.grid()
-    area = float(np.clip(rng.lognormal(np.log(0.13), 0.25), 0.07, 0.20))
-    split = rng.uniform(0.36, 0.64)
-    rough = 0.30 * anatomy.texture(view, 0.075, rng) + 0.14 * anatomy.texture(view, 0.03, rng)
+    area = float(np.clip(rng.lognormal(np.log(0.135), 0.22), 0.08, 0.20))
+    worse = rng.uniform(0.56, 0.76)  # the share of the more involved side
+    split = worse if rng.random() < 0.5 else 1 - worse
+    rough = 0.26 * film.texture(view, 0.075, rng) + 0.12 * film.texture(view, 0.03, rng)
     filled, outline = np.zeros_like(seen), np.zeros(seen.shape, bool)
     for side, share in ((-1, split), (1, 1 - split)):
         region = (seen > 0.5) & (x * side > 0)
-        score = np.full_like(seen, -9.0)
-        for _ in range(rng.integers(2, 4)):
-            cx, cy = side * rng.uniform(0.74, 1.02) * body.width, rng.uniform(-0.04, body.base - 0.02)
-            rx, ry = rng.uniform(0.10, 0.16), rng.uniform(0.11, 0.20)
+        score = np.full_like(seen, -4.0)
+        for _ in range(rng.integers(1, 4) if share < 0.5 else rng.integers(2, 4)):
+            cx, cy = side * rng.uniform(0.70, 0.98) * body.width, rng.uniform(0.0, body.base - 0.02)
+            rx, ry = rng.uniform(0.09, 0.17), rng.uniform(0.10, 0.20)
             score = np.maximum(score, 1 - ((x - cx) / rx) ** 2 - ((y - cy) / ry) ** 2)
-        score = np.maximum(score, -4) + rough
-        threshold = _grow(score, region, min(round(area * share * x.size), round(0.7 * region.sum())))
+        score += rough
+        threshold = _grow(score, region, min(round(area * share * x.size), round(0.75 * region.sum())))
         patch = (score > threshold) & (x * side > 0)
-        filled += np.minimum(1.2 * anatomy.soften(patch.astype(np.float32), rng.uniform(0.018, 0.032)), 1)
+        filled += np.minimum(1.2 * film.soften(patch.astype(np.float32), rng.uniform(0.018, 0.030)), 1)
         outline |= patch & region
-    pleural = np.clip(0.35 + 1.05 * abs(x) / body.width, 0.6, 1.45)  # densest under the pleura
-    density = rng.uniform(0.42, 0.64) * pleural * (1 + 0.10 * anatomy.texture(view, 0.045, rng))
-    return np.minimum(filled * density, 0.92), outline
+    pleural = np.clip(0.35 + 1.05 * abs(x) / body.width, 0.6, 1.3)  # densest under the pleura
+    # thickened lobules give ground glass its grain
+    grain = 0.10 * film.texture(view, 0.045, rng) + 0.15 * film.texture(view, 0.022, rng)
+    return np.clip(filled * rng.uniform(0.40, 0.60) * pleural * (1 + grain), 0, 0.85), outline
 
 
 def _consolidation(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
-    """Lung_Opacity: one focal consolidation, in any zone of one lung, with air bronchograms."""
-    anatomy = _anatomy()
+    """Lung_Opacity: one focal consolidation, in any zone of one lung, sharp where it ends at a fissure."""
+    film = _film()
     x, y = view.grid()
     side = 1 if rng.random() < 0.5 else -1
-    area = float(np.clip(rng.lognormal(np.log(0.115), 0.25), 0.06, 0.17))
+    area = float(np.clip(rng.lognormal(np.log(0.12), 0.25), 0.06, 0.18))
     region = (seen > 0.5) & (x * side > 0)
     cx, cy = side * rng.uniform(0.45, 0.75) * body.width, rng.uniform(body.apex + 0.14, body.base - 0.08)
     ratio, tilt = rng.uniform(0.75, 1.3), rng.uniform(-0.5, 0.5)
     u, v = (x - cx) + tilt * (y - cy), (y - cy) - tilt * (x - cx)
     score = 1.4 - np.sqrt((u * ratio) ** 2 + (v / ratio) ** 2) / 0.16
-    score += 0.20 * anatomy.texture(view, 0.09, rng) + 0.07 * anatomy.texture(view, 0.03, rng)
-    threshold = _grow(score, region, min(round(area * x.size), round(0.75 * region.sum())))
-    outline = anatomy.largest((score > threshold) & region)
+    score += 0.20 * film.texture(view, 0.09, rng) + 0.07 * film.texture(view, 0.03, rng)
+    # the fissure: a slightly slanting line above a low focus, below a high one; positive on the side of the focus
+    down = 1 if cy > -0.05 else -1
+    slant, bulge = side * rng.uniform(-0.1, 0.35), rng.uniform(-0.9, 0.9)
+    fissure = down * (y - cy - slant * (x - cx) - bulge * (x - cx) ** 2)
+    room = _grow(fissure, region, round(1.3 * area * x.size))  # as far off as the focus needs
+    fissure -= min(-rng.uniform(0.06, 0.12), room)
+    score = np.where(fissure > 0, score, np.float32(-9))
+    threshold = _grow(score, region, min(round(area * x.size), round(0.85 * (region & (fissure > 0)).sum())))
+    outline = film.largest((score > threshold) & region)
     # beyond the lung field the patch goes on behind heart and diaphragm, so its edge there is theirs, not its own
-    patch = anatomy.largest((score > threshold) & (x * side > 0))
-    filled = np.minimum(1.2 * anatomy.soften(patch.astype(np.float32), rng.uniform(0.009, 0.020)), 1)
-    return filled * rng.uniform(0.46, 0.70) * (1 + 0.07 * anatomy.texture(view, 0.05, rng)), outline
+    patch = film.largest((score > threshold) & (x * side > 0))
+    reach = patch | ((fissure <= 0) & (film.soften(patch.astype(np.float32), 0.03) > 0.1))
+    filled = np.minimum(1.25 * film.soften(reach.astype(np.float32), rng.uniform(0.008, 0.016)), 1)
+    filled *= np.clip(fissure * rng.uniform(0.1, 0.35) * view.size + 0.5, 0, 1)
+    return filled * rng.uniform(0.62, 0.88) * (1 + 0.04 * film.texture(view, 0.06, rng)), outline
 
 
 def _reticulation(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
     """Viral pneumonia: a net of fine lines over both lungs, densest around the hila, with a little haze."""
-    anatomy = _anatomy()
+    film = _film()
     x, y = view.grid()
-    noise = anatomy.texture(view, 0.04 * rng.uniform(0.9, 1.1), rng)
+    noise = film.texture(view, 0.04 * rng.uniform(0.9, 1.1), rng)
     # lines crossing each other, and a ridge along every zero crossing of a random field, which closes into meshes
-    net = 1.2 * anatomy.septa(view, body, 900, rng) + 0.30 * np.exp(-((noise / 0.33) ** 2))
+    net = 1.2 * _anatomy().septa(view, body, 900, rng) + 0.30 * np.exp(-((noise / 0.33) ** 2))
     perihilar = np.exp(-(((abs(x) - 0.12) / 0.16) ** 2) - ((y - 0.0) / 0.25) ** 2)
-    uneven = np.clip(0.8 + 0.25 * anatomy.texture(view, 0.15, rng) + 0.35 * perihilar, 0.35, 1.3)
+    uneven = np.clip(0.8 + 0.25 * film.texture(view, 0.15, rng) + 0.35 * perihilar, 0.35, 1.3)
     return (0.18 * rng.uniform(0.85, 1.2) * net + 0.08) * uneven, seen > 0.5
 
 
@@ -154,6 +175,17 @@ def _finding(label: str, view: View, body: Body, seen: np.ndarray, rng: np.rando
     return draw(view, body, seen, rng)
 
 
+def _opacity(finding: str, chest: Chest, filled: np.ndarray) -> np.ndarray:
+    """The attenuation (size, size) that a finding adds to a healthy chest where it fills the lung."""
+    if finding == "Lung_Opacity":
+        # Pus round the vessels hides them and leaves the larger bronchi beside them as dark branches; the scatter of
+        # a dense lung takes contrast from the ribs in front of it.
+        bronchi = np.maximum(chest.vascular - 0.04, 0)
+        return filled * (chest.air - 1.1 * chest.vascular - 1.0 * bronchi - 0.85 * chest.ribs)
+    # ground glass and septa leave vessels and ribs to be seen, ground glass veils the ribs a little
+    return filled * (chest.air - (0.3 if finding == "COVID" else 0.0) * chest.ribs)
+
+
 def _site(seed: int, label: str, patient: int) -> int:
     """The index of a patient's source, independent of the class."""
     return int(_rng(seed, label, patient, SITE).integers(len(SOURCES)))
@@ -161,7 +193,6 @@ def _site(seed: int, label: str, patient: int) -> int:
 
 def _view(label: str, patient: int, image: int, seed: int, size: int) -> View:
     """Positioning of one film: what the patient keeps (build) and what changes between films."""
-    anatomy = _anatomy()
     own, film = _rng(seed, label, patient, POSE), _rng(seed, label, patient, POSE, image)
     zoom = own.uniform(0.90, 1.08) * film.uniform(0.98, 1.02)
     stretch = own.uniform(0.95, 1.06)
@@ -169,7 +200,7 @@ def _view(label: str, patient: int, image: int, seed: int, size: int) -> View:
     shift = np.clip(own.normal(0, 0.012, 2) + film.normal(0, 0.012, 2), -0.05, 0.05) + (0.5, 0.515)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.diag([zoom, zoom * stretch]) * size
-    return anatomy.View(size, np.column_stack([linear, shift * size - 0.5]))
+    return _film().View(size, np.column_stack([linear, shift * size - 0.5]))
 
 
 def draw_radiograph(label: str, patient: int, image: int, seed: int = 0, size: int = 299) -> Film:
@@ -195,12 +226,10 @@ def _draw(label: str, patient: int, image: int, seed: int, size: int, finding: s
     if gear.random() < 0.3:
         clear = clear + 0.30 * anatomy.devices(view, gear)
     filled, outline = _finding(finding, view, body, seen, _rng(seed, label, patient, FINDING))
-    # Consolidation hides the vessels and leaves the bronchi in it as dark lines; ground glass and septa do neither.
-    # The scatter of a dense lung takes contrast from the ribs in front of it.
-    vessels, ribs = {"COVID": (0.0, 0.5), "Lung_Opacity": (1.5, 0.6)}.get(finding, (0.0, 0.0))
-    ill = clear + filled * (chest.air - vessels * chest.vascular - ribs * chest.ribs) if finding != "Normal" else None
-    picture = anatomy.expose(clear, ill, _site(seed, label, patient), _rng(seed, label, patient, FILM, image))
-    return picture, anatomy.mask(seen, MASK_SIZE), anatomy.mask(outline, MASK_SIZE)
+    ill = None if finding == "Normal" else clear + _opacity(finding, chest, filled)
+    film = _film()
+    picture = film.expose(clear, ill, _site(seed, label, patient), _rng(seed, label, patient, FILM, image))
+    return picture, film.mask(seen, MASK_SIZE), film.mask(outline, MASK_SIZE)
 
 
 def _plan(count: int, seed: int) -> list[tuple[str, int, int]]:

@@ -3,20 +3,21 @@
 The patient's frame has its origin on the midline in the middle of the chest, x to the viewer's right (the patient's
 left, as in every frontal radiograph), y downwards, and one picture width as its unit. A `View` places that frame in
 the picture. Every drawing function returns a float32 array (size, size) in 0..1, the share of the pixel covered, or a
-relative path length; `attenuation` adds them up with the weights of the tissues, and `expose` makes a film of the sum.
+relative path length; `attenuation` adds them up with the weights of the tissues, and phantom_film makes a film of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
 
-SUPERSAMPLE = 2  # vectors are drawn at twice the size and averaged down: smooth edges, sub-pixel line widths
-BORDER = 0.10  # share of the picture on each side that grey levels are not matched in
-SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
+if __package__:
+    from dataset.phantom_film import View, smooth, soften, texture
+else:
+    from phantom_film import View, smooth, soften, texture
+
 
 # The cardiomediastinal silhouette, counter-clockwise from the right side of the neck: superior vena cava, right
 # atrium, diaphragmatic surface, apex, left ventricle, left atrial appendage, pulmonary trunk, aortic knob, neck.
@@ -50,85 +51,6 @@ class Body:
     vessels: float  # prominence of the pulmonary vessels
     arms: float  # 0: raised out of the picture, 1: hanging at the sides
     bubble: float  # half width of the gastric bubble, 0 for none
-
-
-@dataclass(frozen=True)
-class View:
-    """How one film sees the patient: picture size in pixels and the 2x3 matrix from patient frame to pixels."""
-
-    size: int
-    matrix: np.ndarray
-
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """The patient-frame coordinates x and y of every pixel, float32 (size, size) each."""
-        back = cv2.invertAffineTransform(self.matrix).astype(np.float32)
-        rows = np.arange(self.size, dtype=np.float32)[:, None]
-        cols = np.arange(self.size, dtype=np.float32)[None, :]
-        x = back[0, 0] * cols + (back[0, 1] * rows + back[0, 2])
-        return x, back[1, 0] * cols + (back[1, 1] * rows + back[1, 2])
-
-    def points(self, points: np.ndarray) -> np.ndarray:
-        """Patient-frame points (n, 2) as OpenCV's fixed-point pixels of the supersampled canvas."""
-        pixels = points @ self.matrix[:, :2].T + self.matrix[:, 2]
-        return np.round((SUPERSAMPLE * (pixels + 0.5) - 0.5) * (1 << SHIFT)).astype(np.int32)
-
-    def canvas(self) -> np.ndarray:
-        """An empty supersampled canvas."""
-        return np.zeros((self.size * SUPERSAMPLE, self.size * SUPERSAMPLE), np.uint8)
-
-    def fill(self, canvas: np.ndarray, outlines: list[np.ndarray], value: float = 1.0) -> None:
-        """Fills closed outlines with a value (0..1) on a supersampled canvas."""
-        for outline in outlines:
-            cv2.fillPoly(canvas, [self.points(outline)], round(255 * value), cv2.LINE_AA, SHIFT)
-
-    def stroke(self, canvas: np.ndarray, lines: list[np.ndarray], width: float, value: float) -> None:
-        """Draws open lines of a width (picture widths) and value (0..1) onto a supersampled canvas."""
-        if not lines:
-            return
-        thickness = max(1, round(width * SUPERSAMPLE * float(np.hypot(*self.matrix[:, 0]))))
-        points, ends = self.points(np.concatenate(lines)), np.cumsum([len(line) for line in lines])
-        parts = [points[end - len(line) : end] for line, end in zip(lines, ends, strict=True)]
-        kind = cv2.LINE_AA if thickness < 4 else cv2.LINE_8  # wide lines are smooth enough when averaged down
-        cv2.polylines(canvas, parts, False, round(255 * value), thickness, kind, SHIFT)
-
-    def reduce(self, canvas: np.ndarray) -> np.ndarray:
-        """A supersampled canvas as float32 (size, size) in 0..1."""
-        small = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA)
-        return small.astype(np.float32) * np.float32(1 / 255)
-
-    def area(self, *outlines: np.ndarray) -> np.ndarray:
-        """The coverage of closed outlines."""
-        canvas = self.canvas()
-        self.fill(canvas, list(outlines))
-        return self.reduce(canvas)
-
-
-def soften(image: np.ndarray, width: float) -> np.ndarray:
-    """The image blurred by a Gaussian whose sigma is `width` picture widths."""
-    return cv2.GaussianBlur(image, (0, 0), width * image.shape[0])
-
-
-@lru_cache(maxsize=32)
-def _spline(count: int, closed: bool, steps: int) -> np.ndarray:
-    """The matrix that turns `count` control points into points of their uniform cubic B-spline."""
-    spans = count if closed else count + 1
-    matrix = np.zeros((spans * steps, count))
-    for span in range(spans):
-        for step in range(steps):
-            t = step / steps
-            weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-            for offset, weight in enumerate(weights):
-                index = span + offset - 1 if closed else min(max(span + offset - 2, 0), count - 1)
-                matrix[span * steps + step, index % count] += weight / 6
-    if not closed:
-        matrix[0], matrix[-1] = np.eye(count)[0], np.eye(count)[-1]
-    return matrix
-
-
-def smooth(points: np.ndarray | list[tuple[float, float]], closed: bool = True, steps: int = 4) -> np.ndarray:
-    """A smooth curve (n, 2) along control points (m, 2): a uniform cubic B-spline."""
-    points = np.asarray(points, float)
-    return _spline(len(points), closed, steps) @ points
 
 
 def chest_width(body: Body, y: np.ndarray | float) -> np.ndarray:
@@ -381,11 +303,11 @@ def draw_body(rng: np.random.Generator) -> Body:
     female = rng.random() < 0.5
     return Body(
         width=rng.uniform(0.375, 0.42), apex=-rng.uniform(0.385, 0.425), base=rng.uniform(0.20, 0.265),
-        left_drop=rng.uniform(-0.005, 0.03), fat=rng.uniform(0.045, 0.10), heart=rng.uniform(-0.08, 0.16),
+        left_drop=rng.uniform(-0.005, 0.03), fat=rng.uniform(0.040, 0.11), heart=rng.uniform(-0.10, 0.20),
         breast=rng.uniform(0.02, 0.13) if female else rng.uniform(0, 0.035),
         knob=rng.uniform(-0.008, 0.018), rib_gap=rng.uniform(0.055, 0.063), rib_drop=rng.uniform(0.13, 0.20),
         rib_width=rng.uniform(0.021, 0.028), bone=rng.uniform(0.7, 1.3), vessels=rng.uniform(0.6, 1.8),
-        mottle=rng.uniform(0.0, 0.016), inflation=rng.uniform(0.86, 1.06), tilt=rng.normal(0, 0.12),
+        mottle=rng.uniform(0.0, 0.016), inflation=rng.uniform(0.70, 1.10), tilt=rng.normal(0, 0.12),
         arms=float(rng.random() < 0.5), bubble=rng.uniform(0.05, 0.09) if rng.random() < 0.5 else 0.0,
     )  # fmt: skip
 
@@ -407,153 +329,6 @@ def devices(view: View, rng: np.random.Generator) -> np.ndarray:
         line = [(-0.40, -0.5), (-0.22, -0.34), (-0.10, -0.28), (-0.045, -0.20), (-0.05, -0.04)]
         view.stroke(canvas, [smooth(line, closed=False, steps=8)], 0.006, 0.45)
     return view.reduce(canvas)
-
-
-def texture(view: View, cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Random texture fixed to the patient: standard deviation about 1, correlated over `cell` picture widths."""
-    count = int(np.ceil(2.0 / cell)) + 3
-    noise = rng.standard_normal((count, count), dtype=np.float32) * np.float32(1.35)
-    small = view.size // 2  # the finest cell is several pixels wide
-    shrink = np.diag([view.size / small, view.size / small, 1])
-    scale = np.array([[1 / cell, 0, 1 / cell + 1], [0, 1 / cell, 1 / cell + 1], [0, 0, 1]])
-    back = np.vstack([cv2.invertAffineTransform(view.matrix), (0, 0, 1)])
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    picture = cv2.warpAffine(noise, (scale @ back @ shrink)[:2], (small, small), flags=flags)
-    return cv2.resize(picture, (view.size, view.size), interpolation=cv2.INTER_LINEAR)
-
-
-def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a boolean mask, its holes filled."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])) if len(stats) > 1 else mask
-
-
-def mask(cover: np.ndarray, size: int) -> np.ndarray:
-    """A coverage map or boolean outline as a boolean mask (size, size)."""
-    return cv2.resize(cover.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) > 0.5
-
-
-@dataclass(frozen=True)
-class Site:
-    """The look of one source's films; pairs are ranges."""
-
-    window: tuple[float, float]  # how far the grey scale reaches beyond the darkest and the brightest tissue
-    gamma: tuple[float, float]
-    detail: tuple[float, float]  # local contrast enhancement
-    collimated: float  # chance of a visible collimation border
-    marker: str
-    corner: tuple[float, float]  # of the marker, in picture widths
-    boxed: bool
-
-
-SITES = (
-    Site((0.00, 0.12), (1.0, 1.5), (0.0, 0.3), 0.15, "R", (0.03, 0.10), False),
-    Site((0.02, 0.25), (0.9, 1.4), (0.0, 0.2), 0.30, "L", (0.90, 0.12), True),
-    Site((-0.03, 0.08), (1.0, 1.6), (0.3, 0.9), 0.15, "L", (0.92, 0.09), False),
-    Site((0.00, 0.15), (1.0, 1.5), (0.0, 0.5), 0.55, "R", (0.05, 0.16), True),
-)
-
-
-def _develop(attenuation_map: np.ndarray, energy: float, scatter: float, detail: float) -> np.ndarray:
-    """Optical response to an attenuation map: transmission, scatter, logarithm, local contrast; bone is bright."""
-    size = attenuation_map.shape[0]
-    primary = np.exp(-energy * attenuation_map)
-    small = cv2.resize(primary, (size // 6, size // 6), interpolation=cv2.INTER_AREA)
-    veil = cv2.resize(soften(small, 0.07), (size, size), interpolation=cv2.INTER_LINEAR)
-    density = -cv2.log(primary + scatter * veil + np.float32(0.004))
-    if detail > 0.05:
-        coarse = cv2.resize(density, (size // 6, size // 6), interpolation=cv2.INTER_AREA)
-        density += detail * (density - cv2.resize(soften(coarse, 0.06), (size, size), interpolation=cv2.INTER_LINEAR))
-    return density
-
-
-def _levels(image: np.ndarray, low: float, high: float, bins: int = 1024) -> np.ndarray:
-    """The cumulative histogram of an image between low and high, (bins,) in 0..1."""
-    counts = cv2.calcHist([np.ascontiguousarray(image)], [0], None, [bins], [low, high]).ravel()
-    return np.cumsum(counts) / image.size
-
-
-def _match(image: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The image with the grey levels of the target: what an automatic exposure and a reader's window would do.
-
-    The border (BORDER of the picture on each side), where no finding is, stays; levels are matched within it.
-    """
-    size = len(image)
-    edge = round(BORDER * size)
-    inner = (slice(edge, size - edge),) * 2
-    rise = np.clip((np.minimum(np.arange(size), np.arange(size)[::-1]) / edge - 1.0) / 0.6, 0, 1)
-    weight = np.minimum.outer(rise, rise).astype(np.float32)
-    low, high = float(min(image.min(), target.min())), float(max(image.max(), target.max())) + 1e-3
-    wanted = _levels(target[inner], low, high)
-    edges = np.linspace(low, high, len(wanted) + 1)[1:]
-    rank = np.arange(len(wanted)) * 1e-9  # makes the cumulative histograms invertible
-    knots = np.linspace(0, 1, 33)
-    for _ in range(2):  # again, because the first pass fades towards the border
-        own = _levels(image[inner], low, high)
-        pairs = [np.interp(knots, levels + rank, edges) for levels in (own, wanted)]
-        image = image + weight * (np.interp(image, *pairs).astype(np.float32) - image)
-    return image
-
-
-def _excess(ill: np.ndarray, clear: np.ndarray, level: float) -> float:
-    """How much rougher a finding makes a film of a given noise level, as the mean logarithm of the ratio."""
-    floor = (4.5 * level) ** 2 + (1 / 255) ** 2  # what noise and rounding put into a Laplacian
-    rough, plain = (cv2.Laplacian(image, cv2.CV_32F)[::2, ::2] ** 2 + np.float32(floor) for image in (ill, clear))
-    return 0.5 * float(np.log(rough / plain).mean())
-
-
-def expose(clear: np.ndarray, ill: np.ndarray | None, site: int, rng: np.random.Generator) -> np.ndarray:
-    """Turns attenuation into a film, uint8 (size, size).
-
-    `clear` is the patient without the finding, `ill` with it (None for none). Both films have the same grey levels and
-    the same roughness, so that neither brightness nor noise nor the size of the file tells of the finding.
-    """
-    look, size = SITES[site], clear.shape[0]
-    energy, scatter, detail = rng.uniform(2.6, 3.6), rng.uniform(0.10, 0.35), rng.uniform(*look.detail)
-    blur, level = rng.uniform(0.3, 1.1) * size / 299, float(np.exp(rng.uniform(np.log(0.002), np.log(0.022))))
-    gamma, shoulder = np.float32(rng.uniform(*look.gamma)), np.float32(rng.uniform(0.4, 1.6))
-    film = _develop(clear, energy, scatter, detail)
-    levels = np.quantile(film[::4, ::4], (0.02, 0.995))
-    margins = np.array((-rng.uniform(*look.window), rng.uniform(*look.window))) * (levels[1] - levels[0])
-
-    def tone(film: np.ndarray) -> np.ndarray:
-        """Window, characteristic curve with its upper bend, and the detector's blur."""
-        gray = np.clip((film - (levels[0] + margins[0])) / (np.ptp(levels) + np.ptp(margins)), 0, 1.15)
-        gray = ((1 - np.exp(-shoulder * gray)) / (1 - np.exp(-shoulder))) ** gamma
-        return cv2.GaussianBlur(gray.astype(np.float32), (0, 0), blur)
-
-    gray = tone(film)
-    if ill is not None:
-        plain, gray = gray, tone(_match(_develop(ill, energy, scatter, detail), film))
-        level *= float(np.exp(-_excess(gray, plain, level)))
-    noise = rng.standard_normal(gray.shape, dtype=np.float32)
-    grain = rng.standard_normal((size // 2, size // 2), dtype=np.float32)
-    grain = cv2.resize(grain, (size, size), interpolation=cv2.INTER_CUBIC)
-    mix = rng.uniform(0, 1)
-    # few photons make the bright parts noisier, unless the film's processing smooths them
-    gray = gray + level * np.exp(rng.uniform(-0.8, 1.6) * (gray - 0.5)) * (mix * noise + (1 - mix) * grain)
-    picture = np.round(np.clip(gray, 0, 1) * 255).astype(np.uint8)
-    _burn_in(picture, look, rng)
-    return picture
-
-
-def _burn_in(picture: np.ndarray, look: Site, rng: np.random.Generator) -> None:
-    """Collimation border and side marker, drawn in place."""
-    size = picture.shape[0]
-    if rng.random() < look.collimated:
-        left, right, top, bottom = np.round(rng.uniform(0.0, 0.045, 4) * size).astype(int)
-        level = 5 if rng.random() < 0.8 else 247
-        picture[:top], picture[size - bottom :] = level, level
-        picture[:, :left], picture[:, size - right :] = level, level
-    if rng.random() < 0.75:
-        x, y = (int((part + rng.uniform(-0.015, 0.015)) * size) for part in look.corner)
-        scale, ink = size / 299 * rng.uniform(0.5, 0.8), 250
-        if look.boxed:
-            reach = round(20 * scale)
-            cv2.rectangle(picture, (x - 4, y - reach - 4), (x + reach, y + 4), 243, -1)
-            ink = 12
-        font, width = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(2 * scale))
-        cv2.putText(picture, look.marker, (x, y), font, scale, ink, width, cv2.LINE_AA)
 
 
 def septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.ndarray:

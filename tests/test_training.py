@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(
 
 
 def test_a_real_divergence_is_caught(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
-    words = ("train.lr=1e30", "train.warmup_epochs=0", "train.clip_norm=null", "train.optimizer=sgd")
+    words = ("train.lr=1e30", "train.warmup=0", "train.clip_norm=null", "train.optimizer=sgd")
     with pytest.raises(UserError, match="not finite"):
         train(_config(phantom, cache_dir, tmp_path, *words), "diverged")
 
@@ -189,7 +189,7 @@ def test_unreadable_images_are_named_and_limited(
 
 
 def test_schedules_by_hand() -> None:
-    cosine = TrainConfig(lr=1.0, epochs=5, warmup_epochs=1, schedule="cosine")
+    cosine = TrainConfig(lr=1.0, epochs=5, warmup=0.2, schedule="cosine")
     rates = [learning_rate(cosine, step, 4) for step in range(20)]
     np.testing.assert_allclose(rates[:4], [0.25, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(rates[4:], [0.5 * (1 + math.cos(math.pi * i / 16)) for i in range(16)])
@@ -199,7 +199,7 @@ def test_schedules_by_hand() -> None:
         assert learning_rate(step, epoch * 9 + 5, 9) == pytest.approx(reference.get_last_lr()[0])
         reference.optimizer.step()
         reference.step()
-    assert learning_rate(TrainConfig(lr=2.0, schedule="constant", warmup_epochs=0), 77, 4) == 2.0
+    assert learning_rate(TrainConfig(lr=2.0, schedule="constant", warmup=0), 77, 4) == 2.0
 
 
 def test_weight_decay_reaches_weights_alone() -> None:
@@ -306,3 +306,30 @@ def test_the_newest_finished_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path, "resnet18").name == "b"
     with pytest.raises(UserError, match="no finished run of densenet121"):
         newest_run(tmp_path, "densenet121")
+
+
+@pytest.mark.parametrize("batch", [71, 4])
+def test_no_training_batch_of_one(batch: int, tiny_run: Path) -> None:
+    """72 or 73 images in batches that would leave one over: every image comes once, at its own place of the epoch."""
+    from dataset.data import load_dataset
+    from dataset.transforms import Augment
+
+    config = load_run_config(tiny_run / "config.yaml")
+    part = load_dataset(config.data, 64, run_split=tiny_run / "split.csv").part("train")
+    order = np.arange(len(part) - (len(part) % batch) + 1)
+    augment = Augment(config.augment, 0, 64, 64)
+    settings = (torch.device("cpu"), batch, 64, (0.5,), (0.5,))
+    batches = list(part.batches(*settings, order=order, augment=augment, epoch=1))
+    assert min(len(b.indices) for b in batches) > 1
+    np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), order)
+    whole = next(
+        iter(part.batches(torch.device("cpu"), 1000, 64, (0.5,), (0.5,), order=order, augment=augment, epoch=1))
+    )
+    torch.testing.assert_close(torch.cat([b.inputs for b in batches]), whole.inputs)
+
+
+def test_a_batch_that_cannot_be_normalised_is_explained(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
+    config = _config(phantom, cache_dir, tmp_path, "data.size=32")
+    config.data.size, config.train.batch = 32, 1
+    with pytest.raises(UserError, match="--batch 1"):
+        train(config, "one")

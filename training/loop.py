@@ -85,8 +85,16 @@ def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
 
 def _step(learner: Learner, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     train = learner.config.train
-    with autocast(learner.device, learner.precision):
-        scores = learner.model(inputs)
+    try:
+        with autocast(learner.device, learner.precision):
+            scores = learner.model(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--batch {len(labels)}: batch normalisation of a map of one pixel needs two images or more at once; raise "
+            "--batch or data.size"
+        ) from None
     loss = F.cross_entropy(scores.float(), labels, label_smoothing=train.label_smoothing)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -31,13 +31,14 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
 def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step (from 0).
 
-    Linear warm-up over `warmup_epochs`, then `cosine` to zero at the end of the last epoch (Loshchilov and Hutter
-    2017), or `constant`; `step` multiplies by `step_gamma` every `step_epochs` epochs and has no warm-up.
+    Linear warm-up over the fraction `warmup` of all steps, then `cosine` to zero at the end of the last epoch
+    (Loshchilov and Hutter 2017), or `constant`; `step` multiplies by `step_gamma` every `step_epochs` epochs and has no
+    warm-up.
     """
     if train.schedule == "step":
         return train.lr * train.step_gamma ** (step // steps_per_epoch // train.step_epochs)
     total = train.epochs * steps_per_epoch
-    warmup = min(round(train.warmup_epochs * steps_per_epoch), total - 1)
+    warmup = min(round(train.warmup * total), total - 1)
     if step < warmup:
         return train.lr * (step + 1) / warmup
     if train.schedule == "constant":
