@@ -58,6 +58,7 @@ class AugmentConfig:
     random_crop: int | None = key(None, "side in pixels of a random crop of the resized picture; null: none", low=16)
     horizontal_flip: float = key(0.5, "probability", low=0, high=1)
     vertical_flip: float = key(0.0, "probability", low=0, high=1)
+    geometric: float = key(1.0, "probability that rotation, affine and zoom-out touch a picture at all", low=0, high=1)
     rotation: float = key(0.0, "degrees, uniform in ±rotation, about the centre", low=0, high=180)
     affine_rotation: float = key(0.0, "degrees, the affine transform's own rotation, uniform in ±", low=0, high=180)
     translation: float = key(0.0, "fraction of the side, uniform in ± in x and in y", low=0, high=1)

@@ -112,13 +112,15 @@ def load_dataset(
 
 def _data_folder(data: DataConfig) -> tuple[Path, str | None]:
     """Where the images are, and the pattern of their patients; draws the phantom where no path is given."""
-    from dataset.phantom import GROUP_PATTERN, write_phantom
+    from dataset.phantom import GROUP_PATTERN, VERSION, write_phantom
 
     if data.path is None:
-        root = cache_folder(data) / f"phantom-{data.phantom_count}-{data.phantom_seed}"
-        return write_phantom(
-            root, data.phantom_count, data.phantom_seed, workers=data.workers or None
-        ), data.group_pattern
+        root = cache_folder(data) / f"phantom-v{VERSION}-{data.phantom_count}-{data.phantom_seed}"
+        try:
+            write_phantom(root, data.phantom_count, data.phantom_seed, workers=data.workers or None)
+        except (ValueError, OSError) as error:
+            raise UserError(f"data.cache_dir: the phantom cannot be drawn ({error})") from None
+        return root, data.group_pattern
     path = Path(data.path).expanduser()
     if data.group_pattern is None and (path / "phantom.json").is_file():
         return path, GROUP_PATTERN

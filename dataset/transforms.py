@@ -16,6 +16,7 @@ from config import AugmentConfig
 from dataset.sampling import uniforms
 from utils import UserError
 
+COLUMNS = 17
 # Columns of the random numbers of one picture: fixed, so that switching one key off does not change the others' draws.
 (
     CROP_X,
@@ -34,7 +35,8 @@ from utils import UserError
     ZOOM_Y,
     BRIGHTNESS,
     CONTRAST,
-) = range(16)
+    GEOMETRIC,
+) = range(COLUMNS)
 
 
 def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
@@ -72,7 +74,7 @@ class Augment:
         translation), zoom-out. Outside of the picture is black.
         """
         c, n = self.config, len(positions)
-        u = uniforms(self.seed, epoch, positions, 16)
+        u = uniforms(self.seed, epoch, positions, COLUMNS)
         signed = 2 * u - 1
         kept = (c.random_crop or self.source_side) / self.source_side
         crop = _matrix(kept, 0, (1 - kept) * signed[:, CROP_X], 0, kept, (1 - kept) * signed[:, CROP_Y], n=n)
@@ -87,7 +89,9 @@ class Augment:
         affine = shear @ _rotation(-np.deg2rad(c.affine_rotation) * signed[:, AFFINE_ROTATION]) @ shift
         canvas = np.where(u[:, ZOOM] < c.zoom_out, 1 + (c.zoom_out_max - 1) * u[:, ZOOM_SIDE], 1)
         zoom = _matrix(canvas, 0, (canvas - 1) * signed[:, ZOOM_X], 0, canvas, (canvas - 1) * signed[:, ZOOM_Y], n=n)
-        return crop @ flip @ turn @ affine @ zoom
+        geometric = turn @ affine @ zoom
+        geometric[u[:, GEOMETRIC] >= c.geometric] = np.eye(3)
+        return crop @ flip @ geometric
 
     def __call__(
         self,
@@ -130,7 +134,7 @@ class Augment:
         c = self.config
         if not c.brightness and not c.contrast:
             return pixels
-        signed = 2 * uniforms(self.seed, epoch, positions, 16)[:, [BRIGHTNESS, CONTRAST]] - 1
+        signed = 2 * uniforms(self.seed, epoch, positions, COLUMNS)[:, [BRIGHTNESS, CONTRAST]] - 1
         signed = torch.from_numpy(signed.astype(np.float32)).to(pixels.device)[:, :, None, None]
         mean = pixels.mean((1, 2), keepdim=True)
         return ((pixels - mean) * (1 + c.contrast * signed[:, 1]) + mean + c.brightness * signed[:, 0]).clamp(0, 1)
