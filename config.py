@@ -40,7 +40,7 @@ class DataConfig:
     fit: str = key("squash", "how a picture becomes a square", choices=("squash", "letterbox"))
     group_pattern: str | None = key(None, "regular expression on the file name: its first group is the patient")
     split: list[float] = key([0.8, 0.1, 0.1], "fractions of train, val, test", low=0, high=1)
-    split_seed: int = key(0, "seed of the split: runs of several seeds share one split", low=0)
+    split_seed: int = key(0, "seed of the split: runs of several seeds share one split", low=0, high=2**32 - 1)
     val_per_class: int | None = key(None, "validation images per class instead of a fraction", low=1)
     test_per_class: int | None = key(None, "test images per class instead of a fraction", low=1)
     max_unreadable: float = key(0.05, "a larger fraction of unreadable images stops the command", low=0, high=1)
@@ -100,7 +100,7 @@ class TrainConfig:
 class Config:
     model: str = key("resnet18", "a torchvision classification model, or timm/NAME")
     init: str = key("auto", "initial weights: auto, imagenet, none or a .pt/.pth/.safetensors file")
-    seed: int = key(0, "of weights, order, augmentation and dropout", low=0)
+    seed: int = key(0, "of weights, order, augmentation and dropout", low=0, high=2**32 - 1)
     device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: str = key("auto", "auto measures fp32 against bf16", choices=("auto", "fp32", "bf16"))
     save: str = key("runs", "the folder that run folders are made in")
@@ -163,7 +163,9 @@ def _expected(dotted: str) -> str:
     return text + (f" to {high:g}" if high is not None else " up" if low is not None else "")
 
 
-def set_key(config: DictConfig, dotted: str, value: Any) -> None:
+def set_key(
+    config: DictConfig, dotted: str, value: Any, words_for_null: Sequence[str] = ("null", "none", "None")
+) -> None:
     """Set one dotted key of `config`, converted to the schema's type and checked; a `UserError` names the key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -171,7 +173,9 @@ def set_key(config: DictConfig, dotted: str, value: Any) -> None:
     kind = _field_of(dotted)[1]
     if is_dataclass(kind):
         raise UserError(f"'{dotted}' is a group of keys, not a key: set {dotted}.{fields(kind)[0].name}=… or the like")
-    if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value.lower() in ("null", "none", ""):
+    if value == "":
+        raise UserError(f"{dotted}: an empty value was given; leave it out, or say {dotted}=null where that is allowed")
+    if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value in words_for_null:
         value = None
     if isinstance(value, str) and kind == list[float]:
         value = value.strip("[]() ").split(",")
@@ -207,6 +211,13 @@ def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
     return config
 
 
+def config_from_plain(plain: dict[str, Any], where: str) -> Config:
+    """A `Config` from nested dictionaries, such as a checkpoint's; `where` names the file in errors."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(from_plain(plain, where))
+
+
 def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 
@@ -221,7 +232,10 @@ def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = Non
         raise UserError(f"--config {file}: no such file")
     pairs = [word.split("=", 1) for word in words]
     groups = {name: value for name, value in pairs if name in GROUPS}
-    if flags.get("data.path") or any(name == "data.path" for name, _ in pairs):
+    if file.suffix != ".yaml":
+        raise UserError(f"--config {file}: a file whose name ends in .yaml is needed")
+    named = "data.path" in flags or any(name == "data.path" for name, _ in pairs)
+    if named and (file.parent / "data" / "folder.yaml").is_file():
         groups.setdefault("data", "folder")
     for name, value in groups.items():
         known = sorted(p.stem for p in (file.parent / name).glob("*.yaml"))
@@ -230,8 +244,11 @@ def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = Non
             hint = f": did you mean {near[0]}?" if near else ""
             raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(known) or 'none'})")
     config = from_plain(_compose_files(file, groups), str(file))
-    for name, value in [p for p in pairs if p[0] not in GROUPS] + list(flags.items()):
-        set_key(config, name, value)
+    for name, value in pairs:
+        if name not in GROUPS:
+            set_key(config, name, value)
+    for name, value in flags.items():
+        set_key(config, name, value, words_for_null=())  # a folder may be named none, and an empty one is a slip
     return OmegaConf.to_object(config)
 
 
@@ -262,10 +279,9 @@ def to_plain(config: Any) -> Any:
 def load_run_config(path: Path) -> Config:
     """The `config.yaml` of a run folder."""
     import yaml
-    from omegaconf import OmegaConf
 
     try:
-        return OmegaConf.to_object(from_plain(yaml.safe_load(path.read_text()) or {}, str(path)))
+        return config_from_plain(yaml.safe_load(path.read_text()) or {}, str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a run's configuration ({error.__class__.__name__})") from None
 
@@ -311,14 +327,14 @@ class Parser(argparse.ArgumentParser):
         """`argv` as (plain arguments, `key=value` words, configuration keys that flags set)."""
         words, rest, wants_value = [], [], False
         for word in argv:
-            if not wants_value and re.match(r"[A-Za-z_][\w.]*=", word):
+            if not wants_value and re.match(r"[A-Za-z_][\w.]*=", word) and not Path(word).exists():
                 words.append(word)
                 continue
             if word.startswith("--"):
                 flag, *value = word.split("=", 1)
                 word = "=".join([flag.replace("_", "-"), *value])
             action = self._option_string_actions.get(word)
-            wants_value = action is not None and action.nargs is None
+            wants_value = action is not None and action.nargs in (None, "+")
             rest.append(word)
         arguments = self.parse_args(rest)
         flags = {

@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> None:
 
     given = {**dict(word.split("=", 1) for word in words), **flags}
     weights = [arguments.weights]
-    if config.model.lower() == "all":
+    every_run = config.model.lower() == "all"
+    if every_run:
         if arguments.weights is not None:
             raise UserError("--model all: it takes every run's best.pt; leave --weights out")
         weights = finished_runs(runs_folder(config))
@@ -89,8 +90,8 @@ def main(argv: Sequence[str]) -> None:
         name = chosen.run.name if chosen.run else chosen.checkpoint.path.stem
         folder = arguments.output or chosen.output_folder("cams")
         save = arguments.save
-        if len(weights) > 1 and arguments.output:
-            folder = folder / name
+        if every_run:  # one folder per run, wherever they go
+            folder = folder / name if arguments.output else folder
             save = save / name if isinstance(save, Path) else save
         rows = draw_maps(
             chosen.checkpoint,
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         log.info(
             f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "") + f" in {folder}"
         )
-        summary = format_summary(summarise(rows, list(part.records["group"])))
+        summary = format_summary(summarise(rows))
         if summary:
             log.info(
                 "correctly classified images, Grad-CAM of the true class (lift: 1 is chance; 95 % intervals):\n"

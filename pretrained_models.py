@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import socket
 import threading
 import urllib.error
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +186,14 @@ class _Torchvision:
     def build(self, num_classes: int) -> nn.Module:
         from torchvision.models import get_model
 
-        auxiliary = {"aux_logits": False, "init_weights": True} if self.name in ("googlenet", "inception_v3") else {}
-        return get_model(self.name, weights=None, num_classes=num_classes, **auxiliary)
+        # What torchvision sets with ImageNet weights belongs to the architecture here: a checkpoint rebuilds the same.
+        own = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        return get_model(
+            self.name,
+            weights=None,
+            num_classes=num_classes,
+            **(own if self.name in ("googlenet", "inception_v3") else {}),
+        )
 
     def input_settings(self) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         if self.weights is None:
@@ -207,9 +215,7 @@ class _Torchvision:
                 state = self.weights.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:  # URLError, a time-out, a full disk; a wrong hash
             raise _NoWeights(str(error)) from None
-        load_backbone(
-            model, {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}, head, str(self.weights)
-        )
+        load_backbone(model, state, head, str(self.weights))
 
 
 class _Timm:
@@ -303,12 +309,18 @@ def read_state(path: Path, flag: str) -> dict[str, torch.Tensor]:
     return content
 
 
+# torchvision's published DenseNet weights have keys of an older naming (denselayer1.norm.1.weight).
+_OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's second heads, which are not built
+
+
 def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, where: str) -> bool:
     """Load `state` into `model` in place; a head of another shape is left out. Returns: whether it was.
 
     Raises: `UserError` naming the first key, where anything but the head is missing, left over or of another shape.
     """
     own = model.state_dict()
+    state = {_OLD_DENSENET_KEY.sub(r"\1\2", k): v for k, v in state.items() if not k.startswith(_AUXILIARY)}
     dropped = {k for k in own if k.startswith(head + ".") and (k not in state or state[k].shape != own[k].shape)}
     fitting = {k: v for k, v in state.items() if not (k.startswith(head + ".") and dropped)}
     needed = [k for k in own if k not in dropped and not k.endswith("num_batches_tracked")]
@@ -320,7 +332,9 @@ def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, w
             raise UserError(
                 f"--init {where}: does not fit this model: it {problem} {keys[0]} ({len(keys)} such of {len(needed)})"
             )
-    model.load_state_dict(fitting, strict=False)
+    ordered = OrderedDict(fitting)
+    ordered._metadata = getattr(own, "_metadata", {})  # MNASNet asks for its version, which plain files do not keep
+    model.load_state_dict(ordered, strict=False)
     return bool(dropped)
 
 

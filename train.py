@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
         train(config, arguments.name)
         return
     given = {**dict(word.split("=", 1) for word in words), **flags}
+    if arguments.config:
+        raise UserError("--config: a run that is resumed keeps its configuration")
     if arguments.name:
         raise UserError("--name: a run that is resumed keeps its name")
     resume(arguments.resume, {key: _value(config, key) for key in given})

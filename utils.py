@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import logging
 import os
@@ -38,9 +39,18 @@ def run_verb(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(_say(f"{program}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_say(f"{program}: interrupted", 130))
-    except BrokenPipeError:  # the reader (head, less) left: no error of ours, but Python's own flush at exit would fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:
+        _mute()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        sys.exit(_say(f"{program}: {error.filename or 'a file'} cannot be written: {error.strerror}; make room", 2))
+
+
+def _mute() -> None:
+    """The reader of our output (head, less) has left: throw the rest away, Python's own flush at exit included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(line: str, code: int) -> int:
@@ -53,10 +63,14 @@ class _TqdmHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")
-        if tqdm is None:
-            print(self.format(record), flush=True)
-        else:
-            tqdm.tqdm.write(self.format(record), file=sys.stdout)
+        try:
+            if tqdm is None:
+                print(self.format(record), flush=True)
+            else:
+                tqdm.tqdm.write(self.format(record), file=sys.stdout)
+                sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads the screen any more: a training goes on, its log is in train.log
+            _mute()
 
 
 def start_logging() -> None:
@@ -186,6 +200,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError(device.type)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device {name}: not available here; use cpu, or auto") from None

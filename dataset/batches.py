@@ -106,8 +106,9 @@ class Part:
 
         order = np.arange(len(self)) if order is None else order
         edges = list(range(0, len(order), batch))
-        if augment is not None and batch > 2 and len(order) % batch == 1 < len(order):
-            edges[-1] -= 1  # no training batch of one picture: batch normalisation may need two
+        if augment is not None and batch > 1 and len(order) % batch == 1 < len(order):
+            # no training batch of one picture: batch normalisation may need two
+            edges = edges[:-1] if batch == 2 else [*edges[:-1], edges[-1] - 1]
         chunks = [order[i:j] for i, j in pairwise([*edges, len(order)])]
 
         def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from config import Config
@@ -23,8 +24,9 @@ def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
     from matplotlib.figure import Figure
 
     side = config.data.size or dataset.side
-    chosen = dataset.records.groupby("label", group_keys=False).sample(
-        PER_CLASS, replace=True, random_state=config.data.split_seed
+    chosen = pd.concat(
+        rows.sample(PER_CLASS, replace=len(rows) < PER_CLASS, random_state=config.data.split_seed)
+        for _, rows in dataset.records.groupby("label")
     )
     source_side = config.augment.resize or side
     plain, _ = make_part(chosen.reset_index(drop=True), dataset.classes, dataset.data, source_side, masks=True)

@@ -57,7 +57,7 @@ class Dataset:
         table = table.reindex(columns=[s for s in (*SUBSET, "") if s in table]).rename(columns={"": "unused"})
         table["all"] = table.sum(axis=1)
         table["patients"] = self.records.groupby("label")["group"].nunique()
-        table.loc["all"] = [*table.drop(columns="patients").sum(), self.records["group"].nunique()]
+        table.loc["all classes"] = [*table.drop(columns="patients").sum(), self.records["group"].nunique()]
         return table.rename_axis(index="class", columns=None)
 
 
@@ -101,13 +101,29 @@ def load_dataset(
         records["group"] = name_groups(records, pattern)
     for column, masks in mask_folders(data).items():
         records[column] = match_masks([Path(p).stem for p in records["path"]], masks)
+        if not (records[column] != "").any():
+            raise UserError(f"--{column.replace('_', '-')}s {masks}: no mask there has the stem of an image")
     _check_classes(records, classes)
+    labels = set(records["label"])
     records, unreadable = _readable(records, data, side)
+    if lost := sorted(labels - set(records["label"])):
+        raise UserError(f"--data: no image of class '{lost[0]}' can be read")
     if data.path is not None and run_split is not None:
         records["split"] = _split_by_content(records, _read_split(run_split))
     if run_split is None or (records["split"] == "").all():
         records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
+    _check_split(records)
     return Dataset(records[RECORD_COLUMNS], classes or sorted(records["label"].unique()), unreadable, data, side)
+
+
+def _check_split(records: pd.DataFrame) -> None:
+    """Say which classes have no image in val or test; none in train is a `UserError` where there is a train split."""
+    for split in SUBSET:
+        absent = sorted(set(records["label"]) - set(records["label"][records["split"] == split]))
+        if absent and split == "train" and (records["split"] == "train").any():
+            raise UserError(f"--data: class '{absent[0]}' has no training image; add images, or change data.split")
+        if absent and split != "train" and (records["split"] == split).any():
+            log.warning(f"WARNING: no {split} image of {', '.join(absent)}: nothing can be said of it there")
 
 
 def _data_folder(data: DataConfig) -> tuple[Path, str | None]:
@@ -182,8 +198,10 @@ def _split_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     """The run's split of every picture, by its bytes; empty for pictures that the run has not seen."""
     split = records["sha256"].map(dict(zip(known["sha256"], known["split"], strict=True))).fillna("")
     unknown = int((split == "").sum())
-    if unknown == len(records):
-        log.info("none of these images is in the run's split.csv: they are split afresh")
+    if unknown > len(records) / 2:
+        log.info(
+            f"other data than the run's ({unknown} of {len(records)} images are not in its split.csv): split afresh"
+        )
         return records["split"]
     if unknown:
         log.info(f"{unknown} of {len(records)} images are not in the run's split.csv: they are left out")
@@ -219,6 +237,8 @@ def show_dataset(config: Config, output: Path) -> None:
     from utils import make_folder
 
     make_folder(output.parent, "--output")
+    if output.is_dir():
+        raise UserError(f"--output {output}: a folder; name a .png file in it")
     dataset = load_dataset(config.data, config.data.size or 224)
     print(dataset.table().to_string())
     draw_contact_sheet(dataset, config, output)

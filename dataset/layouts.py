@@ -41,14 +41,7 @@ def find_records(path: Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise UserError(f"--data {path}: no such folder or file")
-    if path.is_file():
-        records = _from_csv(path)
-    else:
-        parts = {SPLIT_NAMES[p.name.lower()]: p for p in _subfolders(path) if p.name.lower() in SPLIT_NAMES}
-        if parts:
-            records = pd.concat([_from_classes(folder, name) for name, folder in parts.items()], ignore_index=True)
-        else:
-            records = _from_classes(path, "")
+    records = _from_csv(path) if path.is_file() else _from_folder(path)
     if records.empty:
         raise UserError(f"--data {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
     classes = sorted(records["label"].unique())
@@ -57,6 +50,19 @@ def find_records(path: Path) -> pd.DataFrame:
             f"--data {path}: only one class, '{classes[0]}'; a classifier needs two or more" + _nested_hint(path)
         )
     return records.sort_values("path", ignore_index=True)[COLUMNS]
+
+
+def _from_folder(path: Path) -> pd.DataFrame:
+    parts = [p for p in _subfolders(path) if p.name.lower() in SPLIT_NAMES]
+    classes = _from_classes(path, "")
+    if not parts:
+        return classes
+    if not classes.empty:
+        raise UserError(
+            f"--data {path}: class folders ({classes['label'].iloc[0]}) stand beside split folders ({parts[0].name}); "
+            "keep one kind"
+        )
+    return pd.concat([_from_classes(p, SPLIT_NAMES[p.name.lower()]) for p in parts], ignore_index=True)
 
 
 def _nested_hint(path: Path) -> str:
@@ -81,8 +87,13 @@ def _from_classes(root: Path, split: str) -> pd.DataFrame:
 
 
 def _from_class(folder: Path, split: str) -> pd.DataFrame:
+    if folder.name.lower() in SPLIT_NAMES and not split:
+        return pd.DataFrame(columns=COLUMNS)  # train, val or test is no class
     nested = folder / "images"
     images = [p for p in _files(nested if nested.is_dir() else folder) if is_image_file(p)]
+    for image in images:
+        if not str(image).isprintable() and any("\ud800" <= c <= "\udfff" for c in str(image)):
+            raise UserError(f"--data {folder}: the name of {image.name!r} is not UTF-8; rename it")
     table = pd.DataFrame({"path": [str(p.resolve()) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
     table["label"], table["split"] = folder.name, split
     stems = [p.stem for p in images]
@@ -134,17 +145,22 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
 def _from_csv(path: Path) -> pd.DataFrame:
     """A CSV with `path,label` (paths relative to the CSV's folder) and optionally the other columns."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"--data {path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
     table.columns = [str(c).strip().lower() for c in table.columns]
+    if not table.columns.is_unique:
+        raise UserError(f"--data {path}: two columns have one name ({', '.join(table.columns)})")
     for needed in ("path", "label"):
         if needed not in table:
             raise UserError(f"--data {path}: no column '{needed}' (there are {', '.join(table.columns)})")
     empty = table.index[(table["path"] == "") | (table["label"] == "")]
     if len(empty):
         raise UserError(f"--data {path}: line {empty[0] + 2} has no path or no label")
-    table = table.reindex(columns=COLUMNS, fill_value="")
+    table = table.reindex(columns=COLUMNS, fill_value="").apply(lambda column: column.str.strip())
+    twice = table.index[table.duplicated("path") | table["path"].str.contains("\0", regex=False)]
+    if len(twice):
+        raise UserError(f"--data {path}: line {twice[0] + 2}: a path that was there before, or no path at all")
     for column in ("path", "lung_mask", "lesion_mask"):
         table[column] = [str((path.parent / p).resolve()) if p else "" for p in table[column]]
     table["split"] = table["split"].str.strip().str.lower().map(lambda s: SPLIT_NAMES.get(s, s))
@@ -169,5 +185,7 @@ def name_groups(records: pd.DataFrame, pattern: str | None) -> pd.Series:
         if compiled.groups < 1:
             raise UserError(f"--group-pattern {pattern}: it needs a group in parentheses that captures the patient")
         found = records["path"].map(lambda p: ((m := compiled.search(Path(p).stem)) and m[1]) or "")
+        if not (found != "").any():
+            raise UserError(f"--group-pattern {pattern}: it matches none of {len(records)} file names")
         groups = groups.where(groups != "", found)
     return groups.where(groups != "", records["path"])

@@ -196,7 +196,7 @@ def expose(clear: np.ndarray, ill: np.ndarray | None, site: int, rng: np.random.
     gamma, shoulder = np.float32(rng.uniform(*look.gamma)), np.float32(rng.uniform(0.4, 1.6))
     # every maker's tone curve has bends of its own
     steps = np.linspace(0, 1, 33)
-    bends = sum(rng.normal(0, 0.075 / wave**1.2) * np.sin(wave * np.pi * steps) for wave in (1, 2, 3, 4))
+    bends = sum(rng.normal(0, 0.1 / wave**1.2) * np.sin(wave * np.pi * steps) for wave in (1, 2, 3, 4))
     film = _develop(clear, energy, scatter, detail)
     levels = np.quantile(film[::4, ::4], (0.02, 0.995))
     margins = np.array((-rng.uniform(*look.window), rng.uniform(*look.window))) * (levels[1] - levels[0])

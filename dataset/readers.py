@@ -72,7 +72,6 @@ def _read_dicom(data: bytes) -> np.ndarray:
     from io import BytesIO
 
     import pydicom
-    from pydicom.errors import InvalidDicomError
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     try:
@@ -89,16 +88,9 @@ def _read_dicom(data: bytes) -> np.ndarray:
             values = np.asarray(values, np.float64)
             low, high = _stored_range(frame)
         inverted = frame.get("PhotometricInterpretation") == "MONOCHROME1"
-    except (
-        InvalidDicomError,
-        AttributeError,
-        ValueError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        TypeError,
-    ) as error:  # what pydicom and its pixel decoders raise for broken or unsupported files
+    except UnreadableImage:
+        raise
+    except Exception as error:  # pydicom and its pixel decoders raise nearly anything for a broken file
         raise UnreadableImage(
             f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else 'broken'})"
         ) from None

@@ -112,13 +112,18 @@ class Augment:
         """
         matrices = self.matrices(epoch, positions)
         pixels = pixels.float() / 255
+        # A crop that is shrunk to the input is averaged first, as pictures that are evaluated are when they are read.
+        fitting = round(self.side * self.source_side / (self.config.random_crop or self.source_side))
+        if fitting < self.source_side:
+            size = (fitting, fitting)
+            pixels = F.interpolate(pixels[:, None], size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
         pixels = self._resample(pixels[:, None], matrices, "bilinear")[:, 0]
         if masks is not None:
             masks = self._resample(masks.float(), matrices, "nearest").to(torch.uint8)
         return self._expose(pixels, epoch, positions), masks
 
     def _resample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
-        plain = self.source_side == self.side and np.array_equal(
+        plain = planes.shape[-1] == self.side and np.array_equal(
             np.abs(matrices), np.broadcast_to(np.eye(3), matrices.shape)
         )
         if plain:  # flips alone: exact, and much cheaper than a resample

@@ -30,8 +30,10 @@ def plot_confusion(metrics: dict[str, Any], path: Path, title: str) -> None:
             fontsize=9,
             color="white" if share[row, column] > 0.55 else "black",
         )
-    ax.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(size), [f"{name} (n={n})" for name, n in zip(classes, counts.sum(1), strict=True)])
+    ax.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor", parse_math=False)
+    ax.set_yticks(
+        range(size), [f"{name} (n={n})" for name, n in zip(classes, counts.sum(1), strict=True)], parse_math=False
+    )
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.set_title(

@@ -14,7 +14,7 @@ from dataset.batches import MASKS, Part
 from dataset.readers import read_image, to_uint8
 from localization.cam import METHODS, cut_pass
 from localization.overlay import OverlayDrawer
-from localization.scoring import enlarge, map_status, mask_scores
+from localization.scoring import map_status, mask_scores
 from pretrained_models import cam_layer
 from utils import atomic_write, log, make_folder, write_csv
 
@@ -47,7 +47,7 @@ def draw_maps(
     precision: str,
     batch: int,
 ) -> list[dict[str, Any]]:
-    """Draw and score every picture of `part` into `folder`, and return the rows of its `cams.csv`.
+    """Draw and score every picture of `part` into `folder`, and return its rows, those of `cams.csv` and `group`.
 
     Args:
         save: where the raw pictures and the maps (.npy) go, or None.
@@ -87,17 +87,17 @@ def draw_maps(
                     )
                     rows.append(row)
                     bar.update(1 / len(METHODS))
-    write_csv(folder / "cams.csv", [{k: "" if v != v else v for k, v in row.items()} for row in rows], COLUMNS)
+    write_csv(folder / "cams.csv", [{k: "" if row[k] != row[k] else row[k] for k in COLUMNS} for row in rows], COLUMNS)
     return rows
 
 
 def _clear(folder: Path) -> None:
     """Take away what an earlier call drew here: pictures of two calls under one table would be misread."""
-    if (folder / "cams.csv").exists():
+    earlier = [file for file in folder.iterdir() if OURS.fullmatch(file.name)]
+    if earlier:
         log.info(f"replacing the earlier maps in {folder}")
-        for file in folder.iterdir():
-            if OURS.fullmatch(file.name):
-                file.unlink()
+    for file in earlier:
+        file.unlink()
 
 
 def _row(
@@ -111,10 +111,11 @@ def _row(
 ) -> dict[str, Any]:
     record = part.records.iloc[index]
     status = map_status(cam[None])[0]
-    stem = f"{index:04d}_{Path(record['path']).stem}__{method}__{classes[target]}".replace("/", "_")
+    stem = f"{index:04d}_{Path(record['path']).stem[:100]}__{method}__{classes[target]}".replace("/", "_")
     row = {
         "file": f"{stem}.png",
         "path": record["path"],
+        "group": record["group"],
         "label": record["label"],
         "predicted": classes[int(probabilities.argmax())],
         "target": classes[target],
@@ -122,11 +123,10 @@ def _row(
         "status": status,
         "peak": float(cam.max()),
     }
-    large = enlarge(cam[None], part.side, part.side)[0]
     for mask in MASKS:
         scores = dict.fromkeys(SCORES, float("nan"))
         if status == "ok" and part.has(mask)[index]:
-            scores = mask_scores(large, part.gather(mask, np.array([index]))[0].astype(bool))
+            scores = mask_scores(cam, part.gather(mask, np.array([index]))[0].astype(bool))
         row |= {f"{mask.removesuffix('_mask')}_{name}": value for name, value in scores.items()}
     return row
 
@@ -152,5 +152,5 @@ def _write(
         stem = row["file"].removesuffix(".png")
         with atomic_write(save / f"{stem}.npy", "wb") as file:
             np.save(file, cam.astype(np.float32))
-        with atomic_write(save / f"{index:04d}_{path.stem}__raw.png", "wb") as file:
+        with atomic_write(save / f"{index:04d}_{path.stem[:100]}__raw.png", "wb") as file:
             file.write(cv2.imencode(".png", radiograph)[1].tobytes())

@@ -54,13 +54,14 @@ class OverlayDrawer:
         height, width = radiograph.shape
         scale = min(1.0, LONGEST_SIDE / max(height, width))
         if scale < 1:
-            radiograph = cv2.resize(radiograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
+            radiograph = cv2.resize(radiograph, smaller, interpolation=cv2.INTER_AREA)
             height, width = radiograph.shape
         self.figure.clear()
         ax = self.figure.add_axes((0.01, 0.01, 0.8, 0.89))
         ax.imshow(radiograph, cmap="gray", vmin=0, vmax=255)
         ax.set_axis_off()
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=10, parse_math=False)  # file names may hold dollar signs
         if status == "ok":
             heat = lay_back(cam, height, width, fit)
             peak = float(cam.max())

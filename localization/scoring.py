@@ -23,14 +23,17 @@ def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def mask_scores(cam: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Scores of one map (side, side) ≥ 0 with a positive sum against one mask (side, side) bool.
+    """Scores of one map (h, w) ≥ 0 on the feature grid, with a positive sum, against one mask (height, width) bool.
 
     `energy`: share of the map's sum inside the mask, in [0, 1] (Wang 2020). `area`: the mask's share of the picture.
-    `lift`: energy / area, 1 for a map that does not know of the mask, NaN for an empty mask. `hit`: 1 where the peak
-    lies inside (the pointing game, Zhang 2018), else 0; chance is `area`.
+    `lift`: energy / area, 1 for a map that does not know of the mask, NaN for an empty mask. `hit`: 1 where the centre
+    of the hottest cell lies inside (the pointing game, Zhang 2018), else 0; chance is `area`. The cell's centre, not
+    the first pixel of the enlarged map's peak: at the border that is a plateau, which would count left unlike right.
     """
-    energy, area = float(cam[mask].sum(dtype=np.float64) / cam.sum(dtype=np.float64)), float(mask.mean())
-    peak = np.unravel_index(cam.argmax(), cam.shape)
+    large = enlarge(cam[None], *mask.shape)[0]
+    energy, area = float(large[mask].sum(dtype=np.float64) / large.sum(dtype=np.float64)), float(mask.mean())
+    cell = np.unravel_index(cam.argmax(), cam.shape)
+    peak = tuple(int((c + 0.5) * size / cells) for c, size, cells in zip(cell, mask.shape, cam.shape, strict=True))
     return {
         "energy": energy,
         "area": area,
@@ -60,23 +63,19 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> tup
     return mean, float(low), float(high)
 
 
-def summarise(rows: list[dict[str, Any]], groups: list[str], correct_only: bool = True) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per label: maps, empty maps, and lift and hit rate against lungs and lesion with intervals over patients.
 
-    Over the maps with status `ok` of correctly classified pictures (`correct_only`), whose target is the label.
+    Over the maps with status `ok` of correctly classified pictures, whose target is the label. Rows need `group`.
     """
     summary = []
     for label in sorted({row["label"] for row in rows if row["label"]}):
-        chosen = [
-            i
-            for i, row in enumerate(rows)
-            if row["label"] == label and (not correct_only or row["predicted"] == label == row["target"])
-        ]
-        usable = [i for i in chosen if rows[i]["status"] == "ok"]
+        chosen = [row for row in rows if row["label"] == row["predicted"] == row["target"] == label]
+        usable = [row for row in chosen if row["status"] == "ok"]
         line: dict[str, Any] = {"label": label, "maps": len(chosen), "empty": len(chosen) - len(usable)}
-        patients = np.array([groups[i] for i in usable])
+        patients = np.array([row["group"] for row in usable])
         for name in ("lung_lift", "lesion_lift", "lesion_hit", "lesion_area"):
-            values = np.array([rows[i][name] for i in usable], np.float64)
+            values = np.array([row[name] for row in usable], np.float64)
             line[name] = bootstrap_mean(values, patients)
         summary.append(line)
     return summary

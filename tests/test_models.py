@@ -212,3 +212,31 @@ def test_imagenet_weights_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     model, _, init = build_model("resnet18", 4, "imagenet")
     torch.testing.assert_close(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
     assert "ImageNet" in init
+
+
+def test_densenet_weights_with_torchvision_s_old_names(tmp_path: Path) -> None:
+    """The published files say denselayer1.norm.1 where the model says norm1: torchvision's own loader maps them."""
+    import re
+
+    source, _, _ = build_model("densenet121", 1000)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in source.state_dict().items()}
+    assert any("norm.1.weight" in k for k in old)
+    torch.save(old, tmp_path / "densenet.pth")
+    model, _, _ = build_model("densenet121", 4, str(tmp_path / "densenet.pth"))
+    torch.testing.assert_close(
+        model.features.denseblock4.denselayer16.conv2.weight, source.features.denseblock4.denselayer16.conv2.weight
+    )
+
+
+@pytest.mark.parametrize("name", ["googlenet", "mnasnet0_5"])
+def test_files_of_architectures_with_habits_of_their_own(name: str, tmp_path: Path) -> None:
+    """GoogLeNet's file has second heads, and its ImageNet weights want transformed input; MNASNet's needs a version."""
+    import torchvision
+
+    kwargs = {"aux_logits": True, "init_weights": True} if name == "googlenet" else {}
+    source = torchvision.models.get_model(name, weights=None, **kwargs)
+    torch.save(dict(source.state_dict()), tmp_path / "a.pth")
+    model, _, _ = build_model(name, 4, str(tmp_path / "a.pth"))
+    key = next(k for k in source.state_dict() if k.endswith("weight"))
+    torch.testing.assert_close(model.state_dict()[key], source.state_dict()[key])
+    assert getattr(model, "transform_input", True)

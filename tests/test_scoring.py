@@ -12,7 +12,7 @@ from localization.scoring import bootstrap_mean, enlarge, format_summary, map_st
 def test_scores_by_hand() -> None:
     cam = np.zeros((4, 4), np.float32)
     cam[0, 0], cam[0, 1], cam[3, 3] = 3, 1, 4
-    mask = np.zeros((4, 4), bool)
+    mask = np.zeros((4, 4), bool)  # of the grid's own size, so that nothing is interpolated
     mask[0, :2] = True
     found = mask_scores(cam, mask)
     assert found == {"energy": 0.5, "area": 2 / 16, "lift": 4.0, "hit": 0.0}
@@ -83,16 +83,28 @@ def test_bootstrap_of_little() -> None:
 
 
 def test_summary_counts_correct_and_empty_maps() -> None:
-    base = {"lung_lift": 1.5, "lesion_lift": 2.0, "lesion_hit": 1.0, "lesion_area": 0.1, "label": "A"}
+    base = {"lung_lift": 1.5, "lesion_lift": 2.0, "lesion_hit": 1.0, "lesion_area": 0.1, "label": "A", "group": "p"}
     rows = [
         {**base, "predicted": "A", "target": "A", "status": "ok"},
         {**base, "predicted": "A", "target": "A", "status": "empty", "lesion_lift": float("nan")},
         {**base, "predicted": "B", "target": "B", "status": "ok", "lesion_lift": 9.0},
     ]
-    (line,) = summarise(rows, ["p", "q", "r"])
+    (line,) = summarise(rows)
     assert (line["maps"], line["empty"]) == (2, 1)
     assert line["lesion_lift"][0] == 2.0
     assert "2.00" in format_summary([line])
     for row in rows:
         row |= {"lung_lift": float("nan"), "lesion_lift": float("nan")}
-    assert format_summary(summarise(rows, ["p", "q", "r"])) == ""
+    assert format_summary(summarise(rows)) == ""
+
+
+@pytest.mark.parametrize("cell", [(3, 0), (3, 6), (0, 3), (6, 3), (0, 0), (6, 6), (2, 4)])
+def test_a_mirrored_map_hits_the_mirrored_mask(cell: tuple[int, int]) -> None:
+    """The peak is the hottest cell's centre, on every side of the picture alike."""
+    cam = np.zeros((7, 7), np.float32)
+    cam[cell] = 1
+    mask = np.zeros((224, 224), bool)
+    mask[cell[0] * 32 + 8 : cell[0] * 32 + 24, cell[1] * 32 + 8 : cell[1] * 32 + 24] = True
+    for axes in ((), (0,), (1,), (0, 1)):
+        assert mask_scores(np.flip(cam, axes).copy(), np.flip(mask, axes))["hit"] == 1
+        assert mask_scores(np.flip(cam, axes).copy(), ~np.flip(mask, axes))["hit"] == 0

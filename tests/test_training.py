@@ -92,16 +92,17 @@ def test_two_and_two_epochs_are_four(
     """Bit for bit: weights, history and checkpoint, with an interruption in the middle of an epoch."""
     words = [f"train.optimizer={optimizer}", "train.freeze_epochs=1", "train.lr=0.002"]
     whole = train(_config(phantom, cache_dir, tmp_path, *words), "whole")
-    calls = []
+    steps = []
+    original = loop._step
 
-    def stop_in_third(learner: loop.Learner, part: object, epoch: int) -> dict:
-        if epoch == 3 and not calls:
-            calls.append(epoch)
+    def stop_in_third(*arguments: object) -> tuple:
+        steps.append(1)
+        if len(steps) == 13:  # of five an epoch
             torch.manual_seed(99)  # an interruption leaves generators anywhere
             raise KeyboardInterrupt
-        return loop.train_epoch(learner, part, epoch)
+        return original(*arguments)
 
-    monkeypatch.setattr(trainer, "train_epoch", stop_in_third)
+    monkeypatch.setattr(loop, "_step", stop_in_third)
     with pytest.raises(KeyboardInterrupt):
         train(_config(phantom, cache_dir, tmp_path, *words), "halves")
     halves = tmp_path / "halves"
@@ -123,6 +124,18 @@ def test_two_and_two_epochs_are_four(
         "valid_macro_f1",
     ]
     pd.testing.assert_frame_equal(*(pd.read_csv(run / "history.csv")[columns] for run in (whole, halves)))
+
+
+def test_resume_refuses_changed_images(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(phantom, tmp_path / "data")
+    run = train(_config(tmp_path / "data", cache_dir, tmp_path, "train.patience=9"), "a")
+    split = pd.read_csv(run / "split.csv")
+    first, second = split[split["split"] == "train"]["path"][:2]
+    shutil.copy(first, second)
+    with pytest.raises(UserError, match="training images have changed"):
+        resume(run, {"train.epochs": 6})
 
 
 def test_resume_refuses_another_experiment(tiny_run: Path, tmp_path: Path) -> None:
@@ -308,15 +321,15 @@ def test_the_newest_finished_run(tmp_path: Path) -> None:
         newest_run(tmp_path, "densenet121")
 
 
-@pytest.mark.parametrize("batch", [71, 4])
+@pytest.mark.parametrize("batch", [10, 4, 2])
 def test_no_training_batch_of_one(batch: int, tiny_run: Path) -> None:
-    """72 or 73 images in batches that would leave one over: every image comes once, at its own place of the epoch."""
+    """So many images that batches would leave one over: every image comes once, at its own place of the epoch."""
     from dataset.data import load_dataset
     from dataset.transforms import Augment
 
     config = load_run_config(tiny_run / "config.yaml")
     part = load_dataset(config.data, 64, run_split=tiny_run / "split.csv").part("train")
-    order = np.arange(len(part) - (len(part) % batch) + 1)
+    order = np.arange((len(part) - 1) // batch * batch + 1)
     augment = Augment(config.augment, 0, 64, 64)
     settings = (torch.device("cpu"), batch, 64, (0.5,), (0.5,))
     batches = list(part.batches(*settings, order=order, augment=augment, epoch=1))

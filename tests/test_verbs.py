@@ -159,9 +159,9 @@ def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
 def test_table_and_contact_sheet(verb: Verb, phantom: Path, tmp_path: Path) -> None:
     out = _ok(verb("dataset/data.py", "--data", phantom, "--output", tmp_path / "new" / "sheet.png"))
     rows = {line.rsplit(maxsplit=5)[0].strip(): line.split()[-5:] for line in out.splitlines() if line[:1].isalpha()}
-    assert rows["all"][3] == "120"
+    assert rows["all classes"][3] == "120"
     assert rows["Viral Pneumonia"][3] == str(len(list((phantom / "Viral Pneumonia" / "images").iterdir())))
-    assert int(rows["all"][4]) < 120
+    assert int(rows["all classes"][4]) < 120
 
 
 def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -225,7 +225,22 @@ def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp
 def test_maps_of_every_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "one")
     shutil.copytree(tiny_run, tmp_path / "two")
-    _ok(verb("draw_cam.py", "--model", "all", "--count", 1, "--output", tmp_path / "out", f"save={tmp_path}"))
+    keep = tmp_path / "kept"
+    _ok(
+        verb(
+            "draw_cam.py",
+            "--model",
+            "all",
+            "--count",
+            1,
+            "--output",
+            tmp_path / "out",
+            "--save",
+            keep,
+            f"save={tmp_path}",
+        )
+    )
+    assert all(len(list((keep / name).glob("*.npy"))) == 4 for name in ("one", "two"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one", "two"]
     assert all(len(list((tmp_path / "out" / name).glob("*.png"))) == 4 for name in ("one", "two"))
 
@@ -364,6 +379,9 @@ def test_bad_weights(
 
 
 def test_bad_input_of_test(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+    before = sorted(tiny_run.rglob("*"))
+    _refused(verb("test.py", "--weights", tiny_run, "data.fit=letterbox"), "data.fit")
+    _refused(verb("test.py", "--weights", tiny_run, "--data", ""), "data.path")
     _refused(verb("test.py", "--weights", tiny_run, "--classes", 3), "--classes 3", "4")
     _refused(verb("test.py", "--weights", tiny_run, "--model", "vgg16"), "vgg16", "resnet18")
     _refused(verb("test.py", "--weights", tiny_run, "--kind", "tset"), "--kind")
@@ -372,8 +390,7 @@ def test_bad_input_of_test(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: 
     shutil.copytree(phantom / "Normal", tmp_path / "data" / "Healthy")
     result = verb("test.py", "--weights", tiny_run, "--data", tmp_path / "data")
     _refused(result, "Healthy", "Lung_Opacity", "Normal", "Viral Pneumonia")
-    before = sorted(tiny_run.rglob("*"))
-    assert before == sorted(tiny_run.rglob("*"))
+    assert sorted(tiny_run.rglob("*")) == before
 
 
 def test_bad_input_of_draw_cam(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
@@ -389,3 +406,29 @@ def test_bad_input_of_draw_cam(verb: Verb, tiny_run: Path, tmp_path: Path) -> No
     _refused(verb("draw_cam.py", "--model", "all", f"save={tmp_path}"), "no finished run")
     (tmp_path / "file").write_text("in the way")
     _refused(verb("draw_cam.py", *weights, "--output", tmp_path / "file" / "x"), "--output")
+
+
+def test_a_letterboxed_model_is_drawn_on_the_picture(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+    """The map of a tall picture is laid back without the padding that the model saw at its sides."""
+    run = ("--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a", "data.fit=letterbox")
+    _ok(verb("train.py", *TINY, *run, "data.split=0.6,0.2,0.2"))
+    tall = cv2.resize(cv2.imread(str(next((phantom / "COVID" / "images").iterdir())), 0), (150, 299))
+    cv2.imwrite(str(tmp_path / "tall$_$.png"), tall)
+    _ok(
+        verb(
+            "draw_cam.py", "--weights", tmp_path / "a", "--image", tmp_path / "tall$_$.png", "--output", tmp_path / "o"
+        )
+    )
+    assert len(list((tmp_path / "o").glob("*.png"))) == 1
+
+
+def test_other_data_are_split_afresh_even_if_some_images_are_known(
+    verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path
+) -> None:
+    from dataset.phantom import write_phantom
+
+    other = write_phantom(tmp_path / "other", count=80, seed=9)
+    known = next((phantom / "COVID" / "images").iterdir())
+    shutil.copy(known, other / "COVID" / "images" / "COVID-P9999-1.png")
+    out = _ok(verb("test.py", "--weights", tiny_run, "--data", other))
+    assert "other data than the run's (80 of 81" in out

@@ -59,17 +59,14 @@ class RunFolder:
         run = cls(path)
         try:
             run.record = json.loads((path / "run.json").read_text())
-            run.record["status"]
+            run.record["status"], run.record["model"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no run folder (its run.json: {type(error).__name__})") from None
         return run
 
     def start(self, config: Config, records: pd.DataFrame, record: dict[str, Any]) -> None:
         """Write config.yaml, split.csv and the first run.json, with status `running`."""
-        import yaml
-
-        with atomic_write(self.path / "config.yaml") as file:
-            yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+        self.write_config(config)
         with atomic_write(self.path / "split.csv") as file:
             records.to_csv(file, index=False, lineterminator="\n")
         self.update(
@@ -80,6 +77,13 @@ class RunFolder:
             versions=versions(),
             **record,
         )
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, atomically."""
+        import yaml
+
+        with atomic_write(self.path / "config.yaml") as file:
+            yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
 
     def update(self, **changes: Any) -> None:
         """Change run.json, atomically."""
@@ -129,5 +133,5 @@ def shown(path: Path) -> str:
 
 
 def runs_folder(config: Config) -> Path:
-    """`save`: as the working folder sees it if it was given, and the project's runs/ by default."""
+    """`save`, as seen from the working folder; the default `runs` is the project's own, wherever one works."""
     return PROJECT / config.save if config.save == Config.save else Path(config.save)

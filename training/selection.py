@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from config import Config, DataConfig, load_run_config
+from config import Config, DataConfig, config_from_plain, load_run_config
 from dataset.batches import MASKS, Part, cache_folder, make_part
 from dataset.cache import hash_files
 from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders
@@ -20,6 +19,21 @@ from pretrained_models import canonical_name
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.run_folder import newest_run, runs_folder, shown
 from utils import UserError, log, pick_device
+
+# What may be said of a trained model's use: where the images are, how they are split, on what machine, how fast.
+CHANGEABLE = (
+    "model",
+    "device",
+    "precision",
+    "save",
+    "seed",
+    "train.eval_batch",
+    *(
+        f"data.{key}"
+        for key in ("path", "subset", "workers", "cache_dir", "group_pattern", "lung_masks", "lesion_masks")
+    ),
+    *(f"data.{key}" for key in ("max_unreadable", "split", "split_seed", "val_per_class", "test_per_class")),
+)
 
 
 @dataclass
@@ -90,22 +104,33 @@ def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selec
     if model is not None and model != checkpoint.architecture.name:
         raise UserError(f"--model {config.model}: the checkpoint {weights} is of {checkpoint.architecture.name}")
     run = weights.parent if (weights.parent / "split.csv").is_file() else None
-    base = load_run_config(run / "config.yaml").data if run else DataConfig(**checkpoint.config["data"])
+    base = load_run_config(run / "config.yaml").data if run else config_from_plain(checkpoint.config, str(weights)).data
     # The run's images are those of its split.csv; its folder counts only where it is named again.
+    foreign = sorted(key for key in given if key not in CHANGEABLE)
+    if foreign:
+        raise UserError(
+            f"{foreign[0]}: the checkpoint's run has decided it; only {', '.join(CHANGEABLE)} can be given here"
+        )
     keys = {
         dotted.removeprefix("data."): getattr(config.data, dotted.removeprefix("data."))
         for dotted in given
         if dotted.startswith("data.")
     }
-    data = replace(base, **{"path": None, "subset": False, "workers": config.data.workers, **keys})
-    if data.path is not None and "group_pattern" not in keys and os.path.abspath(data.path) != _folder_of(base):
+    data = replace(
+        base, **{"path": None, "subset": False, "workers": config.data.workers, **keys, "fit": checkpoint.fit}
+    )
+    if (
+        data.path is not None
+        and "group_pattern" not in keys
+        and (base.path is None or _real(data.path) != _real(base.path))
+    ):
         data.group_pattern = None  # the patients of other data are not named as in the run's
     precision = checkpoint.precision if config.precision == "auto" else config.precision
     return Selection(checkpoint, run, data, pick_device(config.device), precision)
 
 
-def _folder_of(data: DataConfig) -> str | None:
-    return data.path and os.path.abspath(data.path)
+def _real(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int) -> Part:
@@ -148,6 +173,8 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
     records["group"] = records["group"].where(records["group"] != "", records["path"])
     for column, masks in mask_folders(data).items():
         records[column] = match_masks([f.stem for f in files], masks)
+        if not (records[column] != "").any():
+            raise UserError(f"--{column.replace('_', '-')}s {masks}: no mask there has the stem of an image")
     part, unreadable = make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)
     for path, reason in unreadable.items():
         if Path(path) in {p.resolve() for p in images} or not len(part):

@@ -46,6 +46,15 @@ def train(config: Config, name: str | None = None) -> Path:
         config.precision, model, architecture.name, size, len(architecture.mean), device, cache_folder(config.data)
     )
     seed_everything(config.seed)
+    learner = Learner(
+        model,
+        architecture,
+        build_optimizer(model, config.train),
+        Augment(config.augment, config.seed, config.augment.resize or size, size),
+        config,
+        device,
+        precision,
+    )
     run = RunFolder.create(runs_folder(config), config.model, name)
     run.start(
         config,
@@ -61,15 +70,6 @@ def train(config: Config, name: str | None = None) -> Path:
             "data": config.data.path or "phantom",
             "unreadable": len(dataset.unreadable),
         },
-    )
-    learner = Learner(
-        model,
-        architecture,
-        build_optimizer(model, config.train),
-        Augment(config.augment, config.seed, config.augment.resize or size, size),
-        config,
-        device,
-        precision,
     )
     _run_epochs(run, learner, dataset, [])
     return run.path
@@ -93,9 +93,15 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
     for dotted, value in changes.items():
         group, key = dotted.split(".")
         setattr(getattr(config, group), key, value)
-    history = checkpoint.resume["history"]
+    history = checkpoint.resume.get("history")
+    if not history or "optimizer" not in checkpoint.resume:
+        raise UserError(f"--resume {folder}: its last.pt holds no state of a training")
     if checkpoint.epoch >= config.train.epochs:
         raise UserError(f"--resume {folder}: its {checkpoint.epoch} epochs are done; give --epochs N with a larger N")
+    if not steady_learning(history, config.train.patience):
+        raise UserError(
+            f"--resume {folder}: it stopped early; give --patience N with an N over {config.train.patience}"
+        )
     device = pick_device(config.device)
     dataset = load_dataset(
         config.data.__class__(**{**vars(config.data), "path": None}),
@@ -103,6 +109,9 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
         classes=checkpoint.classes,
         run_split=folder / "split.csv",
     )
+    trained = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
+    if not torch.equal(trained, checkpoint.train_hashes):
+        raise UserError(f"--resume {folder}: its training images have changed since; restore them, or train a new run")
     model = checkpoint.model().to(device)
     optimizer = build_optimizer(model, config.train)
     optimizer.load_state_dict(checkpoint.resume["optimizer"])
@@ -115,12 +124,7 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
         device,
         checkpoint.precision,
     )
-    import yaml
-
-    from utils import atomic_write
-
-    with atomic_write(folder / "config.yaml") as file:
-        yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+    run.write_config(config)
     run.update(status="running", resumed=[*run.record.get("resumed", []), {"epoch": checkpoint.epoch, "time": now()}])
     log.info(f"resuming {shown(folder)} after epoch {checkpoint.epoch}")
     _run_epochs(run, learner, dataset, history)
