@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
         summary = format_summary(summarise(rows))
         if summary:
             log.info(
-                "correctly classified images, Grad-CAM of the true class (lift: 1 is chance; 95 % intervals):\n"
+                "Grad-CAM of correctly classified images, or of unlabelled ones (lift: 1 is chance; 95 % intervals):\n"
                 + summary
             )
 

@@ -64,13 +64,20 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> tup
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per label: maps, empty maps, and lift and hit rate against lungs and lesion with intervals over patients.
+    """Per class: maps, empty maps, and lift and hit rate against lungs and lesion with intervals over patients.
 
-    Over the maps with status `ok` of correctly classified pictures, whose target is the label. Rows need `group`.
+    Over the maps with status `ok`. Of labelled pictures those count that are correctly classified and whose map
+    explains that class; pictures without a label are summed up by the class explained, in parentheses. Rows need
+    `group`.
     """
+    chosen_by: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if not row["label"]:
+            chosen_by.setdefault(f"({row['target']})", []).append(row)
+        elif row["label"] == row["predicted"] == row["target"]:
+            chosen_by.setdefault(row["label"], []).append(row)
     summary = []
-    for label in sorted({row["label"] for row in rows if row["label"]}):
-        chosen = [row for row in rows if row["label"] == row["predicted"] == row["target"] == label]
+    for label, chosen in sorted(chosen_by.items()):
         usable = [row for row in chosen if row["status"] == "ok"]
         line: dict[str, Any] = {"label": label, "maps": len(chosen), "empty": len(chosen) - len(usable)}
         patients = np.array([row["group"] for row in usable])
@@ -97,7 +104,7 @@ def format_summary(summary: list[dict[str, Any]]) -> str:
         [
             {
                 "label": line["label"],
-                "correct": line["maps"],
+                "maps": line["maps"],
                 "no evidence": line["empty"],
                 "lung lift": interval(line["lung_lift"], ".2f"),
                 "lesion lift": interval(line["lesion_lift"], ".2f"),

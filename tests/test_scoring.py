@@ -93,6 +93,11 @@ def test_summary_counts_correct_and_empty_maps() -> None:
     assert (line["maps"], line["empty"]) == (2, 1)
     assert line["lesion_lift"][0] == 2.0
     assert "2.00" in format_summary([line])
+    unlabelled, _ = sorted(
+        summarise([*rows, {**base, "label": "", "predicted": "B", "target": "B", "status": "ok"}]),
+        key=lambda line: line["label"],
+    )
+    assert (unlabelled["label"], unlabelled["maps"]) == ("(B)", 1)
     for row in rows:
         row |= {"lung_lift": float("nan"), "lesion_lift": float("nan")}
     assert format_summary(summarise(rows)) == ""

@@ -280,7 +280,7 @@ def test_precision_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: 
         torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
     )
     device = torch.device("cpu")
-    seconds = precision.measure_precisions(model, 32, 3, device)
+    seconds = precision.measure_precisions(model, 32, 3, device, 32)
     assert set(seconds) == set(CANDIDATES)
     assert all(0 < s < 5 for s in seconds.values())
     for fastest in CANDIDATES:

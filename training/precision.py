@@ -19,21 +19,28 @@ REPEATS = 6  # the best of several: a neighbour on the machine slows single step
 
 
 def choose_precision(
-    wanted: str, model: nn.Module, name: str, size: int, channels: int, device: torch.device, cache_dir: Path
+    wanted: str,
+    model: nn.Module,
+    name: str,
+    size: int,
+    channels: int,
+    device: torch.device,
+    cache_dir: Path,
+    batch: int = 32,
 ) -> str:
     """`wanted`, or for `auto` the faster of fp32 and bf16 autocast for training steps of this model on this device.
 
     Measured on at most `MAX_IMAGES` images within about `MAX_SECONDS`, and remembered in `precision.json` under
-    `cache_dir` by model, input size, device and torch version.
+    `cache_dir` by model, input size, batch, device and torch version.
     """
     if wanted != "auto":
         return wanted
     memory = cache_dir / "precision.json"
-    key = f"{name}, {size}px, {device_name(device)}, torch {torch.__version__}"
+    key = f"{name}, {size}px, batch {batch}, {device_name(device)}, torch {torch.__version__}"
     remembered = _read(memory)
     if key not in remembered:
         log.info("measuring which precision trains faster here ...")
-        seconds = measure_precisions(model, size, channels, device)
+        seconds = measure_precisions(model, size, channels, device, batch)
         remembered = _read(memory) | {key: seconds}
         write_json(memory, remembered)
     seconds = remembered[key]
@@ -54,8 +61,15 @@ def _read(memory: Path) -> dict[str, dict[str, float]]:
         return {}  # absent, or not what we wrote: it is measured again
 
 
-def measure_precisions(model: nn.Module, size: int, channels: int, device: torch.device) -> dict[str, float]:
-    """Seconds per image of a training step in each of `CANDIDATES`: the best of interleaved repeats, on a copy."""
+def measure_precisions(
+    model: nn.Module, size: int, channels: int, device: torch.device, batch: int
+) -> dict[str, float]:
+    """Seconds per image of a training step of `batch` images in each of `CANDIDATES`, on a copy of `model`.
+
+    Steps of two and of up to `MAX_IMAGES` images are timed, the best of interleaved repeats, and the line through both
+    is followed to `batch`: casting the weights costs the same however many images there are (VGG's classifier), and a
+    small step alone would blame the precision for it.
+    """
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     start = time.perf_counter()
 
@@ -73,13 +87,18 @@ def measure_precisions(model: nn.Module, size: int, channels: int, device: torch
 
     # The first steps make the kernels; they also tell how many images fit into the time. Two images at the least: batch
     # normalisation of a 1×1 map needs them.
-    slowest = max(step(precision, 2) for precision in CANDIDATES)
+    few = 2
+    slowest = max(step(precision, few) for precision in CANDIDATES)
     left = MAX_SECONDS - (time.perf_counter() - start)
-    images = int(min(MAX_IMAGES, max(2, left / (2 * REPEATS * slowest / 2))))
-    best = dict.fromkeys(CANDIDATES, float("inf"))
-    for repeat in range(REPEATS):
-        for precision in CANDIDATES:
-            best[precision] = min(best[precision], step(precision, images) / images)
-        if repeat and time.perf_counter() - start > MAX_SECONDS:
+    many = int(min(MAX_IMAGES, max(2 * few, left / (2 * slowest / few))))
+    best = {(precision, images): float("inf") for precision in CANDIDATES for images in (few, many)}
+    for _ in range(REPEATS):
+        for precision, images in best:
+            best[precision, images] = min(best[precision, images], step(precision, images))
+        if time.perf_counter() - start > MAX_SECONDS * 0.7:
             break
-    return best
+    seconds = {}
+    for precision in CANDIDATES:
+        one_more = max(best[precision, many] - best[precision, few], 0) / (many - few)
+        seconds[precision] = (best[precision, many] + one_more * max(0, batch - many)) / max(batch, many)
+    return seconds

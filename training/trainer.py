@@ -43,7 +43,14 @@ def train(config: Config, name: str | None = None) -> Path:
     check_size(model, architecture, size)
     model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(
-        config.precision, model, architecture.name, size, len(architecture.mean), device, cache_folder(config.data)
+        config.precision,
+        model,
+        architecture.name,
+        size,
+        len(architecture.mean),
+        device,
+        cache_folder(config.data),
+        config.train.batch,
     )
     seed_everything(config.seed)
     learner = Learner(
