@@ -149,7 +149,7 @@ def make_part(
     """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
     and the reasons of those. An unreadable mask counts as absent, and its file is named.
     """
-    from dataset.cache import PixelStore, hash_files
+    from dataset.cache import PixelStore
 
     folder = cache_folder(data)
     store = PixelStore(folder, side, data.fit)
@@ -158,12 +158,29 @@ def make_part(
     stores = {"image": (store, store.rows(records["sha256"]))}
     for name in MASKS if masks else ():
         store = PixelStore(folder, side, data.fit, "mask")
-        named = [p for p in records[name] if p]
-        hashes = dict(zip(named, hash_files(named, folder, data.workers), strict=True))
-        readable = {path: sha for path, sha in hashes.items() if sha}
-        broken = store.build(list(readable), list(readable.values()), data.workers)
-        broken |= {path: "no such file" for path in named if path not in readable}
-        for path, reason in broken.items():
-            log.warning(f"WARNING: {path}: mask left out ({reason})")
-        stores[name] = (store, store.rows(hashes.get(path) or "" for path in records[name]))
+        stores[name] = (store, store.rows(_fill_masks(store, name, records, data)))
     return Part(records, classes, stores), unreadable
+
+
+def _fill_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> list[str]:
+    """Cache the masks of `records` and return their keys, empty where there is none. A mask is a picture or boxes."""
+    from dataset.boxes import boxes_key, read_boxes, square_boxes
+    from dataset.cache import hash_files
+
+    boxed = {
+        row.path: read_boxes(getattr(row, name))[Path(row.path).stem]
+        for row in records.itertuples()
+        if getattr(row, name).endswith(".csv")
+    }
+    keys = {row.path: boxes_key(row.sha256, boxed[row.path]) for row in records.itertuples() if row.path in boxed}
+    broken = store.build(
+        list(keys), list(keys.values()), data.workers, lambda path, *fit: square_boxes(path, boxed[str(path)], *fit)
+    )
+    named = [mask for path, mask in zip(records["path"], records[name], strict=True) if mask and path not in boxed]
+    hashes = dict(zip(named, hash_files(named, cache_folder(data), data.workers), strict=True))
+    readable = {path: sha for path, sha in hashes.items() if sha}
+    broken |= store.build(list(readable), list(readable.values()), data.workers)
+    broken |= {path: "no such file" for path in named if path not in readable}
+    for path, reason in broken.items():
+        log.warning(f"WARNING: {path}: mask left out ({reason})")
+    return [keys.get(path) or hashes.get(mask) or "" for path, mask in zip(records["path"], records[name], strict=True)]

@@ -119,8 +119,17 @@ class PixelStore:
             known = dict(index.execute("SELECT sha256, row FROM rows WHERE row < ?", (self._rows_on_disk(),)))
         return np.array([known.get(sha, -1) for sha in hashes], np.int64)
 
-    def build(self, paths: Sequence[str], hashes: Sequence[str], workers: int = 0) -> dict[str, str]:
-        """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read."""
+    def build(
+        self,
+        paths: Sequence[str],
+        hashes: Sequence[str],
+        workers: int = 0,
+        decode: Callable[[Path, int, str], np.ndarray] | None = None,
+    ) -> dict[str, str]:
+        """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read.
+
+        `decode(path, side, fit)` gives (side, side) uint8; by default it reads a picture or a mask, as the kind says.
+        """
         unreadable: dict[str, str] = {}
         if (self.rows(hashes) >= 0).all():
             return unreadable
@@ -130,7 +139,7 @@ class PixelStore:
             with index:  # entries whose bytes are gone (somebody deleted or cut the file)
                 index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
             next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
-            decode = square_image if self.kind == "image" else square_mask
+            decode = decode or (square_image if self.kind == "image" else square_mask)
             failed: dict[str, str] = {}
 
             def work(item: tuple[str, str]) -> np.ndarray | str:

@@ -1,8 +1,9 @@
 """Folders and CSV files to records: one row per radiograph.
 
-Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask`, `split` (train, val, test or
-empty), all strings, empty where unknown. Understood: `DIR/CLASS/images/*` with `masks/`, `lesion_masks/` and
-`CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`, and a CSV with `path,label`.
+Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask` (a picture, or a `boxes.csv`),
+`split` (train, val, test or empty): all strings, empty where unknown. Understood: `DIR/CLASS/images/*` with `masks/`,
+`lesion_masks/`, `boxes.csv` and `CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`, and
+a CSV with `path,label`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dataset.boxes import read_boxes
 from dataset.readers import is_image_file
 from utils import UserError
 
@@ -99,6 +101,12 @@ def _from_class(folder: Path, split: str) -> pd.DataFrame:
     stems = [p.stem for p in images]
     for column, name in MASK_FOLDERS.items():
         table[column] = match_masks(stems, folder / name)
+    if (folder / "boxes.csv").is_file():  # boxes stand in for a lesion mask where there is none
+        boxes = str((folder / "boxes.csv").resolve())
+        known = read_boxes(boxes)
+        table["lesion_mask"] = [
+            mask or (boxes if s in known else "") for mask, s in zip(table["lesion_mask"], stems, strict=True)
+        ]
     metadata = folder.with_name(folder.name + ".metadata.xlsx")
     if metadata.is_file() and images:
         known = _read_metadata(metadata)
