@@ -1,9 +1,9 @@
 """Folders and CSV files to records: one row per radiograph.
 
-Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask` (a picture, or a `boxes.csv`),
+Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask` (a picture or a `boxes.csv`) and
 `split` (train, val, test or empty): all strings, empty where unknown. Understood: `DIR/CLASS/images/*` with `masks/`,
-`lesion_masks/`, `boxes.csv` and `CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`, and
-a CSV with `path,label`.
+`lesion_masks/`, `boxes.csv` and `CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`,
+and a CSV with `path,label`.
 """
 
 from __future__ import annotations

@@ -87,69 +87,19 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
 
 def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
     small = ("data.phantom_count=120", "data.size=64")
+    quick = ("--init", "none", "--precision", "fp32", *small)
     _ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[2] == 3
-    _ok(
-        verb(
-            "train.py",
-            "--epochs",
-            1,
-            "--learning_rate",
-            "3e-5",
-            "--batch",
-            32,
-            "--save",
-            f"{tmp_path}/runs/",
-            "--workers",
-            8,
-            "--model",
-            "resnet18",
-            "--init",
-            "none",
-            "--precision",
-            "fp32",
-            *small,
-        )
-    )
+    train = f"--epochs 1 --learning_rate 3e-5 --batch 32 --save {tmp_path}/runs/ --workers 8 --model resnet18"
+    _ok(verb("train.py", *train.split(), *quick))
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["init"] == "random weights (--init none)"
-    history = pd.read_csv(run / "history.csv")
-    assert history["learning_rate"].max() <= 3e-5
-    out = _ok(
-        verb(
-            "test.py",
-            "--batch",
-            32,
-            "--weights",
-            run / "best.pt",
-            "--model",
-            "resnet18",
-            "--classes",
-            4,
-            "--kind",
-            "test",
-            "--subset",
-        )
-    )
+    assert pd.read_csv(run / "history.csv")["learning_rate"].max() <= 3e-5
+    test = f"--batch 32 --weights {run}/best.pt --model resnet18 --classes 4 --kind test --subset"
+    assert "accuracy" in _ok(verb("test.py", *test.split()))
     assert (run / "test-subset" / "metrics.json").is_file()
-    assert "accuracy" in out
-    _ok(
-        verb(
-            "draw_cam.py",
-            "--weights",
-            run,
-            "--model",
-            "resnet18",
-            "--output",
-            tmp_path / "out",
-            "--connfig",
-            "configs/configs.yaml",
-            "--save",
-            tmp_path / "kept",
-            "--count",
-            1,
-        )
-    )
+    draw = f"--model resnet18 --output {tmp_path}/out --connfig configs/configs.yaml --save {tmp_path}/kept --count 1"
+    _ok(verb("draw_cam.py", "--weights", run, *draw.split()))
     split = pd.read_csv(run / "split.csv")
     classes = split[split["split"] == "test"]["label"].nunique()
     assert len(list((tmp_path / "out").glob("*.png"))) == classes
