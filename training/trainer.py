@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from config import Config, load_run_config, to_plain
 from dataset.batches import cache_folder
 from dataset.data import Dataset, load_dataset
 from dataset.transforms import Augment
-from pretrained_models import build_model, canonical_name, check_size, default_size
+from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
 from training.checkpoints import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
 from training.curves import plot_curves
 from training.loop import Learner, steady_learning, train_epoch, validate
@@ -26,7 +28,10 @@ RESUMABLE = {"train.epochs", "train.patience", "data.workers", "data.cache_dir",
 
 
 def train(config: Config, name: str | None = None) -> Path:
-    """Train as `config` says into a new run folder and return it. Raises: `UserError`; its run.json says `failed`."""
+    """Train as `config` says into a new run folder and return it.
+
+    Raises: `UserError`; once the folder is there, its run.json then says `failed`.
+    """
     device = pick_device(config.device)
     config.model = canonical_name(config.model)
     for key in ("path", "lung_masks", "lesion_masks"):  # the run's configuration must mean the same from any folder
@@ -53,15 +58,7 @@ def train(config: Config, name: str | None = None) -> Path:
         config.train.batch,
     )
     seed_everything(config.seed)
-    learner = Learner(
-        model,
-        architecture,
-        build_optimizer(model, config.train),
-        Augment(config.augment, config.seed, config.augment.resize or size, size),
-        config,
-        device,
-        precision,
-    )
+    learner = _learner(model, architecture, size, config, device, precision)
     run = RunFolder.create(runs_folder(config), config.model, name)
     run.start(
         config,
@@ -80,6 +77,14 @@ def train(config: Config, name: str | None = None) -> Path:
     )
     _run_epochs(run, learner, dataset, [])
     return run.path
+
+
+def _learner(
+    model: nn.Module, architecture: Architecture, size: int, config: Config, device: torch.device, precision: str
+) -> Learner:
+    """A model on `device` with a fresh optimiser, and the augmentation of pictures to `size` × `size`."""
+    augment = Augment(config.augment, config.seed, config.augment.resize or size, size)
+    return Learner(model, architecture, build_optimizer(model, config.train), augment, config, device, precision)
 
 
 def resume(path: Path, changes: dict[str, Any]) -> Path:
@@ -110,27 +115,14 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
             f"--resume {folder}: it stopped early; give --patience N with an N over {config.train.patience}"
         )
     device = pick_device(config.device)
-    dataset = load_dataset(
-        config.data.__class__(**{**vars(config.data), "path": None}),
-        checkpoint.size,
-        classes=checkpoint.classes,
-        run_split=folder / "split.csv",
-    )
+    data = replace(config.data, path=None)  # the images are those of the run's split.csv
+    dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
     trained = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
     if not torch.equal(trained, checkpoint.train_hashes):
         raise UserError(f"--resume {folder}: its training images have changed since; restore them, or train a new run")
     model = checkpoint.model().to(device)
-    optimizer = build_optimizer(model, config.train)
-    optimizer.load_state_dict(checkpoint.resume["optimizer"])
-    learner = Learner(
-        model,
-        checkpoint.architecture,
-        optimizer,
-        Augment(config.augment, config.seed, config.augment.resize or checkpoint.size, checkpoint.size),
-        config,
-        device,
-        checkpoint.precision,
-    )
+    learner = _learner(model, checkpoint.architecture, checkpoint.size, config, device, checkpoint.precision)
+    learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
     run.write_config(config)
     run.update(status="running", resumed=[*run.record.get("resumed", []), {"epoch": checkpoint.epoch, "time": now()}])
     log.info(f"resuming {shown(folder)} after epoch {checkpoint.epoch}")
