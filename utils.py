@@ -205,7 +205,26 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device {name}: not available here; use cpu, or auto") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory that is freed. Nothing where the C library is another one.
+
+    A step on a CPU frees and asks for the same gigabytes again and again. By default every large block is a mapping of
+    its own, given back when it is freed, and the kernel fills each page of the next one with zeros.
+    `benchmarks/train_speed.py` measures what that costs.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 * 2**20)
 
 
 def device_name(device: torch.device) -> str:

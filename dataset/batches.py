@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dataset.transforms import Augment
 
 MASKS = ("lung_mask", "lesion_mask")
+BLOCK = 1024  # pictures moved to a GPU at a time
 
 
 @dataclass
@@ -37,25 +38,27 @@ class Batch:
 
 @dataclass
 class Part:
-    """The radiographs of one split: records, and pixels (uint8 memory map, gathered by row).
+    """The radiographs of one split: records, and pixels (uint8 rows of the cache, read a batch at a time).
 
     Args:
         records: one row per picture, with `RECORD_COLUMNS`.
         classes: class names in the model's order.
         stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
+        device_bytes: how much of a GPU's memory the pictures may take.
     """
 
     records: pd.DataFrame
     classes: list[str]
     stores: dict[str, tuple[PixelStore, np.ndarray]]
+    device_bytes: int = 0
     labels: np.ndarray = field(init=False)
+    _resident: torch.Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         import numpy as np
 
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
-        self._maps = {name: store.open() for name, (store, _) in self.stores.items()}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,16 +70,31 @@ class Part:
 
     def gather(self, name: str, indices: np.ndarray) -> np.ndarray:
         """Pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros where there is no mask."""
-        import numpy as np
-
-        rows = self.stores[name][1][indices]
-        out = np.zeros((len(rows), self.side, self.side), np.uint8)
-        out[rows >= 0] = self._maps[name][rows[rows >= 0]]
-        return out
+        store, rows = self.stores[name]
+        return store.read(rows[indices])
 
     def has(self, name: str) -> np.ndarray:
         """(n,) bool: which pictures have the mask `name`."""
         return self.stores[name][1] >= 0
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether the device has memory of its own, and room in it for all pictures."""
+        import torch
+
+        needed = len(self) * self.side**2
+        return device.type == "cuda" and needed <= min(self.device_bytes, torch.cuda.mem_get_info(device)[0] // 4)
+
+    def resident(self, device: torch.device) -> torch.Tensor | None:
+        """All pictures on the device, (n, side, side) uint8, where they fit: moved at the first call, then kept."""
+        import numpy as np
+        import torch
+
+        if self._resident is None and self.fits(device):
+            self._resident = torch.empty((len(self), self.side, self.side), dtype=torch.uint8, device=device)
+            for start in range(0, len(self), BLOCK):
+                block = self.gather("image", np.arange(start, min(start + BLOCK, len(self))))
+                self._resident[start : start + len(block)] = torch.from_numpy(block)
+        return self._resident
 
     def batches(
         self,
@@ -94,8 +112,9 @@ class Part:
     ) -> Iterator[Batch]:
         """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
 
-        The next batch's pixels are gathered by a thread while the device works on this one. `start` is the place in
-        the epoch of the first picture of `order`: augmentation is a function of (seed, epoch, place).
+        The next batch is made ready by a thread while the device works on this one; on a GPU that has room for them
+        all pictures are moved once (`resident`). `start` is the place in the epoch of the first picture of `order`:
+        augmentation is a function of (seed, epoch, place).
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -111,25 +130,28 @@ class Part:
             edges = edges[:-1] if batch == 2 else [*edges[:-1], edges[-1] - 1]
         chunks = [order[i:j] for i, j in pairwise([*edges, len(order)])]
 
-        def fetch(chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        resident = self.resident(device)
+
+        def fetch(chunk: np.ndarray) -> list[torch.Tensor | None]:
+            """Pixels (or the rows of the resident ones), masks and labels, where the device can fetch them."""
+            pixels = self.gather("image", chunk) if resident is None else chunk
             planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
-            tensors = [
-                None if a is None else torch.from_numpy(a)
-                for a in (self.gather("image", chunk), planes, self.labels[chunk])
-            ]
-            return tuple(t.pin_memory() if device.type == "cuda" and t is not None else t for t in tensors)
+            found = [a if a is None else torch.from_numpy(a) for a in (pixels, planes, self.labels[chunk])]
+            return [a if a is None or device.type != "cuda" else a.pin_memory() for a in found]
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(fetch, chunks[0]) if chunks else None
             for number, chunk in enumerate(chunks):
-                pixels, planes, labels = (t if t is None else t.to(device, non_blocking=True) for t in coming.result())
+                pixels, planes, labels = (a if a is None else a.to(device, non_blocking=True) for a in coming.result())
                 if number + 1 < len(chunks):
                     coming = pool.submit(fetch, chunks[number + 1])
+                if resident is not None:
+                    pixels = resident[pixels]
                 if augment is not None:
                     positions = start + edges[number] + np.arange(len(chunk))
                     grey, planes = augment(pixels, epoch, positions, planes)
                 else:
-                    grey = pixels.float() / 255
+                    grey = pixels.float().div_(255)
                 assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"
                 yield Batch(normalise(grey, mean, std), labels, chunk, planes)
 
@@ -159,7 +181,7 @@ def make_part(
     for name in MASKS if masks else ():
         store = PixelStore(folder, side, data.fit, "mask")
         stores[name] = (store, store.rows(_fill_masks(store, name, records, data)))
-    return Part(records, classes, stores), unreadable
+    return Part(records, classes, stores, round(data.device_memory * 2**30)), unreadable
 
 
 def _fill_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> list[str]:

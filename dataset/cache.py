@@ -1,4 +1,4 @@
-"""The pixel cache: every picture and mask decoded and resized once, kept as rows of one uint8 memory map.
+"""The pixel cache: every picture and mask decoded and resized once, kept as rows of one file of uint8.
 
 A store is a folder with `rows.u8` (rows of side×side bytes, only ever appended to) and `index.sqlite` (content hash →
 row). Builders take turns by a file lock, and a row is entered in the index only after its bytes are on disk: a second
@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -112,6 +113,7 @@ class PixelStore:
         self.side, self.fit, self.kind = side, fit, kind
         self.folder = make_folder(Path(cache_dir) / f"{kind}-{side}-{fit}-v{FORMAT}", "data.cache_dir")
         self.rows_file = self.folder / "rows.u8"
+        self._file: IO[bytes] | None = None
 
     def rows(self, hashes: Iterable[str]) -> np.ndarray:
         """The row of each hash, int64, -1 where there is none."""
@@ -177,12 +179,31 @@ class PixelStore:
     def _index(self) -> sqlite3.Connection:
         return _open_index(self.folder / "index.sqlite", "rows (sha256 TEXT PRIMARY KEY, row INTEGER NOT NULL)")
 
-    def open(self) -> np.ndarray:
-        """All rows as a read-only memory map, (rows, side, side) uint8; no rows: an empty array."""
-        count = self._rows_on_disk()
-        if count == 0:
-            return np.zeros((0, self.side, self.side), np.uint8)
-        return np.memmap(self.rows_file, np.uint8, "r", shape=(count, self.side, self.side))
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The pixels of `rows` (int64, -1 for none): (n, side, side) uint8, zeros where there is none.
+
+        Read, not mapped: pages of a memory map count as the process's memory, up to the whole file, and a file that
+        somebody cuts ends the process; here the kernel's page cache does the same work. Raises: `UserError` for rows
+        that are not there any more.
+        """
+        out = np.zeros((len(rows), self.side, self.side), np.uint8)
+        area = self.side**2
+        ends = (
+            np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
+        )  # rows that follow each other are read at once
+        for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
+            if start < stop and rows[start] >= 0:
+                self._file = self._file or open(self.rows_file, "rb", buffering=0)  # noqa: SIM115 - stays open
+                at, wanted = int(rows[start]) * area, (stop - start) * area
+                if os.preadv(self._file.fileno(), [out[start:stop]], at) != wanted:
+                    raise UserError(
+                        f"{self.rows_file}: shorter than its index says; delete {self.folder} and run again"
+                    )
+        return out
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self._file.close()
 
     def _rows_on_disk(self) -> int:
         return self.rows_file.stat().st_size // self.side**2 if self.rows_file.exists() else 0

@@ -111,7 +111,7 @@ class Augment:
         Returns: pixels (n, side, side) float32 in [0, 1], and masks (n, k, side, side) uint8 or None.
         """
         matrices = self.matrices(epoch, positions)
-        pixels = pixels.float() / 255
+        pixels = pixels.float().div_(255)
         # A crop that is shrunk to the input is averaged first, as pictures that are evaluated are when they are read.
         fitting = round(self.side * self.source_side / (self.config.random_crop or self.source_side))
         if fitting < self.source_side:
@@ -123,16 +123,31 @@ class Augment:
         return self._expose(pixels, epoch, positions), masks
 
     def _resample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
-        plain = planes.shape[-1] == self.side and np.array_equal(
-            np.abs(matrices), np.broadcast_to(np.eye(3), matrices.shape)
-        )
-        if plain:  # flips alone: exact, and much cheaper than a resample
-            for row, dim in ((0, -1), (1, -2)):
-                flipped = torch.from_numpy(matrices[:, row, row] < 0).to(planes.device)
-                planes = torch.where(flipped[:, None, None, None], planes.flip(dim), planes)
-            return planes
+        """(n, k, side, side): the planes under their matrices. On a CPU pictures that are at most flipped are only
+        flipped, which is exact and much cheaper; a GPU takes all in one kernel."""
+        flipped_only = (np.abs(matrices) == np.eye(3)).all((1, 2)) & (planes.shape[-1] == self.side)
+        if planes.device.type != "cpu" and not flipped_only.all():
+            flipped_only[:] = False
+        if not flipped_only.any():
+            return self._sample(planes, matrices, mode)
+        out = torch.empty((*planes.shape[:2], self.side, self.side), dtype=planes.dtype, device=planes.device)
+        for dims in ((), (-1,), (-2,), (-2, -1)):
+            signs = [-1 if -1 in dims else 1, -1 if -2 in dims else 1]
+            chosen = np.flatnonzero(flipped_only & (matrices[:, (0, 1), (0, 1)] == signs).all(1))
+            if len(chosen):
+                out[chosen] = planes[chosen].flip(dims)
+        turned = np.flatnonzero(~flipped_only)
+        if len(turned):
+            out[turned] = self._sample(planes[turned], matrices[turned], mode)
+        return out
+
+    def _sample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
         theta = torch.from_numpy(matrices[:, :2].astype(np.float32)).to(planes.device)
-        grid = F.affine_grid(theta, [len(planes), 1, self.side, self.side], align_corners=False)
+        centres = (torch.arange(self.side, device=planes.device) * 2 + 1) / self.side - 1
+        grid = torch.empty((len(planes), self.side, self.side, 2), device=planes.device)
+        for axis in (0, 1):  # F.affine_grid, with two small outer sums instead of a matrix product per pixel
+            along_y = theta[:, axis, 1, None] * centres + theta[:, axis, 2, None]
+            torch.add(along_y[:, :, None], (theta[:, axis, 0, None] * centres)[:, None, :], out=grid[..., axis])
         return F.grid_sample(planes, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
     def _expose(self, pixels: torch.Tensor, epoch: int, positions: np.ndarray) -> torch.Tensor:
@@ -141,8 +156,9 @@ class Augment:
             return pixels
         signed = 2 * uniforms(self.seed, epoch, positions, COLUMNS)[:, [BRIGHTNESS, CONTRAST]] - 1
         signed = torch.from_numpy(signed.astype(np.float32)).to(pixels.device)[:, :, None, None]
-        mean = pixels.mean((1, 2), keepdim=True)
-        return ((pixels - mean) * (1 + c.contrast * signed[:, 1]) + mean + c.brightness * signed[:, 0]).clamp(0, 1)
+        gain = 1 + c.contrast * signed[:, 1]
+        offset = pixels.mean((1, 2), keepdim=True) * (1 - gain) + c.brightness * signed[:, 0]
+        return torch.addcmul(offset, pixels, gain).clamp_(0, 1)
 
 
 def _rotation(angle: np.ndarray) -> np.ndarray:
@@ -156,4 +172,4 @@ def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     The channels are those of the weights (three for ImageNet's): the grey is repeated, then (x - mean) / std.
     """
     mean_, std_ = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (mean, std))
-    return ((pixels[:, None] - mean_) / std_).contiguous(memory_format=torch.channels_last)
+    return (pixels[:, None] - mean_).div_(std_).contiguous(memory_format=torch.channels_last)

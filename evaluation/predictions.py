@@ -33,10 +33,13 @@ def predict_logits(
 
     model.eval()
     found = []
-    with torch.inference_mode(), tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar:
+    with (
+        torch.inference_mode(),
+        autocast(device, precision),  # around the loop: the weights are cast once, not for every batch
+        tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar,
+    ):
         for item in part.batches(device, batch, part.side, mean, std):
-            with autocast(device, precision):
-                found.append(model(item.inputs).float())
+            found.append(model(item.inputs).float())
             bar.update(len(item.indices))
         return torch.cat(found).cpu().numpy() if found else np.zeros((0, len(part.classes)), np.float32)
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from dataset import cache
 from dataset.cache import PixelStore, hash_files
+from utils import UserError
 
 
 def _pictures(folder: Path, count: int) -> list[str]:
@@ -23,7 +24,7 @@ def _pictures(folder: Path, count: int) -> list[str]:
 
 
 def _values(store: PixelStore, hashes: list[str]) -> list[int]:
-    return [int(store.open()[row].mean()) for row in store.rows(hashes)]
+    return [int(p.mean()) for p in store.read(store.rows(hashes))]
 
 
 def test_rows_hold_the_pictures_in_any_order(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_two_processes_build_one_store(tmp_path: Path) -> None:
         "from dataset.cache import PixelStore, hash_files\n"
         "root = Path(sys.argv[2]); paths = sorted(map(str, (root / 'p').glob('*.png')))\n"
         "store = PixelStore(root, 32, 'squash'); hashes = hash_files(paths, root); store.build(paths, hashes)\n"
-        "print([int(store.open()[r].mean()) for r in store.rows(hashes)] == list(range(200)))"
+        "print([int(p.mean()) for p in store.read(store.rows(hashes))] == list(range(200)))"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -142,8 +143,22 @@ def test_sides_fits_and_kinds_do_not_mix(tmp_path: Path) -> None:
     for key in ((20, "squash", "image"), (24, "squash", "image"), (20, "letterbox", "image"), (20, "squash", "mask")):
         store = PixelStore(tmp_path, *key)
         store.build([path], sha)
-        found[key] = store.open()[store.rows(sha)[0]]
+        found[key] = store.read(store.rows(sha))[0]
     assert found[20, "squash", "mask"].max() == 1
     assert found[20, "squash", "image"].max() == 255
     assert not np.array_equal(found[20, "squash", "image"], found[20, "letterbox", "image"])
     assert found[24, "squash", "image"].shape == (24, 24)
+
+
+def test_rows_that_follow_each_other_absent_rows_and_a_cut_file(tmp_path: Path) -> None:
+    paths = _pictures(tmp_path / "p", 30)
+    store = PixelStore(tmp_path, 16, "squash")
+    store.build(paths, hash_files(paths, tmp_path), workers=1)
+    wanted = [-1, 0, 1, 2, 7, 6, -1, -1, 29, 5, 5]
+    pixels = store.read(np.array(wanted))
+    assert [int(p.min()) for p in pixels] == [int(p.max()) for p in pixels] == [max(w, 0) for w in wanted]
+    assert store.read(np.array([], np.int64)).shape == (0, 16, 16)
+    with open(store.rows_file, "r+b") as file:
+        file.truncate(16 * 16 * 10)
+    with pytest.raises(UserError, match=r"rows\.u8"):
+        store.read(np.array([3, 12]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ BAR_SECONDS = 0.5  # reading the loss waits for the device: no oftener than this
 
 @dataclass
 class Learner:
-    """What training needs at hand."""
+    """What training needs at hand. `forward` is the model's forward pass in training steps (it may be compiled)."""
 
     model: nn.Module
     architecture: Architecture
@@ -35,6 +36,7 @@ class Learner:
     config: Config
     device: torch.device
     precision: str
+    forward: Callable[[torch.Tensor], torch.Tensor]
 
 
 def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
@@ -87,7 +89,7 @@ def _step(learner: Learner, inputs: torch.Tensor, labels: torch.Tensor) -> tuple
     train = learner.config.train
     try:
         with autocast(learner.device, learner.precision):
-            scores = learner.model(inputs)
+            scores = learner.forward(inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -28,11 +28,19 @@ CHANGEABLE = (
     "save",
     "seed",
     "train.eval_batch",
+    *(f"data.{key}" for key in ("path", "subset", "workers", "cache_dir", "device_memory", "group_pattern")),
     *(
         f"data.{key}"
-        for key in ("path", "subset", "workers", "cache_dir", "group_pattern", "lung_masks", "lesion_masks")
+        for key in (
+            "lung_masks",
+            "lesion_masks",
+            "max_unreadable",
+            "split",
+            "split_seed",
+            "val_per_class",
+            "test_per_class",
+        )
     ),
-    *(f"data.{key}" for key in ("max_unreadable", "split", "split_seed", "val_per_class", "test_per_class")),
 )
 
 

@@ -16,6 +16,7 @@ from dataset.data import Dataset, load_dataset
 from dataset.transforms import Augment
 from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
 from training.checkpoints import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
+from training.compilation import training_forward
 from training.curves import plot_curves
 from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
@@ -24,13 +25,42 @@ from training.run_folder import RunFolder, now, runs_folder, shown
 from utils import UserError, device_name, log, log_to, make_folder, pick_device, seed_everything
 
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.
-RESUMABLE = {"train.epochs", "train.patience", "data.workers", "data.cache_dir", "train.eval_batch"}
+RESUMABLE = {
+    *("train.epochs", "train.patience", "train.eval_batch", "train.compile"),
+    *("data.workers", "data.cache_dir", "data.device_memory"),
+}
 
 
 def train(config: Config, name: str | None = None) -> Path:
     """Train as `config` says into a new run folder and return it.
 
     Raises: `UserError`; once the folder is there, its run.json then says `failed`.
+    """
+    make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
+    learner, dataset, init = prepare(config)
+    run = RunFolder.create(runs_folder(config), config.model, name)
+    run.start(
+        config,
+        dataset.records,
+        {
+            "model": config.model,
+            "seed": config.seed,
+            "device": device_name(learner.device),
+            "precision": learner.precision,
+            "init": init,
+            "classes": dataset.classes,
+            "size": dataset.side,
+            "data": config.data.path or "phantom",
+            "unreadable": len(dataset.unreadable),
+        },
+    )
+    _run_epochs(run, learner, dataset, [])
+    return run.path
+
+
+def prepare(config: Config) -> tuple[Learner, Dataset, str]:
+    """What the first epoch needs: the model on its device with its optimiser, the data in the cache, and in words where
+    the weights came from. Completes names and paths in `config`. Raises: `UserError`.
     """
     device = pick_device(config.device)
     config.model = canonical_name(config.model)
@@ -39,7 +69,6 @@ def train(config: Config, name: str | None = None) -> Path:
             setattr(config.data, key, str(Path(given).expanduser().resolve()))
     if config.init not in ("auto", "imagenet", "none") and not Path(config.init).is_file():
         raise UserError(f"--init {config.init}: no such file (nor one of auto, imagenet, none)")
-    make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
     seed_everything(config.seed)
     # The head's size needs the classes, the pictures' size the model: the data is read before the model is built.
     size = config.data.size or default_size(config.model)
@@ -58,25 +87,7 @@ def train(config: Config, name: str | None = None) -> Path:
         config.train.batch,
     )
     seed_everything(config.seed)
-    learner = _learner(model, architecture, size, config, device, precision)
-    run = RunFolder.create(runs_folder(config), config.model, name)
-    run.start(
-        config,
-        dataset.records,
-        {
-            "model": config.model,
-            "seed": config.seed,
-            "device": device_name(device),
-            "precision": precision,
-            "init": init,
-            "classes": dataset.classes,
-            "size": size,
-            "data": config.data.path or "phantom",
-            "unreadable": len(dataset.unreadable),
-        },
-    )
-    _run_epochs(run, learner, dataset, [])
-    return run.path
+    return _learner(model, architecture, size, config, device, precision), dataset, init
 
 
 def _learner(
@@ -84,7 +95,7 @@ def _learner(
 ) -> Learner:
     """A model on `device` with a fresh optimiser, and the augmentation of pictures to `size` × `size`."""
     augment = Augment(config.augment, config.seed, config.augment.resize or size, size)
-    return Learner(model, architecture, build_optimizer(model, config.train), augment, config, device, precision)
+    return Learner(model, architecture, build_optimizer(model, config.train), augment, config, device, precision, model)
 
 
 def resume(path: Path, changes: dict[str, Any]) -> Path:
@@ -163,6 +174,9 @@ def _epochs(run: RunFolder, learner: Learner, dataset: Dataset, history: list[di
     if not len(training) or not len(validation):
         raise UserError(f"--data: no {'validation' if len(training) else 'training'} images; change data.split")
     hashes = hashes_to_tensor(list(training.records["sha256"]))
+    torch.backends.cudnn.benchmark = True  # the batches of a training have one shape
+    steps = (config.train.epochs - len(history)) * -(-len(training) // config.train.batch)
+    learner.forward = training_forward(learner.model, config.train.compile, learner.device, config.train.batch, steps)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
         began = time.perf_counter()
         row = {"epoch": epoch, **train_epoch(learner, training, epoch)}
