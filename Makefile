@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test clean
+.PHONY: help demo test bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,10 @@ demo: .venv/run  ## train, evaluate and draw CAMs on synthetic radiographs (abou
 test: .venv/dev  ## ruff, then all tests (under 8 minutes)
 	$(PY) -m ruff check .
 	$(PY) -m pytest
+
+bench: .venv/dev  ## every benchmark, beside its rivals, and a table of what was wanted (under 25 minutes)
+	for name in train_speed cam_speed test_speed startup scale; do $(PY) benchmarks/$$name.py || exit 1; done
+	$(PY) benchmarks/summary.py
 
 clean:  ## take away the environment and the caches (runs/ stays)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis

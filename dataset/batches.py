@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,9 +196,7 @@ def _fill_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataC
         if getattr(row, name).endswith(".csv")
     }
     keys = {row.path: boxes_key(row.sha256, boxed[row.path]) for row in records.itertuples() if row.path in boxed}
-    broken = store.build(
-        list(keys), list(keys.values()), data.workers, lambda path, *fit: square_boxes(path, boxed[str(path)], *fit)
-    )
+    broken = store.build(list(keys), list(keys.values()), data.workers, partial(square_boxes, boxed))
     named = [mask for path, mask in zip(records["path"], records[name], strict=True) if mask and path not in boxed]
     hashes = dict(zip(named, hash_files(named, cache_folder(data), data.workers), strict=True))
     readable = {path: sha for path, sha in hashes.items() if sha}

@@ -41,13 +41,15 @@ def boxes_key(image_sha: str, boxes: Boxes) -> str:
     return hashlib.sha256(f"{image_sha} {boxes}".encode()).hexdigest()
 
 
-def square_boxes(image: Path, boxes: Boxes, side: int, fit: str) -> np.ndarray:
-    """The union of `boxes` on the picture `image` as a mask (side, side) uint8 of 0 and 1; what lies outside is cut.
+def square_boxes(boxes: dict[str, Boxes], image: Path, side: int, fit: str) -> np.ndarray:
+    """The union of the boxes of the picture `image` as a mask (side, side) uint8 of 0 and 1; what lies outside is cut.
+
+    `boxes` holds them by path.
 
     Raises: `UnreadableImage`.
     """
     height, width = read_image(image).shape
     mask = np.zeros((height, width), np.float32)
-    for x, y, w, h in boxes:
+    for x, y, w, h in boxes[str(image)]:
         mask[max(0, round(y)) : max(0, round(y + h)), max(0, round(x)) : max(0, round(x + w))] = 1
     return (fit_square(mask, side, fit) >= 0.5).astype(np.uint8)

@@ -8,46 +8,84 @@ process waits and then finds the rows, and what an interrupted build left behind
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 
+from dataset import readers
 from dataset.readers import UnreadableImage, file_sha256, square_image, square_mask
 from utils import UserError, log, make_folder
 
 FORMAT = 1  # raise it when decoding or resizing changes, so that no old row is taken for a new one
 COMMIT_ROWS = 512
+MANY = 4000  # files from which processes are worth their start
+CHUNK = 16  # files that a thread takes at once: handing over one by one would cost a tenth of the decoding
 
 
-def in_parallel(work: Callable, items: Sequence, workers: int, title: str, unit: str) -> Iterator:
+def in_parallel(
+    work: Callable, items: Sequence, workers: int, title: str, unit: str, processes: bool = False
+) -> Iterator:
     """`map(work, items)` in order, with a bar, a bounded number in flight. `workers` 0 means one per core.
 
-    Threads, not processes: OpenCV and hashlib let go of the interpreter's lock while they work, threads start at once,
-    and their results need no copy from process to process.
+    Threads, which start at once and share their results; with `processes`, and so many items that starting them does
+    not count, processes: the quicker PNG decoder keeps the interpreter's lock. `work` is then pickled.
     """
     from tqdm import tqdm
 
     workers = workers or os.cpu_count() or 1
-    iterator = iter(items)
+    processes = processes and workers > 1 and len(items) >= MANY
+    chunks = (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
     with (
-        ThreadPoolExecutor(workers) as pool,
+        _process_pool(workers) if processes else ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar,
     ):
-        pending = deque(pool.submit(work, item) for item in islice(iterator, 8 * workers))
+
+        def submit(count: int) -> list[Future]:
+            return [pool.submit(_each, work, part) for part in islice(chunks, count)]
+
+        pending = deque(submit(4 * workers))
         try:
             while pending:
-                yield pending.popleft().result()
-                bar.update()
-                pending.extend(pool.submit(work, item) for item in islice(iterator, 1))
+                done = pending.popleft().result()
+                pending.extend(submit(1))
+                yield from done
+                bar.update(len(done))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _each(work: Callable, items: Sequence) -> list:
+    return [work(item) for item in items]
+
+
+def _process_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process)
+
+
+def _start_process() -> None:
+    """In a new process: leave Ctrl-C to the one that started it, and decode by what is quickest for a single thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    readers.one_thread = True
+
+
+def _decode(decode: Callable, side: int, fit: str, item: tuple[str, str]) -> np.ndarray | str:
+    """The pixels of a file (path, hash), or why it cannot be read."""
+    try:
+        return decode(Path(item[0]), side, fit)
+    except UnreadableImage as error:
+        return str(error)
 
 
 @contextmanager
@@ -130,7 +168,8 @@ class PixelStore:
     ) -> dict[str, str]:
         """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read.
 
-        `decode(path, side, fit)` gives (side, side) uint8; by default it reads a picture or a mask, as the kind says.
+        `decode(path, side, fit)` gives (side, side) uint8, and can be pickled; by default it reads a picture or a mask,
+        as the kind says.
         """
         unreadable: dict[str, str] = {}
         if (self.rows(hashes) >= 0).all():
@@ -143,18 +182,13 @@ class PixelStore:
             next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
             decode = decode or (square_image if self.kind == "image" else square_mask)
             failed: dict[str, str] = {}
-
-            def work(item: tuple[str, str]) -> np.ndarray | str:
-                try:
-                    return decode(Path(item[0]), self.side, self.fit)
-                except UnreadableImage as error:
-                    return str(error)
-
+            work = partial(_decode, decode, self.side, self.fit)
             with open(self.rows_file, "r+b" if self.rows_file.exists() else "w+b") as file:
                 file.truncate(next_row * area)  # what an interrupted build wrote and did not enter in the index
                 file.seek(next_row * area)
                 entered = []
-                results = in_parallel(work, wanted, workers, f"{self.kind}s to {self.side}×{self.side}", self.kind)
+                title = f"{self.kind}s to {self.side}×{self.side}"
+                results = in_parallel(work, wanted, workers, title, self.kind, processes=True)
                 for (_, sha), result in zip(wanted, results, strict=True):
                     if isinstance(result, str):
                         failed[sha] = result

@@ -8,6 +8,7 @@ and a CSV with `path,label`.
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -79,7 +80,12 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    """The files of a folder, by name, with their absolute paths; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    folder = folder.resolve()  # once: a file's own resolve() walks the whole path again
+    with os.scandir(folder) as entries:
+        return [folder / name for name in sorted(entry.name for entry in entries if entry.is_file())]
 
 
 def _from_classes(root: Path, split: str) -> pd.DataFrame:
@@ -96,7 +102,7 @@ def _from_class(folder: Path, split: str) -> pd.DataFrame:
     for image in images:
         if not str(image).isprintable() and any("\ud800" <= c <= "\udfff" for c in str(image)):
             raise UserError(f"--data {folder}: the name of {image.name!r} is not UTF-8; rename it")
-    table = pd.DataFrame({"path": [str(p.resolve()) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
+    table = pd.DataFrame({"path": [str(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
     table["label"], table["split"] = folder.name, split
     stems = [p.stem for p in images]
     for column, name in MASK_FOLDERS.items():
@@ -117,7 +123,7 @@ def _from_class(folder: Path, split: str) -> pd.DataFrame:
 
 def match_masks(stems: list[str], folder: Path) -> list[str]:
     """The mask in `folder` of each image stem, as a path; empty where there is none."""
-    by_stem = {p.stem: str(p.resolve()) for p in _files(Path(folder)) if is_image_file(p)}
+    by_stem = {p.stem: str(p) for p in _files(Path(folder)) if is_image_file(p)}
     return [by_stem.get(stem, "") for stem in stems]
 
 

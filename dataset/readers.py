@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+try:
+    from kornia_rs.io import decode_image_png_u8
+except ImportError:  # not built for this platform: OpenCV reads everything
+    decode_image_png_u8 = None
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+
+# The quicker PNG decoder keeps the interpreter's lock: it is for processes with one thread, and for two or three cores.
+one_thread = (os.cpu_count() or 1) <= 3
 
 
 class UnreadableImage(Exception):
@@ -36,6 +47,9 @@ def read_image(path: Path) -> np.ndarray:
         return _read_dicom(data)
     if not _is_whole(data):
         raise UnreadableImage("the file is truncated")
+    pixels = _read_grey_png(data)
+    if pixels is not None:
+        return pixels
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
@@ -45,6 +59,21 @@ def read_image(path: Path) -> np.ndarray:
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     return _full_range(pixels.astype(np.float32))
+
+
+def _read_grey_png(data: bytes) -> np.ndarray | None:
+    """A plain PNG of 8-bit grey, which most data sets are, decoded in less than half of OpenCV's time.
+
+    None for any other file, for one that fails (OpenCV has the last word), and where OpenCV's threads are quicker.
+    """
+    if decode_image_png_u8 is None or not one_thread or len(data) < 33 or data[12:16] != b"IHDR":
+        return None
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    if (depth, colour, interlace) != (8, 0, 0) or not 0 < width * height < 2**28:
+        return None
+    with contextlib.suppress(Exception):  # what it raises is not more exact than that
+        return decode_image_png_u8(data, (height, width), "mono").reshape(height, width)
+    return None
 
 
 def _is_whole(data: bytes) -> bool:

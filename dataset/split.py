@@ -11,11 +11,14 @@ from utils import UserError, log
 
 def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
     """Group numbers, (n,) int64, such that images of one patient and copies of one picture share a number."""
+    n = len(groups)
+    group_ids, content_ids = pd.factorize(groups)[0], pd.factorize(hashes)[0]
+    pairs = np.unique(group_ids * (content_ids.max(initial=0) + 1) + content_ids)
+    if len(pairs) == content_ids.max(initial=-1) + 1:  # no picture in two groups: nothing to merge, nothing to import
+        return group_ids
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    n = len(groups)
-    group_ids, content_ids = pd.factorize(groups)[0], pd.factorize(hashes)[0]
     # A graph of images, patients and contents: an image is joined to its patient and to its content.
     start = np.concatenate([np.arange(n), np.arange(n)])
     end = np.concatenate([n + group_ids, n + group_ids.max(initial=0) + 1 + content_ids])

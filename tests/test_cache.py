@@ -162,3 +162,17 @@ def test_rows_that_follow_each_other_absent_rows_and_a_cut_file(tmp_path: Path) 
         file.truncate(16 * 16 * 10)
     with pytest.raises(UserError, match=r"rows\.u8"):
         store.read(np.array([3, 12]))
+
+
+def test_many_files_are_decoded_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = _pictures(tmp_path / "p", 40)
+    Path(paths[7]).write_bytes(b"no picture")
+    monkeypatch.setattr(cache, "MANY", 40)
+    started = []
+    original = cache._process_pool
+    monkeypatch.setattr(cache, "_process_pool", lambda workers: started.append(workers) or original(workers))
+    hashes = hash_files(paths, tmp_path)
+    store = PixelStore(tmp_path, 32, "squash")
+    assert list(store.build(paths, hashes, workers=2)) == [paths[7]]
+    assert started == [2]
+    assert _values(store, hashes) == [0 if i == 7 else i for i in range(40)]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
+import tempfile
+import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dataset import readers
 from dataset.readers import (
     UnreadableImage,
     fit_square,
@@ -166,3 +174,65 @@ def test_square_image_is_uint8(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), RAMP * 27)
     out = square_image(tmp_path / "a.png", 20, "squash")
     assert (out.dtype, out.shape) == (np.uint8, (20, 20))
+
+
+def _png(pixels: np.ndarray, filters: np.ndarray) -> bytes:
+    """An 8-bit grey PNG with a chosen filter (0 to 4) for each row, by the specification (ISO/IEC 15948, clause 9)."""
+    height, width = pixels.shape
+    padded = np.zeros((height + 1, width + 1), np.int64)
+    padded[1:, 1:] = pixels
+    here, left, above, corner = padded[1:, 1:], padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    estimate = left + above - corner
+    distances = [np.abs(estimate - neighbour) for neighbour in (left, above, corner)]
+    paeth = np.where(
+        (distances[0] <= distances[1]) & (distances[0] <= distances[2]),
+        left,
+        np.where(distances[1] <= distances[2], above, corner),
+    )
+    predictors = np.stack([np.zeros_like(here), left, above, (left + above) // 2, paeth])
+    residual = (here - predictors[filters, np.arange(height)]) % 256
+    raw = np.concatenate([filters[:, None], residual], 1).astype(np.uint8).tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("one_thread", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 30), width=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
+def test_grey_pngs_of_every_filter(one_thread: bool, height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width), np.uint8)
+    data = _png(pixels, rng.integers(0, 5, height))
+    with mock.patch.object(readers, "one_thread", one_thread), tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        np.testing.assert_array_equal(read_image(Path(file.name)), pixels)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 10**6), value=st.integers(1, 255))
+def test_a_damaged_png_is_read_or_refused_but_nothing_else(place: int, value: int) -> None:
+    rng = np.random.default_rng(0)
+    data = bytearray(_png(rng.integers(0, 256, (20, 30), np.uint8), rng.integers(0, 5, 20)))
+    data[place % len(data)] ^= value
+    with mock.patch.object(readers, "one_thread", True), tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        with contextlib.suppress(UnreadableImage):
+            assert read_image(Path(file.name)).ndim == 2
+
+
+def test_the_quick_decoder_is_there_and_is_used() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 30), np.uint8)
+    data = _png(pixels, rng.integers(0, 5, 20))
+    with mock.patch.object(readers, "one_thread", True):
+        np.testing.assert_array_equal(readers._read_grey_png(data), pixels)
+        colour = cv2.imencode(".png", np.dstack([pixels] * 3))[1].tobytes()
+        deep = cv2.imencode(".png", pixels.astype(np.uint16))[1].tobytes()
+        assert [readers._read_grey_png(d) for d in (colour, deep, b"", data[:60])] == [None] * 4

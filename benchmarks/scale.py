@@ -1,0 +1,158 @@
+"""Does the cost per image stay flat as a data set grows?
+
+    python benchmarks/scale.py [--sizes 1000,4000,16000,64000]
+
+For every size, in a process of its own: hash the files, decode and resize them into an empty cache, group and split,
+set an epoch up (order and weighted oversampling, first batch), and read the pictures of an epoch in its order, a batch
+at a time, without a model. The files are films of the phantom, each made a file of its own content by a number in its
+metadata; they lie in a temporary folder under `--folder` (64,000 take 3 GB, and their cache as much) and are removed.
+
+`memory` is the most that the process held at once, above what it held after its imports: it may grow with the records
+(a path, a hash, a patient), not with the pixels. Timed once per size, but split and epoch set-up: the best of five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import resource
+import struct
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+from common import ROOT, report
+
+STEPS = ("hash", "cache", "split", "set-up", "epoch")
+FILMS, SIZE, BATCH = 256, 224, 32
+
+
+def write_files(folder: Path, count: int) -> list[str]:
+    """`count` different PNGs of 299×299 in `folder`/CLASS, by the name of their patient."""
+    from config import DataConfig
+    from dataset.data import load_dataset
+    from dataset.phantom import CLASSES
+
+    records = load_dataset(DataConfig(), SIZE).records
+    films = [Path(path).read_bytes() for path in records["path"].iloc[:: len(records) // FILMS]]
+    end = films[0].rindex(b"IEND") - 4
+    paths = []
+    for label in CLASSES:
+        (folder / label).mkdir()
+    for i in range(count):
+        film, label = films[i % len(films)], CLASSES[(i * 7919 % 100 > 20) + (i % 3 == 0) * 2]
+        end = film.rindex(b"IEND") - 4
+        text = b"tEXtComment\0" + b"%d" % i
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        path = folder / label / f"P{i // 2:06d}-{i % 2}.png"
+        path.write_bytes(film[:end] + chunk + film[end:])
+        paths.append(str(path))
+    return paths
+
+
+def measure(data: str, cache: str, pipe) -> None:
+    """All steps once, in this process; sends seconds by step and the memory in MiB."""
+    import numpy as np
+    import torch
+
+    from config import DataConfig
+    from dataset.batches import Part
+    from dataset.cache import PixelStore, hash_files
+    from dataset.layouts import find_records, name_groups
+    from dataset.sampling import epoch_order
+    from dataset.split import split_records
+    from utils import pick_device
+
+    device = pick_device("cpu")
+    torch.zeros(1)
+    before, seconds = _peak(), {}
+
+    def timed(step: str, work, repeats: int = 1):
+        found = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            result = work()
+            found.append(time.perf_counter() - began)
+        seconds[step] = min(found)
+        return result
+
+    records = find_records(Path(data))
+    records["group"] = name_groups(records, r"^(P\d+)-\d$")
+    records["sha256"] = timed("hash", lambda: hash_files(list(records["path"]), Path(cache)))
+    store = PixelStore(Path(cache), SIZE, "squash")
+    paths, hashes = list(records["path"]), list(records["sha256"])
+    unreadable = timed("cache", lambda: store.build(paths, hashes))
+    assert not unreadable
+    split = timed("split", lambda: split_records(records, DataConfig().split, 0), 5)
+    training = records[split == "train"].reset_index(drop=True)
+    classes = sorted(records["label"].unique())
+    part = Part(training, classes, {"image": (store, store.rows(training["sha256"]))})
+
+    def batches(order: np.ndarray):
+        return part.batches(device, BATCH, SIZE, (0.5,), (0.25,), order=order)
+
+    def set_up() -> np.ndarray:
+        order = epoch_order(part.labels, "weighted", 0, 1)
+        next(batches(order))
+        return order
+
+    order = timed("set-up", set_up, 5)
+    timed("epoch", lambda: [None for _ in batches(order)])
+    pipe.send((seconds, _peak() - before, len(records)))
+
+
+def _peak() -> float:
+    """The most memory that this process has held, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def slope(sizes: list[int], values: list[float]) -> float:
+    """Of log(value) over log(size), by least squares: 1 where the cost per image is flat."""
+    x, y = [math.log(s) for s in sizes], [math.log(max(v, 1e-9)) for v in values]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return above / sum((a - mean_x) ** 2 for a in x)
+
+
+def main() -> None:
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="1000,4000,16000,64000")
+    parser.add_argument("--folder", default=str(ROOT / ".cache"), help="where the files go meanwhile (7 GB)")
+    arguments = parser.parse_args()
+    sizes, rows, measured = [int(s) for s in arguments.sizes.split(",")], [], {}
+    Path(arguments.folder).mkdir(exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    for size in tqdm(sizes, desc="sizes", leave=False):
+        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="scale-") as folder:
+            data, cache = Path(folder) / "data", Path(folder) / "cache"
+            data.mkdir()
+            write_files(data, size)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=measure, args=(str(data), str(cache), theirs))
+            process.start()
+            theirs.close()
+            try:
+                seconds, memory, count = ours.recv()
+            except EOFError:
+                raise SystemExit(f"scale.py: {size} images: the process ended (its message is above)") from None
+            process.join()
+        assert count == size
+        measured[str(size)] = {"seconds": seconds, "memory_mib": memory}
+        rows.append(
+            {"size": f"{size:,}"}
+            | {step: f"{seconds[step] / size * 1e6:.0f}" for step in STEPS}
+            | {"memory": f"{memory:.0f}", "pixels": f"{size * SIZE**2 / 2**20:.0f}"}
+        )
+    slopes = {step: slope(sizes, [measured[str(s)]["seconds"][step] for s in sizes]) for step in STEPS}
+    slopes["memory"] = slope(sizes, [measured[str(s)]["memory_mib"] for s in sizes])
+    rows.append({"size": "log-log slope"} | {name: f"{value:.2f}" for name, value in slopes.items()})
+    columns = {"size": "images"} | {step: f"{step}, µs each" for step in STEPS}
+    report("scale", columns | {"memory": "memory, MiB", "pixels": "pixels, MiB"}, rows, measured | {"slopes": slopes})
+
+
+if __name__ == "__main__":
+    main()
