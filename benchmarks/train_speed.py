@@ -19,6 +19,7 @@ from common import Contestant, Work, ratio, report, rounds, show_ratio
 
 # Images per round and contestant: whole batches of 32, enough that the start of an epoch does not count.
 IMAGES = {"resnet18": 256, "densenet121": 128, "vgg16": 64}
+GPU_IMAGES, GPU_BATCH = 10_240, 256
 TARGETS = {"resnet18": 3.5, "vgg16": 3.0, "densenet121": 2.5}
 PRECISION_MODELS = ("resnet18", "densenet121", "mobilenet_v2", "timm/tf_efficientnet_lite0")
 
@@ -124,11 +125,12 @@ def one_precision(model: str, precision: str, images: int, size: int) -> Work:
 
 
 def epochs_table(models: list[str], images: int | None, batch: int, size: int, repeats: int) -> None:
+    import torch
     from rival import link_pictures
 
     rows, measured = [], {}
     for model in models:
-        count = images or IMAGES.get(model, 128)
+        count = images or (GPU_IMAGES if torch.cuda.is_available() else IMAGES.get(model, 128))
         learner, part = _prepared(model, count, batch, size)  # draws the phantom, fills the cache, measures precision
         precision = learner.precision
         del learner
@@ -208,11 +210,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet18,vgg16,densenet121", help="torchvision names, with commas")
     parser.add_argument("--precision-models", default=",".join(PRECISION_MODELS), help="'' leaves the table out")
-    parser.add_argument("--images", type=int, help="per round (default: by model, from 64 to 256)")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--images", type=int, help="per round (default: by model, 64 to 256; on a GPU 10,240)")
+    parser.add_argument("--batch", type=int, help="default 32; on a GPU 256")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    import torch
+
+    arguments.batch = arguments.batch or (GPU_BATCH if torch.cuda.is_available() else 32)
     if arguments.models:
         epochs_table(arguments.models.split(","), arguments.images, arguments.batch, arguments.size, arguments.repeats)
     if arguments.precision_models:

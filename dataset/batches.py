@@ -147,7 +147,7 @@ class Part:
                 if number + 1 < len(chunks):
                     coming = pool.submit(fetch, chunks[number + 1])
                 if resident is not None:
-                    pixels = resident[pixels]
+                    pixels = resident.index_select(0, pixels)
                 if augment is not None:
                     positions = start + edges[number] + np.arange(len(chunk))
                     grey, planes = augment(pixels, epoch, positions, planes)

@@ -7,6 +7,7 @@ nothing is interpolated twice and masks move exactly with their picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ class Augment:
         return out
 
     def _sample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
-        theta = torch.from_numpy(matrices[:, :2].astype(np.float32)).to(planes.device)
+        theta = _send(matrices[:, :2], planes.device)
         centres = (torch.arange(self.side, device=planes.device) * 2 + 1) / self.side - 1
         grid = torch.empty((len(planes), self.side, self.side, 2), device=planes.device)
         for axis in (0, 1):  # F.affine_grid, with two small outer sums instead of a matrix product per pixel
@@ -155,10 +156,16 @@ class Augment:
         if not c.brightness and not c.contrast:
             return pixels
         signed = 2 * uniforms(self.seed, epoch, positions, COLUMNS)[:, [BRIGHTNESS, CONTRAST]] - 1
-        signed = torch.from_numpy(signed.astype(np.float32)).to(pixels.device)[:, :, None, None]
+        signed = _send(signed, pixels.device)[:, :, None, None]
         gain = 1 + c.contrast * signed[:, 1]
         offset = pixels.mean((1, 2), keepdim=True) * (1 - gain) + c.brightness * signed[:, 0]
         return torch.addcmul(offset, pixels, gain).clamp_(0, 1)
+
+
+def _send(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """`numbers` as float32 on the device. A GPU is not waited for, as a copy from ordinary memory would."""
+    tensor = torch.from_numpy(numbers.astype(np.float32))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _rotation(angle: np.ndarray) -> np.ndarray:
@@ -171,5 +178,12 @@ def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
     The channels are those of the weights (three for ImageNet's): the grey is repeated, then (x - mean) / std.
     """
-    mean_, std_ = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (mean, std))
+    mean_, std_ = (_per_channel(tuple(v), pixels.device) for v in (mean, std))
     return (pixels[:, None] - mean_).div_(std_).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(channels, 1, 1) on the device, kept there: sending them anew would wait for it."""
+    with torch.inference_mode(False):  # a tensor made in inference could not be used in training
+        return torch.tensor(values, device=device)[:, None, None]

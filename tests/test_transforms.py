@@ -187,3 +187,13 @@ def test_spared_pictures_stay_sharp() -> None:
     out = _apply(many, 8, 8, rotation=20.0, zoom_out=0.5, translation=0.1, geometric=0.3)
     spared = ((out - many / 255).abs().amax((1, 2)) < 1e-4).float().mean()
     assert abs(float(spared) - 0.7) < 5 * np.sqrt(0.21 / 2000)
+
+
+def test_normalise_serves_training_after_inference() -> None:
+    grey = torch.rand(2, 4, 4)
+    with torch.inference_mode():
+        first = normalise(grey, (0.51, 0.4, 0.3), (0.11, 0.2, 0.3))
+    weights = torch.ones(3, requires_grad=True)
+    second = normalise(grey, (0.51, 0.4, 0.3), (0.11, 0.2, 0.3))
+    (second * weights[:, None, None]).sum().backward()  # a tensor of inference could not be saved for this
+    torch.testing.assert_close(weights.grad, first.sum((0, 2, 3)))
