@@ -14,8 +14,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.insert(0, str(ROOT))  # also for the contestants' processes, which import this module first
 
-Work = Callable[[], float]  # does one round's work and returns how much of it (images, maps) per second
+Work = Callable[..., float]  # does one round's work and returns how much of it (images, maps) per second
 
 
 class Contestant:
@@ -43,10 +43,10 @@ class Contestant:
         self._process.start()
         theirs.close()
 
-    def measure(self) -> float:
+    def measure(self, *arguments: Any) -> float:
         """One round's work: its rate. Raises: `RuntimeError` where the process died."""
         try:
-            self._pipe.send("go")
+            self._pipe.send(arguments)
             return self._pipe.recv()
         except (EOFError, BrokenPipeError):
             raise RuntimeError(f"{self.name}: its process ended (its message is above)") from None
@@ -65,31 +65,36 @@ def _serve(pipe, setup: Callable[..., Work], arguments: tuple) -> None:
     work = setup(*arguments)
     while True:
         try:
-            pipe.recv()
+            arguments = pipe.recv()
         except EOFError:
             return
-        pipe.send(work())
+        pipe.send(work(*arguments))
 
 
-def rounds(title: str, contestants: Sequence[Contestant], repeats: int) -> dict[str, list[float]]:
-    """The rates of each contestant in each of `repeats` rounds, after one round that is not counted."""
+def rounds(title: str, contestants: Sequence[Contestant], repeats: int, *arguments: Any) -> dict[str, list[float]]:
+    """The rates of each contestant in each of `repeats` rounds, after one round that is not counted.
+
+    `arguments` are those of the work.
+    """
     from tqdm import tqdm
 
     rates: dict[str, list[float]] = {c.name: [] for c in contestants}
-    with (
-        ExitStack() as stack,
-        tqdm(total=(repeats + 1) * len(contestants), desc=title, unit="turn", leave=False) as bar,
-    ):
-        for contestant in contestants:
-            stack.enter_context(contestant)
+    with tqdm(total=(repeats + 1) * len(contestants), desc=title, unit="turn", leave=False) as bar:
         for number in range(repeats + 1):
             turn = number % len(contestants)
             for contestant in (*contestants[turn:], *contestants[:turn]):
-                rate = contestant.measure()
+                rate = contestant.measure(*arguments)
                 if number:
                     rates[contestant.name].append(rate)
                 bar.update()
     return rates
+
+
+@contextmanager
+def contest(*contestants: Contestant) -> Iterator[Sequence[Contestant]]:
+    """The contestants' processes, ended with the block."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(contestant) for contestant in contestants]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:

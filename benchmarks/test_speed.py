@@ -1,6 +1,6 @@
 """How fast is an evaluation, and how fast is the cache built that it reads from?
 
-    python benchmarks/test_speed.py [--images 512] [--repeats 5]
+    python benchmarks/test_speed.py [--images 320] [--repeats 5]
 
 `ours` is what test.py does between its imports and its last line (load the checkpoint and the data, predict, metrics,
 files, plot); `rival` is benchmarks/rival.py's evaluation, already set up: fp32, a DataLoader, scikit-learn's report.
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, Contestant, Work, ratio, report, rounds, show_ratio
+from common import ROOT, Contestant, Work, contest, ratio, report, rounds, show_ratio
 
 MODEL = "resnet18"
 
@@ -114,7 +114,8 @@ def evaluation_table(images: int, repeats: int) -> None:
             ),
         }
         for what, pair in pairs.items():
-            rates = rounds(what, pair, repeats)
+            with contest(*pair) as contestants:
+                rates = rounds(what, contestants, repeats)
             gain = ratio(rates["ours"], rates["rival"])
             measured[what] = {"images": len(records), "images_per_second": rates, "ratio": gain}
             middle = {name: f"{sorted(values)[len(values) // 2]:.1f}" for name, values in rates.items()}
@@ -133,7 +134,8 @@ def cache_table(images: int, repeats: int) -> None:
     records = load_dataset(DataConfig(phantom_count=max(2000, images)), 224).records
     paths = list(records["path"].iloc[:images])
     pair = (Contestant("ours", build_cache, paths, 224), Contestant("PIL", decode_as_rival, paths, 224))
-    rates = rounds("cache", pair, repeats)
+    with contest(*pair) as contestants:
+        rates = rounds("cache", contestants, repeats)
     gain = ratio(rates["ours"], rates["PIL"])
     middle = {name: f"{sorted(values)[len(values) // 2]:.0f}" for name, values in rates.items()}
     row = {"what": f"{len(paths)} PNGs of 299×299 to 224×224"} | middle | {"gain": show_ratio(gain), "target": "1.5"}
@@ -143,7 +145,7 @@ def cache_table(images: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     evaluation_table(arguments.images, arguments.repeats)

@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Contestant, Work, ratio, report, rounds, show_ratio
+from common import Contestant, Work, contest, ratio, report, rounds, show_ratio
 
 # Images per round and contestant: whole batches of 32, enough that the start of an epoch does not count.
-IMAGES = {"resnet18": 256, "densenet121": 128, "vgg16": 64}
+IMAGES = {"resnet18": 256, "densenet121": 64, "vgg16": 32}
 GPU_IMAGES, GPU_BATCH = 10_240, 256
 TARGETS = {"resnet18": 3.5, "vgg16": 3.0, "densenet121": 2.5}
-PRECISION_MODELS = ("resnet18", "densenet121", "mobilenet_v2", "timm/tf_efficientnet_lite0")
+PRECISION_MODELS = ("resnet18", "mobilenet_v2", "timm/tf_efficientnet_lite0")
 
 
 def _prepared(model: str, images: int, batch: int, size: int):
@@ -130,21 +130,18 @@ def epochs_table(models: list[str], images: int | None, batch: int, size: int, r
 
     rows, measured = [], {}
     for model in models:
-        count = images or (GPU_IMAGES if torch.cuda.is_available() else IMAGES.get(model, 128))
+        count = images or (GPU_IMAGES if torch.cuda.is_available() else IMAGES.get(model, 64))
         learner, part = _prepared(model, count, batch, size)  # draws the phantom, fills the cache, measures precision
         precision = learner.precision
         del learner
         with tempfile.TemporaryDirectory() as folder:
             link_pictures(list(part.records["path"]), list(part.records["label"]), Path(folder))
-            rates = rounds(
-                model,
-                [
-                    Contestant("ours", ours, model, count, batch, size),
-                    Contestant("rival", rival, folder, model, batch, size),
-                    Contestant("bare", bare, model, count, batch, size),
-                ],
-                repeats,
-            )
+            with contest(
+                Contestant("ours", ours, model, count, batch, size),
+                Contestant("rival", rival, folder, model, batch, size),
+                Contestant("bare", bare, model, count, batch, size),
+            ) as contestants:
+                rates = rounds(model, contestants, repeats)
         against = {name: ratio(rates["ours"], rates[name]) for name in ("rival", "bare")}
         measured[model] = {"precision": precision, "images_per_second": rates, "ratio": against}
         middle = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
@@ -189,8 +186,8 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
         network = build_model(model, 4)[0].to(device, memory_format=torch.channels_last)
         chosen = choose_precision("auto", network, model, size, 3, device, cache_folder(DataConfig()), batch)
         del network
-        contestants = [Contestant(p, one_precision, model, p, batch, size) for p in ("fp32", "bf16")]
-        rates = rounds(f"{model}, precision", contestants, repeats)
+        with contest(*(Contestant(p, one_precision, model, p, batch, size) for p in ("fp32", "bf16"))) as contestants:
+            rates = rounds(f"{model}, precision", contestants, repeats)
         gain = ratio(rates[chosen], rates["fp32"])
         measured[model] = {"chosen": chosen, "images_per_second": rates, "ratio_to_fp32": gain}
         middle = {name: f"{sorted(values)[len(values) // 2]:.1f}" for name, values in rates.items()}
@@ -210,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet18,vgg16,densenet121", help="torchvision names, with commas")
     parser.add_argument("--precision-models", default=",".join(PRECISION_MODELS), help="'' leaves the table out")
-    parser.add_argument("--images", type=int, help="per round (default: by model, 64 to 256; on a GPU 10,240)")
+    parser.add_argument("--images", type=int, help="per round (default: by model, 32 to 256; on a GPU 10,240)")
     parser.add_argument("--batch", type=int, help="default 32; on a GPU 256")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
