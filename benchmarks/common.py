@@ -32,16 +32,11 @@ class Contestant:
     Args:
         name: in the table.
         setup: a module's function; called in the new process with `arguments`, it prepares everything and returns the
-            work of one round. The first round is a rehearsal: `warm_up` runs it once unmeasured.
+            work of one round.
     """
 
     def __init__(self, name: str, setup: Callable[..., Work], *arguments: Any) -> None:
-        self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, setup, arguments))
-        self._process.start()
-        theirs.close()
+        self.name, self._setup, self._arguments = name, setup, arguments
 
     def measure(self, *arguments: Any) -> float:
         """One round's work: its rate. Raises: `RuntimeError` where the process died."""
@@ -52,6 +47,11 @@ class Contestant:
             raise RuntimeError(f"{self.name}: its process ended (its message is above)") from None
 
     def __enter__(self) -> Contestant:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._setup, self._arguments))
+        self._process.start()
+        theirs.close()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,20 +121,26 @@ def times(work: Callable[[], Any], repeats: int) -> list[float]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on: the device, the cores, the system, the versions, the commit and the day."""
-    from utils import device_name, git_commit, pick_device, versions
+    from utils import cores, device_name, git_commit, pick_device, versions
 
     device = pick_device("auto")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "device": device_name(device),
         "device_type": device.type,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(memory),
         "system": platform.platform(),
         "versions": versions(),
         "commit": git_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def device_slug(facts: dict[str, Any]) -> str:
+    """The device in the names of result files: `cpu`, or a GPU's name in lower case with dashes."""
+    device = facts["device"] if facts["device_type"] != "cpu" else "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def report(name: str, columns: dict[str, str], rows: list[dict[str, Any]], measured: dict[str, Any]) -> Path:
@@ -153,9 +159,7 @@ def report(name: str, columns: dict[str, str], rows: list[dict[str, Any]], measu
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
-    device = facts["device"] if facts["device_type"] != "cpu" else "cpu"
-    device = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = RESULTS / f"{name}-{device}.json"
+    path = RESULTS / f"{name}-{device_slug(facts)}.json"
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": facts, "rows": rows, "measured": measured}, indent=2) + "\n")
     print(f"written: {path.relative_to(ROOT)}", flush=True)

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import resource
 import struct
+import sys
 import tempfile
 import time
 import zlib
@@ -37,7 +38,6 @@ def write_files(folder: Path, count: int) -> list[str]:
 
     records = load_dataset(DataConfig(), SIZE).records
     films = [Path(path).read_bytes() for path in records["path"].iloc[:: len(records) // FILMS]]
-    end = films[0].rindex(b"IEND") - 4
     paths = []
     for label in CLASSES:
         (folder / label).mkdir()
@@ -104,8 +104,9 @@ def measure(data: str, cache: str, pipe) -> None:
 
 
 def _peak() -> float:
-    """The most memory that this process has held, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process, and the largest of those that it started, have held, MiB."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def slope(sizes: list[int], values: list[float]) -> float:

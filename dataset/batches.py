@@ -53,13 +53,15 @@ class Part:
     stores: dict[str, tuple[PixelStore, np.ndarray]]
     device_bytes: int = 0
     labels: np.ndarray = field(init=False)
-    _resident: torch.Tensor | None = field(init=False, default=None, repr=False)
+    _resident: dict[torch.device, torch.Tensor] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         import numpy as np
 
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
+        for store, _ in self.stores.values():
+            store.open()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -90,12 +92,13 @@ class Part:
         import numpy as np
         import torch
 
-        if self._resident is None and self.fits(device):
-            self._resident = torch.empty((len(self), self.side, self.side), dtype=torch.uint8, device=device)
+        if device not in self._resident and self.fits(device):
+            pixels = torch.empty((len(self), self.side, self.side), dtype=torch.uint8, device=device)
             for start in range(0, len(self), BLOCK):
                 block = self.gather("image", np.arange(start, min(start + BLOCK, len(self))))
-                self._resident[start : start + len(block)] = torch.from_numpy(block)
-        return self._resident
+                pixels[start : start + len(block)] = torch.from_numpy(block)
+            self._resident[device] = pixels
+        return self._resident.get(device)
 
     def batches(
         self,

@@ -13,6 +13,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice, pairwise
@@ -25,10 +26,11 @@ import numpy as np
 
 from dataset import readers
 from dataset.readers import UnreadableImage, file_sha256, square_image, square_mask
-from utils import UserError, log, make_folder
+from utils import UserError, cores, log, make_folder
 
 FORMAT = 1  # raise it when decoding or resizing changes, so that no old row is taken for a new one
 COMMIT_ROWS = 512
+MAX_READ = 2**30  # bytes; systems refuse or shorten reads of 2 GiB
 MANY = 4000  # files from which processes are worth their start
 CHUNK = 16  # files that a thread takes at once: handing over one by one would cost a tenth of the decoding
 
@@ -43,9 +45,10 @@ def in_parallel(
     """
     from tqdm import tqdm
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     processes = processes and workers > 1 and len(items) >= MANY
-    chunks = (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
+    size = max(1, min(CHUNK, len(items) // (4 * workers)))
+    chunks = (items[i : i + size] for i in range(0, len(items), size))
     with (
         _process_pool(workers) if processes else ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar,
@@ -54,13 +57,17 @@ def in_parallel(
         def submit(count: int) -> list[Future]:
             return [pool.submit(_each, work, part) for part in islice(chunks, count)]
 
-        pending = deque(submit(4 * workers))
+        pending = deque(submit(2 * workers))
         try:
             while pending:
                 done = pending.popleft().result()
                 pending.extend(submit(1))
                 yield from done
                 bar.update(len(done))
+        except BrokenProcessPool:
+            raise UserError(
+                f"{title}: a process that decodes has died, perhaps for lack of memory; try data.workers=1"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -168,8 +175,7 @@ class PixelStore:
     ) -> dict[str, str]:
         """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read.
 
-        `decode(path, side, fit)` gives (side, side) uint8, and can be pickled; by default it reads a picture or a mask,
-        as the kind says.
+        `decode(path, side, fit)` gives (side, side) uint8; by default it reads a picture or a mask, as the kind says.
         """
         unreadable: dict[str, str] = {}
         if (self.rows(hashes) >= 0).all():
@@ -180,6 +186,7 @@ class PixelStore:
             with index:  # entries whose bytes are gone (somebody deleted or cut the file)
                 index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
             next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
+            processes = decode is None  # a decoder that is given may hold much, and would be sent with every chunk
             decode = decode or (square_image if self.kind == "image" else square_mask)
             failed: dict[str, str] = {}
             work = partial(_decode, decode, self.side, self.fit)
@@ -188,7 +195,7 @@ class PixelStore:
                 file.seek(next_row * area)
                 entered = []
                 title = f"{self.kind}s to {self.side}×{self.side}"
-                results = in_parallel(work, wanted, workers, title, self.kind, processes=True)
+                results = in_parallel(work, wanted, workers, title, self.kind, processes)
                 for (_, sha), result in zip(wanted, results, strict=True):
                     if isinstance(result, str):
                         failed[sha] = result
@@ -213,6 +220,11 @@ class PixelStore:
     def _index(self) -> sqlite3.Connection:
         return _open_index(self.folder / "index.sqlite", "rows (sha256 TEXT PRIMARY KEY, row INTEGER NOT NULL)")
 
+    def open(self) -> None:
+        """Open the file of rows, if there is one: what is deleted later can be read all the same."""
+        if self._file is None and self.rows_file.exists():
+            self._file = open(self.rows_file, "rb", buffering=0)  # noqa: SIM115 - stays open
+
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The pixels of `rows` (int64, -1 for none): (n, side, side) uint8, zeros where there is none.
 
@@ -220,20 +232,23 @@ class PixelStore:
         somebody cuts ends the process; here the kernel's page cache does the same work. Raises: `UserError` for rows
         that are not there any more.
         """
+        self.open()
         out = np.zeros((len(rows), self.side, self.side), np.uint8)
-        area = self.side**2
-        ends = (
-            np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
-        )  # rows that follow each other are read at once
+        # Rows that follow each other are read at once.
+        ends = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
         for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
             if start < stop and rows[start] >= 0:
-                self._file = self._file or open(self.rows_file, "rb", buffering=0)  # noqa: SIM115 - stays open
-                at, wanted = int(rows[start]) * area, (stop - start) * area
-                if os.preadv(self._file.fileno(), [out[start:stop]], at) != wanted:
-                    raise UserError(
-                        f"{self.rows_file}: shorter than its index says; delete {self.folder} and run again"
-                    )
+                self._fill(out[start:stop], int(rows[start]) * self.side**2)
         return out
+
+    def _fill(self, pixels: np.ndarray, at: int) -> None:
+        """Read `pixels` from the byte `at` on; the system may give less at once than it is asked for."""
+        view = memoryview(pixels.reshape(-1))
+        while len(view):
+            got = 0 if self._file is None else os.preadv(self._file.fileno(), [view[:MAX_READ]], at)
+            if got == 0:
+                raise UserError(f"{self.rows_file}: shorter than its index says; delete {self.folder} and run again")
+            view, at = view[got:], at + got
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:

@@ -88,6 +88,11 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(entry.name for entry in entries if entry.is_file())]
 
 
+def _real(path: Path) -> str:
+    """The path of a file that `_files` gave, a link followed."""
+    return str(path.resolve() if path.is_symlink() else path)
+
+
 def _from_classes(root: Path, split: str) -> pd.DataFrame:
     tables = [_from_class(folder, split) for folder in _subfolders(root)]
     tables = [table for table in tables if not table.empty]
@@ -102,7 +107,7 @@ def _from_class(folder: Path, split: str) -> pd.DataFrame:
     for image in images:
         if not str(image).isprintable() and any("\ud800" <= c <= "\udfff" for c in str(image)):
             raise UserError(f"--data {folder}: the name of {image.name!r} is not UTF-8; rename it")
-    table = pd.DataFrame({"path": [str(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
+    table = pd.DataFrame({"path": [_real(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
     table["label"], table["split"] = folder.name, split
     stems = [p.stem for p in images]
     for column, name in MASK_FOLDERS.items():
@@ -123,7 +128,7 @@ def _from_class(folder: Path, split: str) -> pd.DataFrame:
 
 def match_masks(stems: list[str], folder: Path) -> list[str]:
     """The mask in `folder` of each image stem, as a path; empty where there is none."""
-    by_stem = {p.stem: str(p) for p in _files(Path(folder)) if is_image_file(p)}
+    by_stem = {p.stem: _real(p) for p in _files(Path(folder)) if is_image_file(p)}
     return [by_stem.get(stem, "") for stem in stems]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from utils import cores
 
 try:
     from kornia_rs.io import decode_image_png_u8
@@ -19,7 +19,7 @@ except ImportError:  # not built for this platform: OpenCV reads everything
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 
 # The quicker PNG decoder keeps the interpreter's lock: it is for processes with one thread, and for two or three cores.
-one_thread = (os.cpu_count() or 1) <= 3
+one_thread = cores() <= 3
 
 
 class UnreadableImage(Exception):
@@ -71,9 +71,10 @@ def _read_grey_png(data: bytes) -> np.ndarray | None:
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     if (depth, colour, interlace) != (8, 0, 0) or not 0 < width * height < 2**28:
         return None
-    with contextlib.suppress(Exception):  # what it raises is not more exact than that
+    try:
         return decode_image_png_u8(data, (height, width), "mono").reshape(height, width)
-    return None
+    except Exception:  # it raises nothing more exact; OpenCV says what is wrong
+        return None
 
 
 def _is_whole(data: bytes) -> bool:

@@ -127,9 +127,9 @@ class Augment:
         """(n, k, side, side): the planes under their matrices. On a CPU pictures that are at most flipped are only
         flipped, which is exact and much cheaper; a GPU takes all in one kernel."""
         flipped_only = (np.abs(matrices) == np.eye(3)).all((1, 2)) & (planes.shape[-1] == self.side)
-        if planes.device.type != "cpu" and not flipped_only.all():
-            flipped_only[:] = False
-        if not flipped_only.any():
+        if flipped_only.all() and (matrices == np.eye(3)).all():
+            return planes
+        if planes.device.type != "cpu" or not flipped_only.any():
             return self._sample(planes, matrices, mode)
         out = torch.empty((*planes.shape[:2], self.side, self.side), dtype=planes.dtype, device=planes.device)
         for dims in ((), (-1,), (-2,), (-2, -1)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from config import AugmentConfig, DataConfig
 from dataset.batches import Part
 from dataset.data import load_dataset
 from dataset.transforms import Augment
+from training import compilation
 from training.compilation import LONG_RUN, training_forward
 from utils import UserError, pick_device
 
@@ -47,6 +50,21 @@ def test_resident_pictures_give_the_streamed_batches(
         assert np.array_equal(ours.indices, theirs.indices)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path) -> None:
+    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
+    augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
+
+    def batches(device: torch.device) -> list:
+        return list(part.batches(device, 16, 48, (0.5, 0.4), (0.2, 0.3), augment=augment, epoch=2))
+
+    gpu, expected = torch.device("cuda"), batches(CPU)
+    for part.device_bytes in (0, 2**30):  # streamed, then held there
+        assert (part.resident(gpu) is None) == (part.device_bytes == 0)
+        for ours, theirs in zip(batches(gpu), expected, strict=True):
+            torch.testing.assert_close(ours.inputs.cpu(), theirs.inputs, rtol=0, atol=1e-4)
+
+
 def test_a_cpu_holds_no_second_copy(phantom: Path, cache_dir: Path) -> None:
     part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
     assert part.resident(CPU) is None
@@ -63,8 +81,13 @@ def _network() -> nn.Module:
 def test_a_compiled_step_learns_the_same() -> None:
     model = _network()
     plain = copy.deepcopy(model)
-    forward = training_forward(model, "on", CPU, batch=4, steps=10)
     inputs = torch.randn(4, 2, 9, 9)
+    random = torch.get_rng_state()
+    forward = training_forward(model, "on", "fp32", inputs.shape, CPU, 10)
+    assert forward is not model
+    assert torch.equal(torch.get_rng_state(), random)  # compiling draws nothing
+    for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)  # and moves nothing
     for network, call in ((model, forward), (plain, plain)):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         for part in (inputs, inputs[:3]):  # a whole batch, and the last one of an epoch
@@ -84,23 +107,25 @@ def test_when_compiling_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    model, inputs = _network().eval(), torch.randn(4, 2, 9, 9)
+    model, shape = _network(), (4, 2, 9, 9)
     with pytest.raises(UserError, match=r"train\.compile.*no compiler.*train\.compile=off"):
-        training_forward(model, "on", CPU, 4, 10)(inputs)
-    forward = training_forward(model, "auto", torch.device("cuda"), 4, LONG_RUN)
-    assert forward is not model
-    assert torch.equal(forward(inputs), model(inputs))  # it goes on without
-    assert torch.equal(forward(inputs), model(inputs))
+        training_forward(model, "on", "fp32", shape, CPU, 10)
+    monkeypatch.setattr(compilation, "LONG_RUN", 10)
+    monkeypatch.setattr(torch, "zeros", lambda shape, device: torch.ones(shape))  # for a GPU that is not there
+    assert training_forward(model, "auto", "fp32", shape, torch.device("cuda"), 10) is model  # it goes on without
 
 
 def test_auto_compiles_long_runs_on_a_gpu_alone() -> None:
     model = _network()
-    assert training_forward(model, "auto", CPU, 4, 10 * LONG_RUN) is model
-    assert training_forward(model, "auto", torch.device("cuda"), 4, LONG_RUN - 1) is model
-    assert training_forward(model, "off", torch.device("cuda"), 4, 10 * LONG_RUN) is model
+    shape, gpu = (4, 2, 9, 9), torch.device("cuda")
+    assert training_forward(model, "auto", "fp32", shape, CPU, 10 * LONG_RUN) is model
+    assert training_forward(model, "auto", "fp32", shape, gpu, LONG_RUN - 1) is model
+    assert training_forward(model, "off", "fp32", shape, gpu, 10 * LONG_RUN) is model
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="another allocator than glibc's"
+)
 def test_freed_memory_is_kept_on_a_cpu() -> None:
     """The page faults of allocating and freeing 64 MiB again and again, with and without."""
     program = (

@@ -248,3 +248,17 @@ def test_odd_csv_and_folders(tmp_path: Path) -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="matches none of 1"):
         name_groups(pd.DataFrame({"path": ["/x/a.png"], "group": ""}), "^(zzz)")
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=40))
+def test_merged_groups_are_the_connected_ones(pictures: list[tuple[int, int]]) -> None:
+    """Against a plain flood fill over (patient, content) pairs, with and without shared contents."""
+    groups, hashes = (pd.Series([f"{kind}{row[i]}" for row in pictures]) for i, kind in ((0, "g"), (1, "h")))
+    found = merge_copies(groups, hashes)
+    label = list(range(len(pictures)))
+    for _ in pictures:
+        for i, a in enumerate(pictures):
+            for j, b in enumerate(pictures):
+                if a[0] == b[0] or a[1] == b[1]:
+                    label[i] = label[j] = min(label[i], label[j])
+    assert [[a == b for b in found] for a in found] == [[a == b for b in label] for a in label]

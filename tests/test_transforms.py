@@ -197,3 +197,19 @@ def test_normalise_serves_training_after_inference() -> None:
     second = normalise(grey, (0.51, 0.4, 0.3), (0.11, 0.2, 0.3))
     (second * weights[:, None, None]).sum().backward()  # a tensor of inference could not be saved for this
     torch.testing.assert_close(weights.grad, first.sum((0, 2, 3)))
+
+
+def test_flipped_pictures_are_the_resampled_ones() -> None:
+    """On a CPU pictures that are only flipped take a way of their own: the common one would give the same."""
+    config = AugmentConfig(**{**OFF, "rotation": 20, "horizontal_flip": 0.5, "vertical_flip": 0.5, "geometric": 0.5})
+    augment, positions = Augment(config, 3, 24, 24), np.arange(64)
+    planes = torch.rand(64, 2, 24, 24)
+    matrices = augment.matrices(1, positions)
+    only_flipped = (np.abs(matrices) == np.eye(3)).all((1, 2))
+    assert 10 < only_flipped.sum() < 54
+    mixed, sampled = (f(planes, matrices, "bilinear") for f in (augment._resample, augment._sample))
+    torch.testing.assert_close(mixed, sampled, rtol=0, atol=1e-4)
+    signs = matrices[:, (0, 1), (0, 1)]
+    for i in np.flatnonzero(only_flipped):
+        dims = [d for d, sign in ((-1, signs[i, 0]), (-2, signs[i, 1])) if sign < 0]
+        assert torch.equal(mixed[i], planes[i].flip(dims))

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from utils import UserError, log
+from utils import UserError, autocast, log
 
-LONG_RUN = 20_000  # steps from which `auto` compiles: it takes about a minute, and saves a part of each step
+LONG_RUN = 20_000  # steps from which `auto` compiles: it takes a minute or so, and saves a part of each step
 
 
 def training_forward(
-    model: nn.Module, wanted: str, device: torch.device, batch: int, steps: int
+    model: nn.Module, wanted: str, precision: str, shape: tuple[int, int, int, int], device: torch.device, steps: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The forward pass of training steps: `model` itself, or a compiled one that shares its parameters and buffers.
 
     Args:
         wanted: `on`, `off`, or `auto`: on a GPU, in runs of `LONG_RUN` steps or more.
-        batch: images per step; a smaller batch, an epoch's last, goes through `model`: it would be compiled for itself.
-        steps: that are still to be trained.
+        precision: of the autocast that it will be called in.
+        shape: of the inputs (n, channels, side, side). Other batches, an epoch's last, go through `model`: each shape
+            would be compiled for itself.
+        steps: of the whole run, so that a run that is resumed decides as it did at first.
 
-    Where it cannot be compiled, `auto` says so and goes on without, and `on` raises a `UserError`.
+    It is compiled here, by a step that leaves weights, statistics and random numbers as they were. Where that fails,
+    `auto` says so and does without, and `on` raises a `UserError`.
     """
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
         return model
-    compiled: nn.Module | None = torch.compile(model, dynamic=False)
     log.info("compiling the training step (train.compile) ...")
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        nonlocal compiled
-        if compiled is None or len(inputs) != batch:
-            return model(inputs)
-        try:
-            return compiled(inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
-            if wanted == "on":
-                raise UserError(f"{reason}; set train.compile=off") from None
-            log.warning(f"WARNING: {reason}: going on without")
-            compiled = None
-            return model(inputs)
-
-    return forward
+    compiled = torch.compile(model, dynamic=False)
+    before = copy.deepcopy(model.state_dict())
+    try:
+        with torch.random.fork_rng():
+            inputs = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+            with autocast(device, precision):
+                scores = compiled(inputs)
+            scores.float().sum().backward()
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
+        if wanted == "on":
+            raise UserError(f"{reason}; set train.compile=off") from None
+        log.warning(f"WARNING: {reason}: going on without")
+        return model
+    finally:
+        model.load_state_dict(before)
+        model.zero_grad(set_to_none=True)
+    return lambda inputs: compiled(inputs) if inputs.shape == shape else model(inputs)

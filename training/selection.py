@@ -22,25 +22,10 @@ from utils import UserError, log, pick_device
 
 # What may be said of a trained model's use: where the images are, how they are split, on what machine, how fast.
 CHANGEABLE = (
-    "model",
-    "device",
-    "precision",
-    "save",
-    "seed",
-    "train.eval_batch",
-    *(f"data.{key}" for key in ("path", "subset", "workers", "cache_dir", "device_memory", "group_pattern")),
-    *(
-        f"data.{key}"
-        for key in (
-            "lung_masks",
-            "lesion_masks",
-            "max_unreadable",
-            "split",
-            "split_seed",
-            "val_per_class",
-            "test_per_class",
-        )
-    ),
+    *("model", "device", "precision", "save", "seed", "train.eval_batch"),
+    *("data.path", "data.subset", "data.workers", "data.cache_dir", "data.device_memory", "data.group_pattern"),
+    *("data.lung_masks", "data.lesion_masks", "data.max_unreadable"),
+    *("data.split", "data.split_seed", "data.val_per_class", "data.test_per_class"),
 )
 
 

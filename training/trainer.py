@@ -94,6 +94,7 @@ def _learner(
     model: nn.Module, architecture: Architecture, size: int, config: Config, device: torch.device, precision: str
 ) -> Learner:
     """A model on `device` with a fresh optimiser, and the augmentation of pictures to `size` × `size`."""
+    torch.backends.cudnn.benchmark = True  # the batches of a training have one shape
     augment = Augment(config.augment, config.seed, config.augment.resize or size, size)
     return Learner(model, architecture, build_optimizer(model, config.train), augment, config, device, precision, model)
 
@@ -174,9 +175,13 @@ def _epochs(run: RunFolder, learner: Learner, dataset: Dataset, history: list[di
     if not len(training) or not len(validation):
         raise UserError(f"--data: no {'validation' if len(training) else 'training'} images; change data.split")
     hashes = hashes_to_tensor(list(training.records["sha256"]))
-    torch.backends.cudnn.benchmark = True  # the batches of a training have one shape
-    steps = (config.train.epochs - len(history)) * -(-len(training) // config.train.batch)
-    learner.forward = training_forward(learner.model, config.train.compile, learner.device, config.train.batch, steps)
+    steps = config.train.epochs * -(-len(training) // config.train.batch)
+    shape = (config.train.batch, len(learner.architecture.mean), learner.augment.side, learner.augment.side)
+    learner.model.train()
+    learner.forward = training_forward(
+        learner.model, config.train.compile, learner.precision, shape, learner.device, steps
+    )
+    run.update(compiled=learner.forward is not learner.model)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
         began = time.perf_counter()
         row = {"epoch": epoch, **train_epoch(learner, training, epoch)}
