@@ -45,9 +45,7 @@ class DataConfig:
     test_per_class: int | None = key(None, "test images per class instead of a fraction", low=1)
     max_unreadable: float = key(0.05, "a larger fraction of unreadable images stops the command", low=0, high=1)
     workers: int = key(0, "parallel decoders of the cache build; 0: one per core", low=0)
-    device_memory: float = key(
-        4.0, "GiB of a GPU's memory for the pictures of a split; a larger one is streamed", low=0
-    )
+    device_memory: float = key(4.0, "GiB of a GPU for the pictures of a split; a larger split is streamed", low=0)
     subset: bool = key(False, "at most 1000 training and 100 evaluation images, drawn by split_seed")
     lung_masks: str | None = key(None, "folder of lung masks with the images' stems")
     lesion_masks: str | None = key(None, "folder of lesion masks with the images' stems")
@@ -92,11 +90,7 @@ class TrainConfig:
     clip_norm: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
     patience: int | None = key(10, "stop after so many epochs without a lower validation loss; null: never", low=1)
     freeze_epochs: int = key(0, "train the head alone for the first so many epochs", low=0)
-    compile: str = key(
-        "auto",
-        "torch.compile for training steps; auto: on a GPU, in long runs",
-        choices=("auto", "on", "off"),
-    )
+    compile: str = key("auto", "torch.compile in training; auto: on a GPU, in long runs", choices=("auto", "on", "off"))
     sampler: str = key(
         "weighted",
         "weighted: classes equally often; sequential: every image once an epoch",

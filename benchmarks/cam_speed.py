@@ -19,18 +19,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import Contestant, Work, contest, ratio, report, rounds, show_ratio
+from common import Contestant, Work, contest, finish, ratio, report, rounds, show_medians, show_ratio
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from pretrained_models import Architecture
 
 CLASS = 2  # the class explained: one that has evidence in all three random networks
 RIVALS = ("grad-cam", "torchcam", "captum")
 TRAINING = ("preset=demo", "train.epochs=4")  # of the model whose maps are compared
 
 
-def _network(model: str, ours: bool):
-    """The same random weights, and for us the same moved statistics, in every process."""
+def _network(model: str, ours: bool) -> tuple[nn.Module, Architecture, torch.device]:
+    """The network with the same random weights in every process, its architecture and its device.
+
+    `ours`: in the memory layout and with the allocator's settings that draw_cam.py has.
+    """
     import torch
 
     from pretrained_models import build_model
@@ -43,7 +49,7 @@ def _network(model: str, ours: bool):
     return (network.to(memory_format=torch.channels_last) if ours else network), architecture, device
 
 
-def _inputs(count: int, size: int, device, ours: bool):
+def _inputs(count: int, size: int, device: torch.device, ours: bool) -> torch.Tensor:
     import torch
 
     inputs = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(1)).expand(-1, 3, -1, -1)
@@ -54,14 +60,12 @@ def _inputs(count: int, size: int, device, ours: bool):
 
 def _timed(name: str, call: Callable[[torch.Tensor], Any], device: torch.device, size: int, own: bool) -> Work:
     """The work: `call` takes a batch of `count` inputs and gives maps (count, h, w), kept in `folder`/NAME.npy."""
-    import torch
 
     def work(count: int, folder: str) -> float:
         inputs = _inputs(count, size, device, own)
         began = time.perf_counter()
         maps = call(inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finish(device)
         seconds = time.perf_counter() - began
         if maps is not None:
             np.save(f"{folder}/{name}.npy", np.asarray(maps, np.float32))
@@ -192,13 +196,12 @@ def speed_table(models: list[str], batches: list[int], size: int, repeats: int) 
                 "difference_to_our_fp32_maps": differences,
                 "empty_maps": float((maps["fp32"].max((1, 2)) == 0).mean()),
             }
-            middle = {name: f"{sorted(values)[len(values) // 2]:.1f}" for name, values in rates.items()}
             rows.append(
                 {
                     "model": model,
                     "batch": count,
                     "precision": precision,
-                    **middle,
+                    **show_medians(rates, 1),
                     **{f"to_{name}": show_ratio(value) for name, value in against.items()},
                     "difference": f"{max(differences.values()):.0e}",
                 }

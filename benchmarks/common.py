@@ -17,7 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,7 +66,7 @@ class Contestant:
             self._process.kill()
 
 
-def _serve(pipe, setup: Callable[..., Work], arguments: tuple) -> None:
+def _serve(pipe: Connection, setup: Callable[..., Work], arguments: tuple) -> None:
     work = setup(*arguments)
     while True:
         try:
@@ -108,15 +113,17 @@ def show_ratio(value: dict[str, float]) -> str:
     return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
 
 
-def times(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
-    work()
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - began)
-    return found
+def show_medians(values: dict[str, list[float]], digits: int) -> dict[str, str]:
+    """The median of each contestant's rates or seconds over the rounds, with `digits` decimals."""
+    return {name: f"{statistics.median(found):.{digits}f}" for name, found in values.items()}
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given: until then no clock may stop."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def machine() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import finish
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -52,11 +53,6 @@ def _ready(model: nn.Module) -> torch.device:
     return device
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def train_epochs(folder: str, name: str, size: int, batch: int) -> Callable[[], float]:
     """A function that trains one epoch and returns its images per second."""
     model = get_model(name, num_classes=len(list(Path(folder).iterdir()))).train()
@@ -71,7 +67,7 @@ def train_epochs(folder: str, name: str, size: int, batch: int) -> Callable[[], 
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-        _finish(device)
+        finish(device)
         return len(loader.dataset) / (time.perf_counter() - began)
 
     return epoch

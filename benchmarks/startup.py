@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from common import ROOT, ratio, report, show_ratio
+from common import ROOT, ratio, report, show_medians, show_ratio
 
 PROGRAMS = ("train.py", "test.py", "draw_cam.py", "dataset/data.py")
 FIRST_STEP = re.compile(rb"epoch 1/\d+:[^\r]*\| [1-9]\d*/")
@@ -60,7 +60,7 @@ def help_table(repeats: int) -> None:
             subprocess.run([sys.executable, program, "--help"], check=True, capture_output=True, cwd=ROOT)
             seconds.append(time.perf_counter() - began)
         measured[program] = seconds[1:]
-        rows.append({"program": program, "seconds": f"{sorted(seconds[1:])[repeats // 2]:.2f}"})
+        rows.append({"program": program} | show_medians({"seconds": seconds[1:]}, 2))
     report("help", {"program": "--help of", "seconds": "seconds"}, rows, measured)
 
 
@@ -88,7 +88,7 @@ def first_step_table(models: list[str], batch: int, repeats: int) -> None:
                         seconds[name].append(found)
         times_longer = ratio(seconds["ours"], seconds["bare"])
         measured[model] = {"precision": precision, "seconds": seconds, "ratio": times_longer}
-        middle = {name: f"{sorted(values)[repeats // 2]:.2f}" for name, values in seconds.items()}
+        middle = show_medians(seconds, 2)
         rows.append({"model": model} | middle | {"ratio": show_ratio(times_longer), "target": "at most 1.3"})
     columns = {
         "model": "command to first step",

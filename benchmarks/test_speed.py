@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, Contestant, Work, contest, ratio, report, rounds, show_ratio
+from common import ROOT, Contestant, Work, contest, ratio, report, rounds, show_medians, show_ratio
 
 MODEL = "resnet18"
 
@@ -118,7 +118,7 @@ def evaluation_table(images: int, repeats: int) -> None:
                 rates = rounds(what, contestants, repeats)
             gain = ratio(rates["ours"], rates["rival"])
             measured[what] = {"images": len(records), "images_per_second": rates, "ratio": gain}
-            middle = {name: f"{sorted(values)[len(values) // 2]:.1f}" for name, values in rates.items()}
+            middle = show_medians(rates, 1)
             target = "3.0" if what == "evaluation" else ""
             rows.append(
                 {"what": f"{what}, {len(records)} images"} | middle | {"gain": show_ratio(gain), "target": target}
@@ -137,7 +137,7 @@ def cache_table(images: int, repeats: int) -> None:
     with contest(*pair) as contestants:
         rates = rounds("cache", contestants, repeats)
     gain = ratio(rates["ours"], rates["PIL"])
-    middle = {name: f"{sorted(values)[len(values) // 2]:.0f}" for name, values in rates.items()}
+    middle = show_medians(rates, 0)
     row = {"what": f"{len(paths)} PNGs of 299×299 to 224×224"} | middle | {"gain": show_ratio(gain), "target": "1.5"}
     columns = {"what": "cache", "ours": "ours, images/s of one core", "PIL": "PIL + resize", "gain": "ours / PIL"}
     report("cache_speed", columns | {"target": "wanted"}, [row], {"images_per_cpu_second": rates, "ratio": gain})

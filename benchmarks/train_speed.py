@@ -11,20 +11,31 @@ choice of precision pick the faster one?
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common import Contestant, Work, contest, ratio, report, rounds, show_ratio
+from common import Contestant, Work, contest, finish, ratio, report, rounds, show_medians, show_ratio
 
-# Images per round and contestant: whole batches of 32, enough that the start of an epoch does not count.
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dataset.batches import Part
+    from training.loop import Learner
+
+# Images per round and contestant: whole batches of 32, the fewer the slower the model. VGG16's epoch is a single step:
+# there the start of an epoch counts in full, against ours and the rival alike, but not against the bare step.
 IMAGES = {"resnet18": 256, "densenet121": 64, "vgg16": 32}
 GPU_IMAGES, GPU_BATCH = 10_240, 256
 TARGETS = {"resnet18": 3.5, "vgg16": 3.0, "densenet121": 2.5}
 PRECISION_MODELS = ("resnet18", "mobilenet_v2", "timm/tf_efficientnet_lite0")
 
 
-def _prepared(model: str, images: int, batch: int, size: int):
+def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, Part]:
     """Our learner and the first `images` training pictures of the phantom."""
     from dataclasses import replace
 
@@ -43,13 +54,6 @@ def _phantom_count(images: int) -> int:
     return max(2000, images * 3 // 2)
 
 
-def _finish(device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") -> Work:
     from training.compilation import training_forward
     from training.loop import train_epoch
@@ -66,31 +70,41 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
     def epoch() -> float:
         began = time.perf_counter()
         train_epoch(learner, part, next(epochs))
-        _finish(learner.device)
+        finish(learner.device)
         return images / (time.perf_counter() - began)
 
     return epoch
 
 
-def bare(model: str, images: int, batch: int, size: int) -> Work:
+def _bare_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor, precision: str
+) -> Callable[[], None]:
+    """A training step on one batch that lies ready on its device: forward, backward, optimiser, nothing else."""
     import torch.nn.functional as F
 
     from utils import autocast
 
+    def step() -> None:
+        with autocast(inputs.device, precision):
+            scores = network(inputs)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(scores.float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def bare(model: str, images: int, batch: int, size: int) -> Work:
     learner, part = _prepared(model, images, batch, size)
     architecture = learner.architecture
     item = next(iter(part.batches(learner.device, batch, size, architecture.mean, architecture.std)))
-    learner.model.train()
+    step = _bare_step(learner.model.train(), learner.optimizer, item.inputs, item.labels, learner.precision)
 
     def steps() -> float:
         began = time.perf_counter()
         for _ in range(images // batch):
-            with autocast(learner.device, learner.precision):
-                scores = learner.model(item.inputs)
-            learner.optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(scores.float(), item.labels).backward()
-            learner.optimizer.step()
-        _finish(learner.device)
+            step()
+        finish(learner.device)
         return images / (time.perf_counter() - began)
 
     return steps
@@ -103,30 +117,25 @@ def rival(folder: str, model: str, batch: int, size: int) -> Work:
 
 
 def one_precision(model: str, precision: str, images: int, size: int) -> Work:
-    """Bare steps of `images` pictures in one precision."""
+    """A bare step of `images` pictures in one precision."""
     import torch
-    import torch.nn.functional as F
 
     from pretrained_models import build_model
-    from utils import autocast, pick_device
+    from utils import pick_device
 
     device = pick_device("auto")
     network = build_model(model, 4)[0].to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     inputs = torch.randn(images, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(images, dtype=torch.long, device=device)
+    step = _bare_step(network, optimizer, inputs, torch.zeros(images, dtype=torch.long, device=device), precision)
 
-    def step() -> float:
+    def timed() -> float:
         began = time.perf_counter()
-        with autocast(device, precision):
-            scores = network(inputs)
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(scores.float(), labels).backward()
-        optimizer.step()
-        _finish(device)
+        step()
+        finish(device)
         return images / (time.perf_counter() - began)
 
-    return step
+    return timed
 
 
 def epochs_table(models: list[str], images: int | None, batch: int, size: int, repeats: int) -> None:
@@ -153,12 +162,11 @@ def epochs_table(models: list[str], images: int | None, batch: int, size: int, r
                 rates = rounds(model, contestants, repeats)
         against = {name: ratio(rates["ours"], rates[name]) for name in ("rival", "bare")}
         measured[model] = {"precision": precision, "images_per_second": rates, "ratio": against}
-        middle = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
         rows.append(
             {
                 "model": model,
                 "precision": precision,
-                **{name: f"{middle[name]:.1f}" for name in middle},
+                **show_medians(rates, 1),
                 "to_rival": show_ratio(against["rival"]),
                 "target": f"{TARGETS[model]:.1f}" if model in TARGETS else "",
                 "to_bare": show_ratio(against["bare"]),
@@ -199,7 +207,7 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
         with contest(*(Contestant(p, one_precision, model, p, batch, size) for p in ("fp32", "bf16"))) as contestants:
             rates = rounds(f"{model}, precision", contestants, repeats)
         gain = ratio(rates[chosen], rates["fp32"])
-        faster = max(rates, key=lambda p: sorted(rates[p])[len(rates[p]) // 2])
+        faster = max(rates, key=lambda p: statistics.median(rates[p]))
         to_faster = ratio(rates[chosen], rates[faster])
         measured[model] = {
             "chosen": chosen,
@@ -207,7 +215,7 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
             "ratio_to_fp32": gain,
             "ratio_to_faster": to_faster,
         }
-        middle = {name: f"{sorted(values)[len(values) // 2]:.1f}" for name, values in rates.items()}
+        middle = show_medians(rates, 1)
         rows.append(
             {"model": model, **middle, "chosen": chosen, "gain": show_ratio(gain), "faster": show_ratio(to_faster)}
         )

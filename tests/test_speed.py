@@ -51,18 +51,19 @@ def test_resident_pictures_give_the_streamed_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize("device_bytes", [0, 2**30], ids=["streamed", "resident"])
+def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path, device_bytes: int) -> None:
     part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
     augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
 
     def batches(device: torch.device) -> list:
         return list(part.batches(device, 16, 48, (0.5, 0.4), (0.2, 0.3), augment=augment, epoch=2))
 
-    gpu, expected = torch.device("cuda"), batches(CPU)
-    for part.device_bytes in (0, 2**30):  # streamed, then held there
-        assert (part.resident(gpu) is None) == (part.device_bytes == 0)
-        for ours, theirs in zip(batches(gpu), expected, strict=True):
-            torch.testing.assert_close(ours.inputs.cpu(), theirs.inputs, rtol=0, atol=1e-4)
+    gpu = torch.device("cuda")
+    part.device_bytes = device_bytes
+    assert (part.resident(gpu) is None) == (device_bytes == 0)
+    for ours, theirs in zip(batches(gpu), batches(CPU), strict=True):
+        torch.testing.assert_close(ours.inputs.cpu(), theirs.inputs, rtol=0, atol=1e-4)
 
 
 def test_a_cpu_holds_no_second_copy(phantom: Path, cache_dir: Path) -> None:
