@@ -18,10 +18,10 @@ help:  ## what there is
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps "grad-cam>=1.5.4"
 	@touch $@
 
-demo: .venv/run  ## train, evaluate and draw CAMs on synthetic radiographs (about 3 minutes)
+demo: .venv/run  ## train, evaluate, draw CAMs and write a report on synthetic radiographs (about 3 minutes)
 	$(PY) train.py preset=demo
 	$(PY) test.py --model resnet18
-	$(PY) draw_cam.py --model resnet18 --count 60
+	$(PY) draw_cam.py --model resnet18 --count 60 --errors 12
 
 test: .venv/dev  ## ruff, then all tests (under 8 minutes)
 	$(PY) -m ruff check .

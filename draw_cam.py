@@ -2,6 +2,7 @@
 
 python draw_cam.py                                        # the newest run, 8 test images per class
 python draw_cam.py --image FILE_OR_FOLDER --label COVID   # these images, the evidence for COVID
+python draw_cam.py --errors 12                            # and the most confident errors, for the report
 python draw_cam.py --model all --save                     # every run; keep raw images and maps too
 """
 
@@ -37,6 +38,13 @@ def parser() -> Parser:
     parser.add_argument(
         "--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)"
     )
+    parser.add_argument(
+        "--errors",
+        type=int,
+        default=0,
+        metavar="N",
+        help="besides, the N most confident errors among test.py's predictions for the test split (default 0)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
     parser.add_argument(
         "--save",
@@ -66,6 +74,8 @@ def main(argv: Sequence[str]) -> None:
     config = compose_config(words, flags, arguments.config)
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count}: at least 1 is needed")
+    if arguments.errors < 0 or (arguments.errors and arguments.image):
+        raise UserError(f"--errors {arguments.errors}: a number of test images, without --image, is needed")
     from localization.drawing import draw_maps
     from localization.scoring import format_summary, summarise
     from training.run_folder import finished_runs, runs_folder
@@ -86,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         classes = chosen.checkpoint.classes
         if arguments.label not in (None, *classes):
             raise UserError(f"--label {arguments.label}: no class of the checkpoint (it has {', '.join(classes)})")
-        part = chosen_images(chosen, arguments.image, arguments.count, config.seed)
+        part = chosen_images(chosen, arguments.image, arguments.count, config.seed, arguments.errors)
         name = chosen.run.name if chosen.run else chosen.checkpoint.path.stem
         folder = arguments.output or chosen.output_folder("cams")
         save = arguments.save
@@ -107,6 +117,10 @@ def main(argv: Sequence[str]) -> None:
         log.info(
             f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "") + f" in {folder}"
         )
+        if chosen.run and arguments.output is None and (chosen.run / "test" / "metrics.json").is_file():
+            from evaluation.report import write_report
+
+            log.info(f"the report has the maps now: {write_report(chosen.run / 'test', chosen.run)}")
         summary = format_summary(summarise(rows))
         if summary:
             log.info(

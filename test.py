@@ -1,18 +1,32 @@
-"""Evaluate a trained classifier: predictions, metrics and the confusion matrix.
+"""Evaluate a trained classifier: predictions, metrics with 95 % intervals, plots, and report.html.
 
 python test.py                                  # the newest finished run, its test split
-python test.py --weights runs/NAME/best.pt      # one checkpoint
-python test.py --weights FILE --data DIR        # a checkpoint away from its run, or other images
+python test.py --weights runs/NAME/best.pt      # one checkpoint; several are an ensemble
+python test.py --external DIR --map flu="Viral Pneumonia"     # another hospital's folder
+python test.py --weights FILE --data DIR        # a checkpoint away from its run, or images that were moved
+python test.py --predictions FILE.csv           # what another program predicted: path, label, p_CLASS…
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from config import Parser, compose_config
+from config import Config, Parser, compose_config
 from dataset.data import add_data_flags
 from utils import UserError, log, run_verb
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.predictions import Predictions
+    from training.members import Members
 
 KINDS = ("train", "val", "test")
 
@@ -20,15 +34,50 @@ KINDS = ("train", "val", "test")
 def parser() -> Parser:
     parser = Parser(prog="test.py", description=__doc__)
     add_data_flags(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--weights",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="a checkpoint, or a run folder (its best.pt); default: the newest finished run",
+        help="a checkpoint, or a run folder (its best.pt); several: their mean probability; default: the "
+        "newest finished run",
     )
-    parser.add_argument("--kind", choices=KINDS, default="test", help="which split (default test)")
-    parser.add_argument("--classes", type=int, metavar="N", help="check that the checkpoint has N classes")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: a folder in the run)")
+    add("--kind", choices=KINDS, help="which split (default test)")
+    add("--external", type=Path, metavar="DIR", help="all images of another folder instead of a split")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="THEIRS=OURS",
+        help="a class of --external by the model's name, or a YAML file of such pairs; may be repeated",
+    )
+    add("--predictions", type=Path, metavar="FILE", help="evaluate this table of predictions instead of a model")
+    add("--validation", type=Path, metavar="FILE", help="with --predictions: those of the validation images")
+    add("--tta", action="store_true", help="average the probabilities of each picture and its mirror image")
+    add("--calibrated", action="store_true", help="divide the logits by the temperature that was fitted on validation")
+    add("--allow-overlap", action="store_true", help="evaluate also on images that were trained on; the report says so")
+    add(
+        "--sensitivity",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="of the operating points, in (0, 1] (default 0.9 0.95)",
+    )
+    add(
+        "--prevalence",
+        action="append",
+        default=[],
+        metavar="CLASS=P",
+        help="for PPV and NPV, in (0, 1); default: the class's share of the images; may be repeated",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="predictions, metrics, confusion matrix alone: no validation, no report",
+    )
+    add("--classes", type=int, metavar="N", help="check that the checkpoint has N classes")
+    add("--output", type=Path, metavar="DIR", help="where to write (default: a folder in the run)")
     parser.config_flag(
         "--model", "model", help="check that the checkpoint is of this model; without --weights, take its newest run"
     )
@@ -42,46 +91,209 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     arguments, words, flags = parser().parse_command(argv)
     config = compose_config(words, flags, arguments.config)
-    from evaluation.metrics import compute_metrics, format_metrics, write_metrics
-    from evaluation.plots import plot_confusion
-    from evaluation.predictions import predict_logits, prediction_table, read_predictions, write_predictions
+    given = {**dict(word.split("=", 1) for word in words), **flags}
+    _check_flags(arguments, given)
+    if arguments.predictions is not None:
+        _evaluate_table(arguments)
+    else:
+        _evaluate_model(arguments, config, given)
+
+
+def _check_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Refuse flags that contradict each other."""
+    if arguments.external is not None:
+        if arguments.kind is not None or "data.path" in given:
+            raise UserError(
+                f"--external {arguments.external}: all its images are evaluated; leave --kind and --data out"
+            )
+    elif arguments.map:
+        raise UserError("--map: it names the classes of --external DIR")
+    if arguments.predictions is not None:
+        names = ("weights", "kind", "external", "tta", "calibrated", "allow_overlap", "classes")
+        unfit = [name for name in names if getattr(arguments, name)]
+        if unfit or given:
+            flag = f"--{unfit[0].replace('_', '-')}" if unfit else next(iter(given))
+            raise UserError(f"--predictions {arguments.predictions}: a table has no model; leave {flag} out")
+    elif arguments.validation is not None:
+        raise UserError("--validation: it goes with --predictions; a run knows its validation images")
+    for value in arguments.sensitivity or ():
+        if not 0 < value <= 1:
+            raise UserError(f"--sensitivity {value:g}: a number in (0, 1] is needed")
+
+
+def _prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
+    found = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        if name not in classes:
+            raise UserError(f"--prevalence {word}: CLASS=P is needed, with a class of {', '.join(classes)}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1
+        if not 0 < found[name] < 1:
+            raise UserError(f"--prevalence {word}: a number in (0, 1) is needed")
+    return found
+
+
+def _evaluate_table(arguments: argparse.Namespace) -> None:
+    """Metrics and report of a predictions file; what an earlier evaluation noted beside it is kept."""
+    from evaluation.predictions import read_predictions
+
+    path = arguments.predictions
+    predictions = read_predictions(path)
+    beside = path.parent / "metrics.json" if path.name == "predictions.csv" else None
+    earlier = json.loads(beside.read_text()) if beside and beside.is_file() else {}
+    decided = arguments.validation or (earlier.get("evaluation") or {}).get("validation")
+    if decided and not arguments.validation and not Path(decided).is_file():
+        log.warning(f"WARNING: {decided} is gone: no operating points")
+        decided = None
+    validation = read_predictions(Path(decided), predictions.classes) if decided else None
+    folder = arguments.output or (path.parent if beside else path.with_name(f"{path.stem}-evaluation"))
+    about = earlier.get("evaluation") or {"title": path.name, "data": str(path)}
+    run = path.parent.parent if (path.parent.parent / "run.json").is_file() else None
+    temperature = earlier.get("temperature")
+    if validation is not None and temperature is None:
+        from evaluation.calibration import fitted
+
+        temperature = fitted(validation) | {"applied": False}
+    _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
+
+
+def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
+    """Predict with one checkpoint or several, and evaluate."""
+    from training.members import Members
+    from training.run_folder import runs_folder
     from training.selection import select
+
+    weights = arguments.weights or [None]
+    members = Members([select(config, path, given) for path in weights], config.train.eval_batch, arguments.tta)
+    first = members.first
+    if arguments.classes not in (None, len(members.classes)):
+        raise UserError(
+            f"--classes {arguments.classes}: the checkpoint has {len(members.classes)} ({', '.join(members.classes)})"
+        )
+    _prevalences(arguments.prevalence, members.classes)  # found out now, not after the predictions
+    kind = "external" if arguments.external else arguments.kind or "test"
+    records, about = _images(arguments, members, kind)
+    about |= _overlap(arguments, members, records, kind)
+    validation = None if arguments.quick else members.validation()
+    about["validation"] = validation and str(members.validation_file())
+    temperature = _temperature(arguments, members, validation)
+    data = replace(first.data, path=str(arguments.external)) if arguments.external else first.data
+    suffixes = [*members.suffixes(), *(["calibrated"] if arguments.calibrated else [])]
+    folder = first.output_folder(kind, data, suffixes)
+    if len(weights) > 1:
+        folder = runs_folder(config) / members.folder_name() / folder.name
+    predictions = members.predictions(records, first.data, kind)
+    if arguments.calibrated:
+        predictions = predictions.calibrated(temperature["value"])
+    run = first.run if len(weights) == 1 else None
+    _write(
+        arguments,
+        predictions,
+        arguments.output or folder,
+        about,
+        run=run,
+        validation=validation,
+        temperature=temperature,
+    )
+
+
+def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The records to evaluate, and what is to be said about them."""
+    from training.run_folder import now
+    from utils import device_name, git_commit, versions
+
+    first = members.first
+    about: dict[str, Any] = {
+        "kind": kind,
+        **members.about(),
+        "device": device_name(first.device),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": git_commit(),
+        "versions": versions(),
+        "finished": now(),
+        "synthetic": first.checkpoint.config["data"]["path"] is None,
+    }
+    if arguments.external:
+        from dataset.external import load_external, read_class_map
+
+        found = load_external(first.data, arguments.external, members.classes, read_class_map(arguments.map))
+        extra = {"data": str(arguments.external), "unknown_classes": found.unknown, "class_map": found.class_map}
+        return found.records, about | extra | {"title": f"{members.name}, {arguments.external.resolve().name}"}
+    dataset = first.dataset()
+    records = dataset.part(kind).records
+    if records.empty:
+        raise UserError(f"--kind {kind}: this split has no images")
+    about |= {"data": first.data.path or "the run's own", "unreadable": len(dataset.unreadable)}
+    return records, about | {"title": f"{members.name}, {kind} split"}
+
+
+def _overlap(
+    arguments: argparse.Namespace, members: Members, records: pd.DataFrame, kind: str
+) -> dict[str, dict[str, Any]]:
+    """Refuse images that were trained on, by name; with --allow-overlap count them."""
+    trained = members.trained_on(records) if kind != "train" else []
+    if trained and not arguments.allow_overlap:
+        where = f"--external {arguments.external}" if kind == "external" else f"--kind {kind}"
+        raise UserError(
+            f"{where}: the model was TRAINED on {len(trained)} of these {len(records)} images ({', '.join(trained[:3])}"
+            f"{', …' if len(trained) > 3 else ''}): leave them out, or say --allow-overlap"
+        )
+    validated = members.validated_on(records) if kind in ("test", "external") else 0
+    return {
+        "overlap": {
+            "trained_on": len(trained),
+            "allowed": arguments.allow_overlap,
+            "validated_on": validated,
+        }
+    }
+
+
+def _temperature(
+    arguments: argparse.Namespace, members: Members, validation: Predictions | None
+) -> dict[str, Any] | None:
+    """The temperature that validation decides, or that lies beside the checkpoint."""
+    from evaluation.calibration import fitted
+
+    found = members.stored_temperature()
+    if found is None and validation is not None:
+        found = fitted(validation)
+    if found is None and arguments.calibrated:
+        raise UserError(
+            "--calibrated: there is no temperature: it needs the run's validation images, or the .temperature.json "
+            "that test.py wrote beside the checkpoint" + (" (--quick makes none)" if arguments.quick else "")
+        )
+    keys = ("value", "fitted_on", "n")
+    return found and {key: found[key] for key in keys} | {"applied": arguments.calibrated}
+
+
+def _write(
+    arguments: argparse.Namespace, predictions: Predictions, folder: Path, about: dict[str, Any], **extra: Any
+) -> None:
+    """Write the evaluation folder and show the metrics."""
+    from evaluation.metrics import format_metrics
+    from evaluation.operating_points import WANTED
+    from evaluation.results import write_results
     from utils import make_folder
 
-    chosen = select(config, arguments.weights, {**dict(w.split("=", 1) for w in words), **flags})
-    checkpoint = chosen.checkpoint
-    if arguments.classes not in (None, len(checkpoint.classes)):
-        raise UserError(
-            f"--classes {arguments.classes}: the checkpoint has {len(checkpoint.classes)} "
-            f"({', '.join(checkpoint.classes)})"
-        )
-    dataset = chosen.dataset()
-    part = dataset.part(arguments.kind)
-    if not len(part):
-        raise UserError(f"--kind {arguments.kind}: this split has no images")
-    chosen.warn_of_overlap(part, arguments.kind)
-    folder = make_folder(arguments.output or chosen.output_folder(arguments.kind), "--output")
+    make_folder(folder, "--output")
     if (folder / "metrics.json").exists():
         log.info(f"replacing the earlier results in {folder}")
-    logits = predict_logits(
-        checkpoint.model().to(chosen.device),
-        part,
-        chosen.device,
-        precision=chosen.precision,
-        batch=config.train.eval_batch,
-        mean=checkpoint.architecture.mean,
-        std=checkpoint.architecture.std,
-        title=arguments.kind,
+    metrics = write_results(
+        predictions,
+        folder,
+        about,
+        wanted=tuple(arguments.sensitivity or WANTED),
+        prevalence=_prevalences(arguments.prevalence, predictions.classes),
+        quick=arguments.quick,
+        **extra,
     )
-    write_predictions(prediction_table(part.records, logits, checkpoint.classes), folder / "predictions.csv")
-    metrics = compute_metrics(read_predictions(folder / "predictions.csv"), checkpoint.classes)
-    write_metrics(metrics, folder)
-    plot_confusion(metrics, folder / "confusion_matrix.png", f"{checkpoint.architecture.name}, {arguments.kind} split")
-    log.info(
-        f"{checkpoint.architecture.name}, {arguments.kind} split, {len(part)} images, {chosen.precision}\n\n"
-        + format_metrics(metrics)
-        + f"\n\nwritten: {folder}"
-    )
+    log.info(f"{about.get('title', '')}, {len(predictions)} images\n\n{format_metrics(metrics)}\n")
+    for warning in metrics["warnings"]:
+        log.warning(f"{'WARNING' if warning['level'] == 'severe' else 'caution'}: {warning['text']}")
+    log.info(f"\nwritten: {folder}" + ("" if arguments.quick else f"\nopen {folder / 'report.html'}"))
 
 
 if __name__ == "__main__":

@@ -35,22 +35,22 @@ MASK_FOLDERS = {"lung_mask": "masks", "lesion_mask": "lesion_masks"}
 PATIENT_COLUMNS = ("PATIENT", "PATIENT ID", "PATIENTID", "PATIENT_ID", "SUBJECT", "SUBJECT ID", "GROUP")
 
 
-def find_records(path: Path) -> pd.DataFrame:
+def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFrame:
     """The records of a data folder or CSV, sorted by path, with the columns of this module.
 
-    `group` is empty unless the metadata or the CSV names it. Raises: `UserError` for a path that is not there, no
-    images, or a single class.
+    `group` is empty unless the metadata or the CSV names it. Raises: `UserError` that names `flag` for a path that is
+    not there, no images, or fewer than `fewest` classes.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"--data {path}: no such folder or file")
+        raise UserError(f"{flag} {path}: no such folder or file")
     records = _from_csv(path) if path.is_file() else _from_folder(path)
     if records.empty:
-        raise UserError(f"--data {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
+        raise UserError(f"{flag} {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
     classes = sorted(records["label"].unique())
-    if len(classes) < 2:
+    if len(classes) < fewest:
         raise UserError(
-            f"--data {path}: only one class, '{classes[0]}'; a classifier needs two or more" + _nested_hint(path)
+            f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs two or more" + _nested_hint(path)
         )
     return records.sort_values("path", ignore_index=True)[COLUMNS]
 

@@ -3,15 +3,129 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from dataset.batches import Part
+from evaluation.calibration import scale
+from evaluation.intervals import Patients
 from utils import UserError, atomic_write, autocast
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dataset.batches import Part
+
+COLUMNS = ("path", "sha256", "label", "predicted", "confidence", "group", "source")
+SUM_TOLERANCE = 1e-3  # other programs write probabilities with a few digits
+
+
+@dataclass
+class Predictions:
+    """A checked predictions table, in numbers.
+
+    Args:
+        table: the columns of the contract; `predicted` and `confidence` follow from the probabilities where they are
+            absent, `group` from the path (each image a patient of its own), `sha256` and `source` are empty.
+        classes: class names, in the order of the columns `p_CLASS`.
+        where: the file, for errors.
+
+    Attributes:
+        labels, predicted: (n,) int64, class numbers.
+        probabilities: (n, classes) float64.
+
+    Raises: `UserError` that names the file and the line: no rows, a missing column, probabilities that are no numbers
+        in [0, 1] or do not sum to 1, an unknown class, or a path that was there before.
+    """
+
+    table: pd.DataFrame
+    classes: list[str]
+    where: str = "predictions"
+    labels: np.ndarray = field(init=False)
+    predicted: np.ndarray = field(init=False)
+    probabilities: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = self.table.reset_index(drop=True)
+        columns = [f"p_{name}" for name in self.classes]
+        for column in ("path", "label", *columns):
+            if column not in self.table:
+                raise UserError(f"{self.where}: no column '{column}' (there are {', '.join(map(str, self.table))})")
+        if not len(self.table):
+            raise UserError(f"{self.where}: no rows")
+        self.probabilities = self._check_probabilities(columns)
+        self._fill_in()
+        self.labels, self.predicted = self._numbers("label"), self._numbers("predicted")
+        self._refuse(self.table["path"].duplicated(), "path", "was there before")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The winning class's probability, (n,)."""
+        return self.probabilities.max(1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the predicted class is the true one, (n,) bool."""
+        return self.labels == self.predicted
+
+    @cached_property
+    def patients(self) -> Patients:
+        """Who the images belong to."""
+        return Patients(self.table["group"].to_numpy(str))
+
+    def subset(self, chosen: np.ndarray) -> Predictions:
+        """The predictions that the (n,) mask `chosen` takes, at least one."""
+        return Predictions(self.table[chosen], self.classes, self.where)
+
+    def calibrated(self, temperature: float) -> Predictions:
+        """The same answers with the probabilities that logits divided by `temperature` give."""
+        table = self.table.copy()
+        table[[f"p_{name}" for name in self.classes]] = scale(self.probabilities, temperature)
+        return Predictions(table.drop(columns="confidence"), self.classes, self.where)
+
+    def _fill_in(self) -> None:
+        table = self.table.copy()
+        winner = np.array(self.classes, object)[self.probabilities.argmax(1)]
+        derived = {"predicted": winner, "confidence": self.confidence, "group": "", "sha256": "", "source": ""}
+        for column, values in derived.items():
+            if column not in table:
+                table[column] = values
+        table["group"] = table["group"].where(table["group"] != "", table["path"])
+        self.table = table
+
+    def _check_probabilities(self, columns: list[str]) -> np.ndarray:
+        try:
+            values = self.table[columns].astype(np.float64).to_numpy()
+        except ValueError as error:
+            raise UserError(f"{self.where}: a probability is no number ({str(error).splitlines()[0]})") from None
+        for number, name in enumerate(columns):
+            self._refuse(np.isnan(values[:, number]), name, "is NaN or empty")
+            self._refuse((values[:, number] < 0) | (values[:, number] > 1), name, "is not in [0, 1]")
+        total = values.sum(1)
+        off = np.abs(total - 1) > SUM_TOLERANCE
+        if off.any():
+            row = int(off.argmax())
+            raise UserError(f"{self.where}: line {row + 2}: its probabilities sum to {total[row]:g}, not to 1")
+        return values
+
+    def _numbers(self, column: str) -> np.ndarray:
+        number = {name: i for i, name in enumerate(self.classes)}
+        found = self.table[column].map(number)
+        self._refuse(found.isna(), column, f"is none of the classes ({', '.join(self.classes)})")
+        return found.to_numpy(np.int64)
+
+    def _refuse(self, wrong: np.ndarray | pd.Series, column: str, reason: str) -> None:
+        if np.any(wrong):
+            row = int(np.argmax(wrong))
+            raise UserError(f"{self.where}: line {row + 2}: {column} '{self.table[column][row]}' {reason}")
 
 
 def predict_logits(
@@ -24,11 +138,14 @@ def predict_logits(
     mean: Sequence[float],
     std: Sequence[float],
     title: str = "",
+    mirrored: bool = False,
 ) -> np.ndarray:
     """Class scores before the softmax for every picture of `part`, in its order: (n, classes) float32.
 
-    The model is put in evaluation mode. A bar with `title` is shown; an empty title shows none.
+    The model is put in evaluation mode. A bar with `title` is shown; an empty title shows none. `mirrored` turns left
+    and right of every picture.
     """
+    import torch
     from tqdm import tqdm
 
     model.eval()
@@ -39,23 +156,29 @@ def predict_logits(
         tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar,
     ):
         for item in part.batches(device, batch, part.side, mean, std):
-            found.append(model(item.inputs).float())
+            found.append(model(item.inputs.flip(-1) if mirrored else item.inputs).float())
             bar.update(len(item.indices))
         return torch.cat(found).cpu().numpy() if found else np.zeros((0, len(part.classes)), np.float32)
 
 
-def prediction_table(records: pd.DataFrame, logits: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """The contract's predictions: path, sha256, label, predicted, confidence, p_CLASS…, group, source.
+def softmax(logits: np.ndarray, records: pd.DataFrame) -> np.ndarray:
+    """Probabilities (n, classes) float64 of class scores.
 
-    `logits` is (n, classes); probabilities are their softmax in float64. Raises: `UserError` for scores that are not
-    finite, which no probability can be made of.
+    Raises: `UserError` for scores that are not finite, which no probability can be made of; `records` name the image.
     """
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
         where = records["path"].iloc[int(np.argmin(np.isfinite(logits).all(1)))]
         raise UserError(f"the model's scores are not finite (first for {where}): its weights have diverged")
     shifted = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = shifted / shifted.sum(1, keepdims=True)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def prediction_table(records: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """The contract's predictions: path, sha256, label, predicted, confidence, p_CLASS…, group, source.
+
+    `probabilities` is (n, classes), in the order of `records` and `classes`.
+    """
     table = records[["path", "sha256", "label"]].reset_index(drop=True)
     table["predicted"] = np.array(classes, object)[probabilities.argmax(1)]
     table["confidence"] = probabilities.max(1)
@@ -71,11 +194,20 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(file, index=False, lineterminator="\n")
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a `predictions.csv`: text columns stay text, whatever they look like, and floats come back exactly."""
+def read_predictions(path: Path, classes: list[str] | None = None) -> Predictions:
+    """Read and check a `predictions.csv`: text stays text, whatever it looks like, and floats come back exactly.
+
+    `classes` default to those of the columns `p_CLASS`, in their order. Raises: `UserError` as `Predictions` does.
+    """
     try:
         header = pd.read_csv(path, nrows=0)
-        text = {c: str for c in header.columns if not (c.startswith("p_") or c == "confidence")}
-        return pd.read_csv(path, dtype=text, keep_default_na=False)
+        numbers = [c for c in header.columns if c.startswith("p_") or c == "confidence"]
+        text = {c: str for c in header.columns if c not in numbers}
+        empty = {column: ["", "nan", "NaN"] for column in numbers}
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as predictions ({str(error).splitlines()[0]})") from None
+    classes = classes or [c.removeprefix("p_") for c in header.columns if c.startswith("p_")]
+    if len(classes) < 2:
+        raise UserError(f"{path}: a column p_CLASS for each of two or more classes is needed")
+    return Predictions(table, classes, str(path))

@@ -13,7 +13,7 @@ import torch
 from dataset.batches import MASKS, Part
 from dataset.readers import read_image, to_uint8
 from localization.cam import METHODS, cut_pass
-from localization.overlay import OverlayDrawer
+from localization.overlay import OverlayDrawer, draw_means
 from localization.scoring import map_status, mask_scores
 from pretrained_models import cam_layer
 from utils import atomic_write, log, make_folder, write_csv
@@ -33,7 +33,8 @@ COLUMNS = [
     "peak",
     *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES),
 ]
-OURS = re.compile(r"\d{4,}_.*__(raw|(" + "|".join(METHODS) + r")__.*)\.(png|npy)")
+_METHOD = "(" + "|".join(METHODS) + ")"
+OURS = re.compile(rf"\d{{4,}}_.*__(raw|{_METHOD}__.*)\.(png|npy)|mean_{_METHOD}\.png")
 
 
 def draw_maps(
@@ -63,7 +64,7 @@ def draw_maps(
             _clear(make_folder(path, flag))
     model = checkpoint.model().to(device)
     layer = cam_layer(model, architecture, checkpoint.size)
-    drawer, rows = OverlayDrawer(), []
+    drawer, rows, means = OverlayDrawer(), [], {method: _Means(part) for method in METHODS}
     with tqdm(total=len(part), desc="Grad-CAM", unit="image", leave=False) as bar:
         for item in part.batches(device, batch, part.side, architecture.mean, architecture.std):
             targets = None if label is None else torch.full((len(item.indices),), classes.index(label), device=device)
@@ -86,9 +87,40 @@ def draw_maps(
                         save,
                     )
                     rows.append(row)
+                    means[method].add(int(index), maps[i], row)
                     bar.update(1 / len(METHODS))
+    for method, mean in means.items():
+        mean.draw(folder / f"mean_{method}.png")
     write_csv(folder / "cams.csv", [{k: "" if row[k] != row[k] else row[k] for k in COLUMNS} for row in rows], COLUMNS)
     return rows
+
+
+class _Means:
+    """The mean map and the mean picture per class explained: of maps with positive evidence for the true class, or for
+    any class where the true one is not known.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.maps: dict[str, np.ndarray] = {}
+        self.pictures: dict[str, np.ndarray] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, index: int, cam: np.ndarray, row: dict[str, Any]) -> None:
+        """Count the map of one picture in, whatever its peak: each has a mean of 1."""
+        if row["status"] == "ok" and row["label"] in ("", row["target"]):
+            name = row["target"]
+            picture = self.part.gather("image", np.array([index]))[0]
+            self.maps[name] = self.maps.get(name, 0) + cam / cam.mean(dtype=np.float64)
+            self.pictures[name] = self.pictures.get(name, 0) + picture.astype(np.float64)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def draw(self, path: Path) -> None:
+        """Save the picture of the means; nothing where no map had positive evidence."""
+        if self.counts:
+            names = sorted(self.counts)
+            pictures = {name: self.pictures[name] / self.counts[name] for name in names}
+            draw_means(path, pictures, {name: self.maps[name] / self.counts[name] for name in names}, self.counts)
 
 
 def _clear(folder: Path) -> None:

@@ -12,6 +12,7 @@ from utils import atomic_write
 
 COLORMAP = "inferno"  # perceptually even, and read in RGB by matplotlib alone
 MAX_OPACITY = 0.6
+BOX = "Radiograph"  # the PNG's text chunk: left, top, right, bottom of the radiograph in the picture, in pixels
 LONGEST_SIDE = 1024  # pixels of an overlay's picture: larger radiographs are drawn smaller
 
 
@@ -83,5 +84,48 @@ class OverlayDrawer:
                 fontsize=11,
                 bbox={"facecolor": "black", "alpha": 0.75, "pad": 4, "edgecolor": "none"},
             )
+        ax.apply_aspect()
+        place, bottom = ax.get_window_extent(), self.figure.bbox.height
+        box = (place.x0, bottom - place.y1, place.x1, bottom - place.y0)
         with atomic_write(path, "wb") as file:
-            self.figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 2})  # a third of the time
+            self.figure.savefig(
+                file,
+                format="png",
+                dpi=self.figure.dpi,
+                metadata={BOX: ",".join(str(round(edge)) for edge in box)},
+                pil_kwargs={"compress_level": 2},  # a third of the time
+            )
+
+
+def draw_means(
+    path: Path, pictures: dict[str, np.ndarray], maps: dict[str, np.ndarray], counts: dict[str, int]
+) -> None:
+    """Save the mean map of each class over the mean radiograph of its images, all on one colour scale.
+
+    Args:
+        path: the picture to write.
+        pictures: per class (side, side), the mean of the model's input pictures, in [0, 255].
+        maps: per class (h, w), the mean of the maps, each divided by its own mean: 1 is what a uniform map has.
+        counts: per class the number of maps.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(2.7 * columns + 0.9, 3.0 * rows + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    peak = max(float(cam.max()) for cam in maps.values())
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, cam) in zip(axes.flat, maps.items(), strict=False):
+        picture = pictures[name]
+        heat = enlarge(cam[None], *picture.shape)[0]
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        opacity = MAX_OPACITY * np.clip(heat / peak, 0, 1)
+        shown = ax.imshow(heat, cmap=COLORMAP, vmin=0, vmax=peak, alpha=opacity)
+        ax.set_title(f"{name}\n{counts[name]} maps", fontsize=9, parse_math=False)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8)
+    bar.set_label("evidence, times that of a uniform map", fontsize=9)
+    bar.solids.set_alpha(1)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)

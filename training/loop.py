@@ -16,8 +16,9 @@ from config import Config
 from dataset.batches import Part
 from dataset.sampling import epoch_order
 from dataset.transforms import Augment
-from evaluation.metrics import compute_metrics
-from evaluation.predictions import predict_logits, prediction_table
+from evaluation.calibration import log_losses
+from evaluation.metrics import confusion_matrix, overall_values
+from evaluation.predictions import predict_logits, softmax
 from pretrained_models import Architecture
 from training.optimisation import freeze_backbone, learning_rate, training_mode
 from utils import UserError, autocast, derived_seed
@@ -128,11 +129,12 @@ def validate(learner: Learner, part: Part) -> dict[str, Any]:
         std=learner.architecture.std,
         title="validation",
     )
-    metrics = compute_metrics(prediction_table(part.records, logits, part.classes), part.classes)
+    probabilities = softmax(logits, part.records)
+    values = overall_values(confusion_matrix(part.labels, probabilities.argmax(1), len(part.classes)))
     return {
-        "valid_loss": metrics["log_loss"]["value"],
-        "valid_accuracy": metrics["accuracy"]["value"],
-        "valid_macro_f1": metrics["macro_f1"]["value"],
+        "valid_loss": float(log_losses(probabilities, part.labels).mean()),
+        "valid_accuracy": float(values["accuracy"]),
+        "valid_macro_f1": float(values["macro_f1"]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dataset.cache import hash_files
 from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders
 from dataset.layouts import match_masks
 from dataset.readers import is_image_file
+from evaluation.predictions import read_predictions
 from pretrained_models import canonical_name
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.run_folder import newest_run, runs_folder, shown
@@ -53,27 +55,16 @@ class Selection:
             run_split=self.run and self.run / "split.csv",
         )
 
-    def output_folder(self, kind: str) -> Path:
+    def output_folder(self, kind: str, data: DataConfig | None = None, suffixes: Sequence[str] = ()) -> Path:
         """Where the results of `kind` go: its folder in the run, with the name of other data where data was named."""
-        name = f"{kind}-subset" if self.data.subset else kind
-        if self.data.path is not None:
-            name += "-" + Path(self.data.path).resolve().stem
+        data = data or self.data
+        name = "-".join([f"{kind}-subset" if data.subset else kind, *suffixes])
+        if data.path is not None:
+            name += "-" + Path(data.path).resolve().stem
         path = self.checkpoint.path
         if self.run is not None:
             return self.run / (name if path.name == "best.pt" else f"{name}-{path.stem}")
         return path.parent / f"{path.stem}-{name}"
-
-    def warn_of_overlap(self, part: Part, kind: str) -> None:
-        """Say loudly how many of the pictures to be evaluated the model was trained on."""
-        if kind == "train":
-            return
-        known = {bytes(row).hex() for row in self.checkpoint.train_hashes.numpy()}
-        seen = [path for path, sha in zip(part.records["path"], part.records["sha256"], strict=True) if sha in known]
-        if seen:
-            log.warning(
-                f"WARNING: the model was TRAINED on {len(seen)} of these {len(part)} images (for example "
-                f"{seen[0]}): the result is too good to be true"
-            )
 
 
 def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selection:
@@ -126,11 +117,12 @@ def _real(path: str) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int) -> Part:
-    """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split.
+def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int, errors: int = 0) -> Part:
+    """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split
+    and the `errors` most confident errors that the run's `test/predictions.csv` holds.
 
     Given files that the run knows by content have its label. Raises: `UserError` for a file that is no image, a folder
-    without any, or a test split without images.
+    without any, a test split without images, or errors asked for before test.py has run.
     """
     checkpoint, data = chosen.checkpoint, chosen.data
     if images is not None:
@@ -140,8 +132,21 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
     if test.empty:
         raise UserError("the test split has no images; give --image PATH, or --data DIR")
     drawn = [rows.sample(min(count, len(rows)), random_state=seed) for _, rows in test.groupby("label")]
-    records = pd.concat(drawn).sort_index().reset_index(drop=True)
+    if errors:
+        drawn.append(test[test["sha256"].isin(_worst(chosen, errors))])
+    records = pd.concat(drawn).sort_index()
+    records = records[~records.index.duplicated()].reset_index(drop=True)
     return make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)[0]
+
+
+def _worst(chosen: Selection, count: int) -> list[str]:
+    """The hashes of the `count` wrong answers with the highest confidence in the run's test predictions."""
+    path = (chosen.run or chosen.checkpoint.path.parent) / "test" / "predictions.csv"
+    if not path.is_file():
+        raise UserError(f"--errors {count}: {path} is not there; run python test.py --weights {chosen.checkpoint.path}")
+    found = read_predictions(path, chosen.checkpoint.classes)
+    wrong = found.table[~found.correct].sort_values("confidence", ascending=False, kind="stable")
+    return list(wrong["sha256"].head(count))
 
 
 def _given_images(chosen: Selection, images: list[Path]) -> Part:

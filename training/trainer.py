@@ -14,10 +14,10 @@ from config import Config, load_run_config, to_plain
 from dataset.batches import cache_folder
 from dataset.data import Dataset, load_dataset
 from dataset.transforms import Augment
+from evaluation.plots import learning_curves_figure, save_figure
 from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
 from training.checkpoints import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
 from training.compilation import training_forward
-from training.curves import plot_curves
 from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
 from training.precision import choose_precision
@@ -232,7 +232,9 @@ def _save_epoch(
     )
     save_checkpoint(checkpoint)
     run.write_history(history)
-    plot_curves(history, _best(history)["epoch"], run.path / "curves.png", f"{config.model}, {run.path.name}")
+    figure = learning_curves_figure(history, _best(history)["epoch"])
+    figure.suptitle(f"{config.model}, {run.path.name}", fontsize=10)
+    save_figure(figure, run.path / "curves.png")
 
 
 def _finish(run: RunFolder, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,93 @@
+"""When not to believe a number: what a reader of these metrics must be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.metrics import SMALL, with_limits
+from evaluation.predictions import Predictions
+
+FEW = 100  # images: below, intervals may cover less than they say (docs/intervals.md)
+
+
+def cautions(predictions: Predictions, metrics: dict[str, Any], about: dict[str, Any]) -> list[dict[str, str]]:
+    """Warnings as `{"level": "severe" | "caution", "text": sentence}`, the severe ones first.
+
+    `metrics` is what `compute_metrics` returns with the parts that `evaluation.results` adds; `about` says where the
+    predictions come from, as far as that is known.
+    """
+    found = _of_the_images(predictions, about) + _of_the_sample(predictions, metrics) + _of_calibration(metrics)
+    return sorted(({"level": level, "text": text} for level, text in found), key=lambda w: w["level"] != "severe")
+
+
+def _of_the_images(predictions: Predictions, about: dict[str, Any]) -> list[tuple[str, str]]:
+    overlap = about.get("overlap") or {}
+    found = []
+    if about.get("kind") == "train":
+        found.append(("severe", "These are the training images: the result says nothing about other images."))
+    elif overlap.get("trained_on"):
+        found.append(
+            (
+                "severe",
+                f"The model was trained on {overlap['trained_on']} of these {len(predictions)} images: the result is "
+                "too good to be true.",
+            )
+        )
+    if about.get("kind") == "val":
+        text = "The validation images chose the epoch and the temperature: the result is a little too good."
+        found.append(("caution", text))
+    elif overlap.get("validated_on"):
+        found.append(
+            (
+                "caution",
+                f"{overlap['validated_on']} of these images are validation images of the run: they chose the epoch.",
+            )
+        )
+    for name, count in (about.get("unknown_classes") or {}).items():
+        text = f"{count} images of class '{name}', which the model does not know, were left out of every number."
+        found.append(("caution", text))
+    if about.get("synthetic"):
+        text = "The training images are synthetic (the phantom): the model knows nothing of patients."
+        found.append(("caution" if about.get("kind") != "external" else "severe", text))
+    return found
+
+
+def _of_the_sample(predictions: Predictions, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    small = [f"{name} ({row['support']})" for name, row in metrics["per_class"].items() if 0 < row["support"] < SMALL]
+    absent = [name for name, row in metrics["per_class"].items() if not row["support"]]
+    if len(predictions) < FEW:
+        text = f"Only {len(predictions)} images: intervals of so small a sample may cover less than 95 %."
+        found.append(("caution", text))
+    if small:
+        text = f"Fewer than {SMALL} images of {', '.join(small)}: too small to rank models or classes by."
+        found.append(("caution", text))
+    if absent:
+        found.append(("caution", f"No image of {', '.join(absent)}: nothing can be said of it here."))
+    unknown = int((predictions.table["group"] == predictions.table["path"]).sum())
+    if unknown:
+        whose = "any image" if unknown == len(predictions) else f"{unknown} of {len(predictions)} images"
+        text = (
+            f"Nothing says which patient {whose} belongs to: each counts as a patient of its own. If patients have "
+            "several images, the intervals are too narrow and the split may leak (--group-pattern)."
+        )
+        found.append(("caution", text))
+    source, label = predictions.table["source"], predictions.table["label"]
+    if source.nunique() > 1 and label.groupby(source).nunique().max() == 1:
+        text = "Each source has images of one class alone: a model that recognises the source needs no finding."
+        found.append(("severe", text))
+    return found
+
+
+def _of_calibration(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    perfect, temperature = metrics.get("ece_if_perfect"), metrics.get("temperature")
+    if not perfect or metrics["ece"]["value"] <= perfect["p95"]:
+        return []
+    text = (
+        f"The probabilities are not calibrated: ECE {with_limits(metrics['ece'])}, where chance alone would give a "
+        f"perfectly calibrated model at most {perfect['p95']:.3f}."
+    )
+    if temperature and not temperature["applied"]:
+        too = "sure" if temperature["value"] > 1 else "unsure"
+        text += f" The model is too {too} (temperature {temperature['value']:.2f}); --calibrated corrects that."
+    return [("caution", text)]

@@ -1,0 +1,105 @@
+"""How well scores rank: AUROC and average precision, with the variance and limits of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+
+from evaluation.intervals import Patients, Z, transformed_interval, wilson
+
+
+@dataclass
+class Ranking:
+    """One statistic of a ranking: its value, the images' influences (n,), its variance and its 95 % limits."""
+
+    value: float
+    influence: np.ndarray
+    variance: float
+    low: float
+    high: float
+
+
+def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
+    """The area under the ROC curve of (n,) bool against (n,) scores; ties count one half. NaN where a side is empty.
+
+    Variance: DeLong, DeLong and Clarke-Pearson 1988, computed from ranks (Sun and Xu 2014); over patients as Obuchowski
+    1997 extends it. Limits: on the logit scale (Pepe 2003), with Welch's degrees of freedom, since the rarer side is
+    often small. Where the variance is 0 or cannot be had (a perfect ranking): Newcombe 2006, method 5.
+    """
+    positive = np.asarray(positive, bool)
+    p, n = int(positive.sum()), int((~positive).sum())
+    if not p or not n:
+        return Ranking(np.nan, np.full(len(positive), np.nan), np.nan, np.nan, np.nan)
+    ranks = stats.rankdata(scores)
+    placement = np.empty(len(positive))  # the share of the other side that an image stands on the right side of
+    placement[positive] = (ranks[positive] - stats.rankdata(scores[positive])) / n
+    placement[~positive] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / p
+    value = float(placement[positive].mean())
+    sides = np.stack([positive / p, ~positive / n], 1)
+    influence = (placement - value)[:, None] * sides
+    sums, members = patients.sums(influence), patients.sums(sides)
+    clusters = (members > 0).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parts = (sums**2).sum(0) * clusters / (clusters - 1)
+        both = 2 * (sums[:, 0] * sums[:, 1]).sum() * patients.count / (patients.count - 1)
+        variance = float(max(parts.sum() + both, 0))
+        freedom = parts.sum() ** 2 / (parts**2 / (clusters - 1)).sum()
+    low, high = transformed_interval(value, variance, "logit", freedom)
+    if np.isnan(low) and 0 <= value <= 1 and patients.count > 1:
+        low, high = newcombe(value, *clusters)
+    return Ranking(value, influence.sum(1), variance, low, high)
+
+
+def newcombe(value: float, positives: float, negatives: float) -> tuple[float, float]:
+    """Score limits of an AUROC of so many positives and negatives (Newcombe 2006, Statist. Med. 25:559, method 5).
+
+    They solve |value - a| = z·sd(a) for a, with Hanley and McNeil's variance at a, and so do not collapse at 1.
+    """
+    half = (positives + negatives) / 2 - 1
+
+    def distance(a: float) -> float:
+        spread = a * (1 - a) * (1 + half * (1 - a) / (2 - a) + half * a / (1 + a)) / (positives * negatives)
+        return (value - a) ** 2 - Z**2 * spread
+
+    low = brentq(distance, 0, value) if value > 0 and distance(0) * distance(value) < 0 else 0.0
+    high = brentq(distance, value, 1) if value < 1 and distance(1) * distance(value) < 0 else 1.0
+    if value == 1:  # 1 itself is a root: the other one is wanted
+        low = brentq(lambda a: distance(a) / (1 - a), 1e-9, 1 - 1e-12)
+    if value == 0:
+        high = brentq(lambda a: distance(a) / a, 1e-12, 1 - 1e-9)
+    return float(low), float(high)
+
+
+def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
+    """Average precision, Σ (R_g - R_{g-1})·P_g over the distinct scores; NaN where there is no positive.
+
+    Limits: on the logit scale, from the infinitesimal jackknife over patients. Where all positives rank first, nothing
+    varies: then Wilson's for as many trials as there are patients with a positive (after Boyd 2013, who takes the
+    number of positives for the number of trials).
+    """
+    positive = np.asarray(positive, bool)
+    count = int(positive.sum())
+    if not count:
+        return Ranking(np.nan, np.full(len(positive), np.nan), np.nan, np.nan, np.nan)
+    order = np.argsort(-scores, kind="stable")
+    hits, sorted_scores = positive[order].astype(np.float64), scores[order]
+    ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1)  # the last image of each score
+    above, hit = ends + 1.0, np.cumsum(hits)[ends]
+    share = np.diff(hit, prepend=0) / count
+    precision = hit / above
+    value = float((share * precision).sum())
+    # What one image more does: to its own precision, and to the precision at every score below it.
+    tail_hit = np.cumsum((share / above)[::-1])[::-1]
+    tail_all = np.cumsum((share * precision / above)[::-1])[::-1]
+    group = np.searchsorted(ends, np.arange(len(scores)))
+    influence = np.empty(len(scores))
+    influence[order] = hits * ((precision[group] - value) / count + tail_hit[group]) - tail_all[group]
+    variance = float(patients.variance(influence))
+    clusters = int((patients.sums(positive) > 0).sum())
+    low, high = transformed_interval(value, variance, "logit", max(clusters - 1, 1))
+    if value == 1 and patients.count > 1:
+        low, high = (float(limit) for limit in wilson(clusters, clusters))
+    return Ranking(value, influence, variance, low, high)
