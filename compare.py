@@ -12,19 +12,18 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Parser, compose_config
-from utils import UserError, log, run_verb
+from utils import UserError, log, read_json, run_verb
 
 if TYPE_CHECKING:
     from evaluation.comparison import Comparison, Difference, Pair
 
 KINDS = ("train", "val", "test")
 FILE = "predictions.csv"
-FEW = 100  # images: with fewer, only large differences can be shown
 COLUMNS = ("a", "b", "metric", "difference", "low", "high", "p", "p_holm")
 LONGEST = 120  # bytes of a folder's name: file systems take 255
 KEYS = ("save", "seed", "data.cache_dir")  # the last changes nothing here, and may stand in anybody's command
@@ -119,9 +118,25 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def verdict(pair: Pair) -> str:
-    """What the corrected tests say of two runs, in a sentence, from the side of the one that is better."""
-    from evaluation.comparison import TESTS, p_text, words
+def distrust(file: Path) -> list[str]:
+    """The severe warnings in the metrics.json beside a predictions.csv; none where there is no such file.
+
+    Raises: `UserError` for one that cannot be read.
+    """
+    beside = file.with_name("metrics.json")
+    if file.name != FILE or not beside.is_file():
+        return []
+    metrics = read_json(beside, "remove it, or run python test.py again")
+    return [warning["text"] for warning in metrics.get("warnings") or [] if warning.get("level") == "severe"]
+
+
+def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
+    """What the corrected tests say of two runs, in a sentence, from the side of the one that is better.
+
+    Of a run that is `distrusted` it says only that its scores are higher.
+    """
+    from evaluation.comparison import TESTS
+    from evaluation.phrases import p_text, words
 
     apart = [metric for metric in TESTS if pair.differences[metric].told_apart]
     turned = bool(apart) and pair.differences[apart[0]].value < 0
@@ -136,24 +151,35 @@ def verdict(pair: Pair) -> str:
         return f"{a} and {b} cannot be told apart: {numbers}."
     better = " and ".join(words(metric) for metric in apart if found[metric].value > 0)
     worse = "".join(f" and worse in {words(metric)}" for metric in apart if found[metric].value < 0)
+    if a in distrusted:
+        return f"{a} scores higher than {b} in {better}{worse}, but do not trust {a} (see its warning): {numbers}."
     return f"{a} is better than {b} in {better}{worse}: {numbers}."
 
 
 def caution(found: Comparison) -> list[str]:
-    """What is too little to rank runs by, as one sentence or none."""
+    """What is too little to rank runs by, and what the tests assume and nobody knows, as sentences."""
+    from evaluation.cautions import FEW
     from evaluation.metrics import SMALL
 
     small = ", ".join(f"{name} ({count})" for name, count in found.support.items() if count < SMALL)
     parts = [f"only {found.n} images"] * (found.n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
-    return [f"Caution: {'; '.join(parts)}: too few to rank by, and DeLong's p is rough."] * bool(parts)
+    few = [f"Caution: {'; '.join(parts)}: too few to rank by, and DeLong's p is rough."] * bool(parts)
+    whose = "the images" if found.unknown == found.n else f"{found.unknown} of {found.n} images"
+    alone = f"Caution: nothing says which patients {whose} are of: p and intervals assume that they are independent."
+    return few + [alone] * bool(found.unknown)
+
+
+def warnings(found: Comparison) -> list[str]:
+    """What makes runs worthless, a sentence each."""
+    return [f"WARNING: {name}: {text}" for name, texts in found.distrusted.items() for text in texts]
 
 
 def report(found: Comparison) -> str:
     """The comparison for a terminal: the runs, every pair, and what that means."""
     import pandas as pd
 
-    from evaluation.comparison import p_text, words
     from evaluation.metrics import with_limits
+    from evaluation.phrases import p_text, words
 
     several = len(found.pairs) > 1
     metrics = ("accuracy", "macro_f1", "macro_auroc")
@@ -172,7 +198,8 @@ def report(found: Comparison) -> str:
         head = f"{pair.a} - {pair.b}   (only the first is right: {pair.only_a} images, only the second: {pair.only_b})"
         blocks.append(f"{head}\n{table.to_string()}")
     corrected = [f"Each p below is Holm's, over {len(found.pairs)} pairs."] * several
-    return "\n\n".join([*blocks, "\n".join([*corrected, *map(verdict, found.pairs), *caution(found)])])
+    verdicts = [verdict(pair, found.distrusted) for pair in found.pairs]
+    return "\n\n".join([*blocks, "\n".join([*corrected, *warnings(found), *verdicts, *caution(found)])])
 
 
 def entry(found: Difference) -> dict[str, float | None]:
@@ -194,7 +221,7 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
             "b": pair.b,
             "only_a_right": pair.only_a,
             "only_b_right": pair.only_b,
-            "verdict": verdict(pair),
+            "verdict": verdict(pair, found.distrusted),
             "differences": {metric: entry(d) for metric, d in pair.differences.items()},
         }
         for pair in found.pairs
@@ -205,7 +232,14 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
         for metric, numbers in pair["differences"].items()
     ]
     write_csv(folder / "comparison.csv", [{name: row[name] for name in COLUMNS} for row in rows])
-    summary = {"n": found.n, "patients": found.patients, "support": found.support, "caution": " ".join(caution(found))}
+    summary = {
+        "n": found.n,
+        "images": found.images,
+        "images_of_unknown_patients": found.unknown,
+        "support": found.support,
+        "warnings": found.distrusted,
+        "caution": " ".join(caution(found)),
+    }
     write_json(folder / "comparison.json", {**facts, **summary, "runs": found.runs, "pairs": pairs, "methods": METHODS})
 
 
@@ -220,15 +254,14 @@ def main(argv: Sequence[str]) -> None:
     from evaluation.predictions import read_predictions
     from training.run_folder import runs_folder, shown
 
+    distrusted = {name: texts for name, file in files.items() if (texts := distrust(file))}
     runs = align({name: read_predictions(file) for name, file in files.items()})
     folder = arguments.output or runs_folder(config) / default_folder(list(runs), arguments.kind, baseline)
     prepare(folder)
-    found = compare(runs, baseline, seed=config.seed)
+    found = compare(runs, baseline, distrusted=distrusted, seed=config.seed)
     paths = {name: str(file) for name, file in files.items()}
     write(found, {"files": paths, "baseline": baseline, "seed": config.seed}, folder)
-    log.info(
-        f"{found.n} images of {found.patients} patients, 95 % intervals\n\n{report(found)}\n\nwritten: {shown(folder)}"
-    )
+    log.info(f"{found.images}, 95 % intervals\n\n{report(found)}\n\nwritten: {shown(folder)}")
 
 
 if __name__ == "__main__":

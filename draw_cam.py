@@ -13,7 +13,7 @@ from pathlib import Path
 
 from config import Parser, compose_config
 from dataset.data import add_data_flags
-from utils import UserError, log, run_verb
+from utils import UserError, log, run_verb, write_json
 
 
 def parser() -> Parser:
@@ -69,6 +69,17 @@ def parser() -> Parser:
     return parser
 
 
+def _renew_report(run: Path) -> None:
+    """Write the report of the test split anew, if there is one: it shows the maps."""
+    from evaluation.report import write_report
+
+    if (run / "test" / "report.html").is_file():
+        try:
+            log.info(f"the report has the maps now: {write_report(run / 'test', run)}")
+        except UserError as error:
+            log.warning(f"WARNING: the report stays as it was: {error}")
+
+
 def main(argv: Sequence[str]) -> None:
     arguments, words, flags = parser().parse_command(argv)
     config = compose_config(words, flags, arguments.config)
@@ -117,10 +128,11 @@ def main(argv: Sequence[str]) -> None:
         log.info(
             f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "") + f" in {folder}"
         )
-        if chosen.run and arguments.output is None and (chosen.run / "test" / "metrics.json").is_file():
-            from evaluation.report import write_report
-
-            log.info(f"the report has the maps now: {write_report(chosen.run / 'test', chosen.run)}")
+        tested = arguments.image is None and chosen.data.path is None
+        record = {"weights": chosen.checkpoint.fingerprint, "kind": "test" if tested else None}
+        write_json(folder / "cams.json", record)
+        if tested and chosen.run and folder == chosen.run / "cams":
+            _renew_report(chosen.run)
         summary = format_summary(summarise(rows))
         if summary:
             log.info(

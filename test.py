@@ -10,17 +10,16 @@ python test.py --predictions FILE.csv           # what another program predicted
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config, Parser, compose_config
 from dataset.data import add_data_flags
-from utils import UserError, log, run_verb
+from utils import UserError, log, read_json, run_verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,17 +101,18 @@ def main(argv: Sequence[str]) -> None:
 def _check_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     """Refuse flags that contradict each other."""
     if arguments.external is not None:
-        if arguments.kind is not None or "data.path" in given:
+        if arguments.kind is not None or "data.path" in given or "data.subset" in given:
             raise UserError(
-                f"--external {arguments.external}: all its images are evaluated; leave --kind and --data out"
+                f"--external {arguments.external}: all its images are evaluated; leave --kind, --data and --subset out"
             )
     elif arguments.map:
         raise UserError("--map: it names the classes of --external DIR")
     if arguments.predictions is not None:
         names = ("weights", "kind", "external", "tta", "calibrated", "allow_overlap", "classes")
         unfit = [name for name in names if getattr(arguments, name)]
-        if unfit or given:
-            flag = f"--{unfit[0].replace('_', '-')}" if unfit else next(iter(given))
+        keys = [key for key in given if key != "data.cache_dir"]  # that one changes nothing here
+        if unfit or keys:
+            flag = f"--{unfit[0].replace('_', '-')}" if unfit else keys[0]
             raise UserError(f"--predictions {arguments.predictions}: a table has no model; leave {flag} out")
     elif arguments.validation is not None:
         raise UserError("--validation: it goes with --predictions; a run knows its validation images")
@@ -121,83 +121,75 @@ def _check_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
             raise UserError(f"--sensitivity {value:g}: a number in (0, 1] is needed")
 
 
-def _prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
-    found = {}
-    for word in words:
-        name, _, value = word.rpartition("=")
-        if name not in classes:
-            raise UserError(f"--prevalence {word}: CLASS=P is needed, with a class of {', '.join(classes)}")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = -1
-        if not 0 < found[name] < 1:
-            raise UserError(f"--prevalence {word}: a number in (0, 1) is needed")
-    return found
-
-
 def _evaluate_table(arguments: argparse.Namespace) -> None:
     """Metrics and report of a predictions file; what an earlier evaluation noted beside it is kept."""
+    from evaluation.calibration import fitted
     from evaluation.predictions import read_predictions
 
     path = arguments.predictions
     predictions = read_predictions(path)
     beside = path.parent / "metrics.json" if path.name == "predictions.csv" else None
-    earlier = json.loads(beside.read_text()) if beside and beside.is_file() else {}
-    decided = arguments.validation or (earlier.get("evaluation") or {}).get("validation")
-    if decided and not arguments.validation and not Path(decided).is_file():
+    earlier = read_json(beside, "remove it, or run test.py again") if beside and beside.is_file() else {}
+    about = earlier.get("evaluation") or {"title": path.name, "data": str(path)}
+    arguments.sensitivity = arguments.sensitivity or about.get("sensitivity")
+    arguments.prevalence = arguments.prevalence or about.get("prevalence") or []
+    decided = arguments.validation or (about.get("validation") and path.parent / about["validation"])
+    if decided and not arguments.validation and not decided.is_file():
         log.warning(f"WARNING: {decided} is gone: no operating points")
         decided = None
-    validation = read_predictions(Path(decided), predictions.classes) if decided else None
-    folder = arguments.output or (path.parent if beside else path.with_name(f"{path.stem}-evaluation"))
-    about = earlier.get("evaluation") or {"title": path.name, "data": str(path)}
-    run = path.parent.parent if (path.parent.parent / "run.json").is_file() else None
+    validation = read_predictions(decided, predictions.classes) if decided else None
+    if validation is not None and (shared := validation.shared(predictions)):
+        raise UserError(
+            f"--validation {decided}: {len(shared)} of its images are evaluated too ({shared[0]}): thresholds and "
+            "temperature must be decided by other images"
+        )
     temperature = earlier.get("temperature")
-    if validation is not None and temperature is None:
-        from evaluation.calibration import fitted
-
-        temperature = fitted(validation) | {"applied": False}
-    _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
+    if temperature is None and validation is not None and (found := fitted(validation)):
+        temperature = found | {"applied": False}
+    run = path.parent.parent
+    ours = [Path(weights).parent.name for weights in about.get("weights") or []] == [run.name]
+    folder = arguments.output or (path.parent if beside else path.with_name(f"{path.stem}-evaluation"))
+    extra = {"validation": validation, "temperature": temperature}
+    _write(arguments, predictions, folder, about, run=run if ours and (run / "run.json").is_file() else None, **extra)
 
 
 def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
     """Predict with one checkpoint or several, and evaluate."""
+    from evaluation.operating_points import read_prevalences
     from training.members import Members
     from training.run_folder import runs_folder
     from training.selection import select
 
+    if arguments.external:
+        config.data.path = given["data.path"] = str(arguments.external)
     weights = arguments.weights or [None]
     members = Members([select(config, path, given) for path in weights], config.train.eval_batch, arguments.tta)
-    first = members.first
+    first, kind = members.first, "external" if arguments.external else arguments.kind or "test"
     if arguments.classes not in (None, len(members.classes)):
         raise UserError(
             f"--classes {arguments.classes}: the checkpoint has {len(members.classes)} ({', '.join(members.classes)})"
         )
-    _prevalences(arguments.prevalence, members.classes)  # found out now, not after the predictions
-    kind = "external" if arguments.external else arguments.kind or "test"
-    records, about = _images(arguments, members, kind)
-    about |= _overlap(arguments, members, records, kind)
-    validation = None if arguments.quick else members.validation()
-    about["validation"] = validation and str(members.validation_file())
-    temperature = _temperature(arguments, members, validation)
-    data = replace(first.data, path=str(arguments.external)) if arguments.external else first.data
-    suffixes = [*members.suffixes(), *(["calibrated"] if arguments.calibrated else [])]
-    folder = first.output_folder(kind, data, suffixes)
+    read_prevalences(arguments.prevalence, members.classes)  # found out now, not after the predictions
+    folder = first.output_folder(kind, suffixes=[*members.suffixes(), *["calibrated"] * arguments.calibrated])
     if len(weights) > 1:
         folder = runs_folder(config) / members.folder_name() / folder.name
+    records, about = _images(arguments, members, kind)
+    if arguments.output is None:
+        _refuse_other_data(folder, about["data"])
+    about |= {"overlap": _overlap(arguments, members, records, kind)}
+    validation = None if arguments.quick else members.validation()
+    temperature = _temperature(arguments, members, validation)
     predictions = members.predictions(records, first.data, kind)
+    about["unreadable"] += len(members.left_out)
     if arguments.calibrated:
         predictions = predictions.calibrated(temperature["value"])
+    folder = arguments.output or folder
+    if kind == "val":
+        validation = None  # thresholds would be judged on the images that chose them
+    elif validation is not None and (file := members.validation_file()):
+        about["validation"] = os.path.relpath(file, folder)
     run = first.run if len(weights) == 1 else None
-    _write(
-        arguments,
-        predictions,
-        arguments.output or folder,
-        about,
-        run=run,
-        validation=validation,
-        temperature=temperature,
-    )
+    _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
 
 
 def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -214,41 +206,46 @@ def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple
         "commit": git_commit(),
         "versions": versions(),
         "finished": now(),
-        "synthetic": first.checkpoint.config["data"]["path"] is None,
+        "sensitivity": arguments.sensitivity,
+        "prevalence": arguments.prevalence,
+        "data": first.data.path or "the run's own",
     }
     if arguments.external:
         from dataset.external import load_external, read_class_map
 
-        found = load_external(first.data, arguments.external, members.classes, read_class_map(arguments.map))
-        extra = {"data": str(arguments.external), "unknown_classes": found.unknown, "class_map": found.class_map}
+        found = load_external(first.data, members.classes, read_class_map(arguments.map))
+        extra = {"unknown_classes": found.unknown, "class_map": found.class_map, "unreadable": found.unreadable}
         return found.records, about | extra | {"title": f"{members.name}, {arguments.external.resolve().name}"}
     dataset = first.dataset()
     records = dataset.part(kind).records
     if records.empty:
         raise UserError(f"--kind {kind}: this split has no images")
-    about |= {"data": first.data.path or "the run's own", "unreadable": len(dataset.unreadable)}
-    return records, about | {"title": f"{members.name}, {kind} split"}
+    return records, about | {"unreadable": len(dataset.unreadable), "title": f"{members.name}, {kind} split"}
+
+
+def _refuse_other_data(folder: Path, data: str) -> None:
+    """Two folders of images may have one name: the results of one must not replace the other's."""
+    if (folder / "metrics.json").is_file():
+        earlier = read_json(folder / "metrics.json", "remove it").get("evaluation") or {}
+        if "data" in earlier and Path(earlier["data"]).resolve() != Path(data).resolve():
+            raise UserError(f"{folder}: it holds the results for {earlier['data']}; name another folder: --output DIR")
 
 
 def _overlap(
     arguments: argparse.Namespace, members: Members, records: pd.DataFrame, kind: str
-) -> dict[str, dict[str, Any]]:
-    """Refuse images that were trained on, by name; with --allow-overlap count them."""
-    trained = members.trained_on(records) if kind != "train" else []
+) -> dict[str, Any] | None:
+    """Refuse images that were trained on, by name; with --allow-overlap count them. None for the training images."""
+    if kind == "train":
+        return None
+    trained = members.trained_on(records)
     if trained and not arguments.allow_overlap:
         where = f"--external {arguments.external}" if kind == "external" else f"--kind {kind}"
         raise UserError(
             f"{where}: the model was TRAINED on {len(trained)} of these {len(records)} images ({', '.join(trained[:3])}"
             f"{', …' if len(trained) > 3 else ''}): leave them out, or say --allow-overlap"
         )
-    validated = members.validated_on(records) if kind in ("test", "external") else 0
-    return {
-        "overlap": {
-            "trained_on": len(trained),
-            "allowed": arguments.allow_overlap,
-            "validated_on": validated,
-        }
-    }
+    validated = members.validated_on(records) if kind != "val" else None
+    return {"trained_on": len(trained), "allowed": arguments.allow_overlap, "validated_on": validated}
 
 
 def _temperature(
@@ -274,7 +271,7 @@ def _write(
 ) -> None:
     """Write the evaluation folder and show the metrics."""
     from evaluation.metrics import format_metrics
-    from evaluation.operating_points import WANTED
+    from evaluation.operating_points import WANTED, read_prevalences
     from evaluation.results import write_results
     from utils import make_folder
 
@@ -286,7 +283,7 @@ def _write(
         folder,
         about,
         wanted=tuple(arguments.sensitivity or WANTED),
-        prevalence=_prevalences(arguments.prevalence, predictions.classes),
+        prevalence=read_prevalences(arguments.prevalence, predictions.classes),
         quick=arguments.quick,
         **extra,
     )

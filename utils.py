@@ -126,6 +126,17 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON mapping. Raises: `UserError` that names the file and the `remedy` for anything else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({type(error).__name__}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no JSON mapping; {remedy}")
+    return found
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write `rows` as CSV with a header, atomically; `columns` default to the first row's keys."""
     with atomic_write(path) as file:

@@ -96,7 +96,7 @@ def load_dataset(
     if data.path is None and run_split is not None:
         records = _read_split(run_split)
     else:
-        folder, pattern = _data_folder(data)
+        folder, pattern = data_folder(data)
         records = find_records(folder)
         records["group"] = name_groups(records, pattern)
     for column, masks in mask_folders(data).items():
@@ -126,7 +126,7 @@ def _check_split(records: pd.DataFrame) -> None:
             log.warning(f"WARNING: no {split} image of {', '.join(absent)}: nothing can be said of it there")
 
 
-def _data_folder(data: DataConfig) -> tuple[Path, str | None]:
+def data_folder(data: DataConfig) -> tuple[Path, str | None]:
     """Where the images are, and the pattern of their patients; draws the phantom where no path is given."""
     from dataset.phantom import GROUP_PATTERN, VERSION, write_phantom
 

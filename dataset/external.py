@@ -11,7 +11,7 @@ import pandas as pd
 from config import DataConfig
 from dataset.batches import cache_folder
 from dataset.cache import hash_files
-from dataset.data import RECORD_COLUMNS
+from dataset.data import RECORD_COLUMNS, data_folder
 from dataset.layouts import find_records, name_groups
 from utils import UserError, log
 
@@ -21,22 +21,24 @@ class External:
     """The images of classes that the model knows, and how many there are of the others.
 
     `records` have `RECORD_COLUMNS`, labels in the model's words; `unknown` counts images by the folder's own class
-    name; `class_map` holds what was renamed.
+    name; `class_map` holds what was renamed; `unreadable` counts files that may not be read.
     """
 
     records: pd.DataFrame
     unknown: dict[str, int]
     class_map: dict[str, str]
+    unreadable: int
 
 
-def load_external(data: DataConfig, folder: Path, classes: list[str], class_map: dict[str, str]) -> External:
-    """Find the images of `folder`, any layout that `--data` understands, and hash them; splits in it are ignored.
+def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str]) -> External:
+    """Find the images of `data.path`, any layout that `--data` understands, and hash them; splits in it are ignored.
 
     A class that neither is one of `classes` nor is mapped to one is counted, never guessed. Raises: `UserError` for a
     folder without images, a map from or to a class that is not there, or none of the model's classes.
     """
+    folder, pattern = data_folder(data)
     records = find_records(folder, flag="--external", fewest=1)
-    records["group"] = name_groups(records, data.group_pattern)
+    records["group"] = name_groups(records, pattern)
     found = sorted(records["label"].unique())
     for theirs, ours in class_map.items():
         if theirs not in found:
@@ -62,7 +64,7 @@ def load_external(data: DataConfig, folder: Path, classes: list[str], class_map:
         )
     if missing.all():
         raise UserError(f"--external {folder}: none of its files may be read")
-    return External(records[~missing].reset_index(drop=True)[RECORD_COLUMNS], unknown, class_map)
+    return External(records[~missing].reset_index(drop=True)[RECORD_COLUMNS], unknown, class_map, int(missing.sum()))
 
 
 def _near(name: str, names: list[str]) -> str:

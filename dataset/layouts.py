@@ -44,7 +44,10 @@ def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFr
     path = Path(path)
     if not path.exists():
         raise UserError(f"{flag} {path}: no such folder or file")
-    records = _from_csv(path) if path.is_file() else _from_folder(path)
+    try:
+        records = _from_csv(path) if path.is_file() else _from_folder(path)
+    except UserError as error:
+        raise UserError(str(error).replace("--data", flag, 1)) from None
     if records.empty:
         raise UserError(f"{flag} {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
     classes = sorted(records["label"].unique())

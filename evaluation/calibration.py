@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils import log
+
 if TYPE_CHECKING:
     from evaluation.predictions import Predictions
 
 BINS = 15
-TINY = np.finfo(np.float64).tiny
+EPS = np.finfo(np.float64).eps
+TEMPERATURES = (0.05, 20.0)
 
 
 @dataclass
@@ -48,11 +51,14 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, inde
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def perfect_error(confidence: np.ndarray, index: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def perfect_error(
+    confidence: np.ndarray, index: np.ndarray, design_effect: float = 1.0, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Mean and 95th percentile of the ECE that a perfectly calibrated model of these confidences would show.
 
     It is not 0, since the share of right answers in a bin of few images is noisy (Reinke 2024): each draw makes an
-    image right with its confidence for a probability.
+    image right with its confidence for a probability. `design_effect` is by how much the variance grows where images of
+    one patient are right and wrong together (`Patients.design_effect`); the error grows with its root.
     """
     rng = np.random.default_rng(seed)
     n, bins = len(confidence), int(index.max()) + 1
@@ -65,6 +71,7 @@ def perfect_error(confidence: np.ndarray, index: np.ndarray, draws: int = 1000, 
         rows = min(block, draws - start)
         gaps = (rng.random((rows, n)) < sorted_confidence) - sorted_confidence
         found[start : start + rows] = np.abs(np.add.reduceat(gaps, starts[filled], axis=1)).sum(1) / n
+    found *= np.sqrt(design_effect)
     return float(found.mean()), float(np.quantile(found, 0.95))
 
 
@@ -87,16 +94,24 @@ def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each image's cross entropy in nats, (n,); a probability of 0 counts as the smallest float."""
-    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], TINY))
+    """Each image's cross entropy in nats, (n,); probabilities stay 2.2e-16 away from 0 and 1, as in scikit-learn."""
+    return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], EPS, 1 - EPS))
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithms, the highest of a row 0. A probability of 0 is a number that was rounded: half of the smallest
+    positive one stands for it, or 2.2e-16 where that is more.
+    """
+    zero = max(EPS, probabilities[probabilities > 0].min() / 2)
+    logits = np.log(np.where(probabilities > 0, probabilities, zero))
+    return logits - logits.max(1, keepdims=True)
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(log p / T): what dividing the logits by T would have given (Guo 2017, 4.2). Never changes the winner."""
     if temperature == 1:
         return probabilities
-    logits = np.log(np.maximum(probabilities, TINY)) / temperature
-    powered = np.exp(logits - logits.max(1, keepdims=True))
+    powered = np.exp(_logits(probabilities) / temperature)
     return powered / powered.sum(1, keepdims=True)
 
 
@@ -116,25 +131,35 @@ def before_and_after(
 
 
 def fit_temperature(probabilities: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
-    """The temperature in [0.05, 20] with the lowest cross entropy on (n, classes) probabilities: above 1 the model was
-    too sure. One parameter, and a convex problem in 1 / T.
+    """The temperature with the lowest cross entropy on (n, classes) probabilities, within `TEMPERATURES`: above 1 the
+    model was too sure. One parameter, and a convex problem in 1 / T.
     """
     from scipy.optimize import minimize_scalar
 
-    logits = np.log(np.maximum(probabilities, TINY))
-    logits -= logits.max(1, keepdims=True)
+    logits = _logits(probabilities)
     own = logits[np.arange(len(logits)), np.asarray(labels)]
 
     def loss(inverse: float) -> float:
         return float((np.log(np.exp(inverse * logits).sum(1)) - inverse * own).mean())
 
-    found = minimize_scalar(loss, bounds=(1 / 20, 20), method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(
+        loss, bounds=(1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), method="bounded", options={"xatol": 1e-9}
+    )
     return float(1 / found.x)
 
 
-def fitted(validation: Predictions) -> dict[str, Any]:
-    """The temperature with the lowest cross entropy on `validation`, and what it does there."""
+def fitted(validation: Predictions) -> dict[str, Any] | None:
+    """The temperature with the lowest cross entropy on `validation`, and what it does there.
+
+    None, with the reason said, where validation cannot decide it: no answer is wrong, or it runs to its range's end.
+    """
     value = fit_temperature(validation.probabilities, validation.labels)
+    if validation.correct.all():
+        log.warning(f"WARNING: no temperature: none of the {len(validation)} validation images is classified wrongly")
+        return None
+    if not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
+        log.warning(f"WARNING: no temperature: {len(validation)} validation images would make it {value:.2g}")
+        return None
     scaled = scale(validation.probabilities, value)
     losses = [float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled)]
     return {

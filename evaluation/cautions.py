@@ -16,7 +16,11 @@ def cautions(predictions: Predictions, metrics: dict[str, Any], about: dict[str,
     `metrics` is what `compute_metrics` returns with the parts that `evaluation.results` adds; `about` says where the
     predictions come from, as far as that is known.
     """
-    found = _of_the_images(predictions, about) + _of_the_sample(predictions, metrics) + _of_calibration(metrics)
+    found = (
+        _of_the_images(predictions, about)
+        + _of_the_sample(predictions, metrics)
+        + _of_calibration(predictions, metrics)
+    )
     return sorted(({"level": level, "text": text} for level, text in found), key=lambda w: w["level"] != "severe")
 
 
@@ -64,7 +68,7 @@ def _of_the_sample(predictions: Predictions, metrics: dict[str, Any]) -> list[tu
         found.append(("caution", text))
     if absent:
         found.append(("caution", f"No image of {', '.join(absent)}: nothing can be said of it here."))
-    unknown = int((predictions.table["group"] == predictions.table["path"]).sum())
+    unknown = predictions.unknown_patients
     if unknown:
         whose = "any image" if unknown == len(predictions) else f"{unknown} of {len(predictions)} images"
         text = (
@@ -72,22 +76,26 @@ def _of_the_sample(predictions: Predictions, metrics: dict[str, Any]) -> list[tu
             "several images, the intervals are too narrow and the split may leak (--group-pattern)."
         )
         found.append(("caution", text))
-    source, label = predictions.table["source"], predictions.table["label"]
+    known = predictions.table[predictions.table["source"] != ""]
+    source, label = known["source"], known["label"]
     if source.nunique() > 1 and label.groupby(source).nunique().max() == 1:
         text = "Each source has images of one class alone: a model that recognises the source needs no finding."
         found.append(("severe", text))
     return found
 
 
-def _of_calibration(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _of_calibration(predictions: Predictions, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     perfect, temperature = metrics.get("ece_if_perfect"), metrics.get("temperature")
     if not perfect or metrics["ece"]["value"] <= perfect["p95"]:
         return []
+    sure, right = predictions.confidence.mean(), predictions.correct.mean()
     text = (
-        f"The probabilities are not calibrated: ECE {with_limits(metrics['ece'])}, where chance alone would give a "
-        f"perfectly calibrated model at most {perfect['p95']:.3f}."
+        f"The probabilities are not calibrated: ECE {with_limits(metrics['ece'])}, where a perfectly calibrated model "
+        f"would show at most {perfect['p95']:.3f} in 95 % of samples. The mean confidence is {sure:.3f}, and "
+        f"{right:.3f} of the answers are right: the model is too {'sure' if sure > right else 'unsure'}."
     )
     if temperature and not temperature["applied"]:
-        too = "sure" if temperature["value"] > 1 else "unsure"
-        text += f" The model is too {too} (temperature {temperature['value']:.2f}); --calibrated corrects that."
+        after = temperature["ece_here"]
+        text += f" With the temperature {temperature['value']:.2f} that validation decided the ECE here is {after:.3f}"
+        text += " (--calibrated)." if after < metrics["ece"]["value"] else ": it does not help."
     return [("caution", text)]

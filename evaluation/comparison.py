@@ -7,13 +7,13 @@ patients that knows two patients more, one whom only the first run gets right an
 and Min 2005 and Bonett and Price 2012 so add 1 to each count of disagreement. Without them, two runs that agree on a
 small set have an interval of width 0. The limits of AUROC differences are recovered from those of either AUROC.
 
-Coverage at nominal 95 % in a simulation (accuracies from 0.57 to 0.95, 2 to 86 disagreements, 1 or 3 images per
-patient; 1,000 draws of each of ten settings, 400 for AUROC), highest where the runs disagree the least:
+Coverage at nominal 95 %, with 0.01 of noise, highest where the runs disagree the least; the usual percentile bootstrap
+and DeLong's value ± 1.96·sd in parentheses (benchmarks/coverage_of_differences.py, table in docs/intervals.md):
 
-                   n = 60        n = 240
-    accuracy     0.946-1.000   0.947-0.979   (percentile bootstrap: 0.55-0.95, 0.90-0.96)
-    macro F1     0.945-1.000   0.940-0.992   (the same: 0.57-0.94, 0.91-0.95)
-    macro AUROC  0.975-1.000   0.948-0.998   (DeLong's value ± 1.96·sd: 0.76-1.00, 0.86-1.00)
+                   n = 60                      n = 240
+    accuracy     0.948-1.000 (0.565-0.948)   0.927-0.983 (0.917-0.958)
+    macro F1     0.925-1.000 (0.600-0.958)   0.932-0.998 (0.912-0.948)
+    macro AUROC  0.980-1.000 (0.750-1.000)   0.955-0.998 (0.845-0.997)
 """
 
 from __future__ import annotations
@@ -28,19 +28,14 @@ from scipy import stats
 
 from evaluation.intervals import LEVEL, RESAMPLES, Patients, mean_interval
 from evaluation.metrics import compute_metrics, confusion_matrix, overall_values
+from evaluation.phrases import count, of_patients
 from evaluation.predictions import Predictions
 from evaluation.ranking import Ranking, auroc
 from utils import UserError, derived_seed, log
 
 ALPHA = 1 - LEVEL
-WORDS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "mcc": "MCC",
-    "macro_auroc": "macro AUROC",
-}
-RESAMPLED = tuple(WORDS)[:4]
+RESAMPLED = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
+COMPARED = (*RESAMPLED, "macro_auroc")
 TESTS = {"accuracy": "McNemar", "macro_auroc": "DeLong"}  # a family each: Holm's correction runs over its pairs
 METHODS = {
     "p of accuracy": "exact McNemar; with several images per patient, exact sign flips of the patients",
@@ -84,7 +79,7 @@ class Difference:
 
 @dataclass
 class Pair:
-    """Two runs, how many images only one of them gets right, and their differences: those of `WORDS`, `auroc CLASS`."""
+    """Two runs, how many images only one of them gets right, and their differences: `COMPARED`, `auroc CLASS`."""
 
     a: str
     b: str
@@ -95,25 +90,24 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """What compare.py shows. `runs` has each run's metrics as metrics.json does, `support` each class's images."""
+    """What compare.py shows.
+
+    Attributes:
+        n: images.
+        images: their number and that of their patients in words, as far as these are known.
+        unknown: images whose patient is not known.
+        support: each class's images.
+        runs: each run's metrics as metrics.json has them.
+        distrusted: by run what is known to make its numbers worthless, in sentences.
+    """
 
     n: int
-    patients: int
+    images: str
+    unknown: int
     support: dict[str, int]
     runs: dict[str, dict[str, dict[str, float | None]]]
     pairs: list[Pair]
-
-
-def p_text(p: float) -> str:
-    """`= 0.51`, `= 0.0123`, `< 0.0001`; empty where there is no test."""
-    if np.isnan(p):
-        return ""
-    return "< 0.0001" if p < 1e-4 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.3g}"
-
-
-def words(metric: str) -> str:
-    """A metric's name for people."""
-    return WORDS.get(metric) or metric.replace("auroc", "AUROC of", 1)
+    distrusted: dict[str, list[str]]
 
 
 def align(runs: dict[str, Predictions]) -> dict[str, Predictions]:
@@ -135,7 +129,10 @@ def align(runs: dict[str, Predictions]) -> dict[str, Predictions]:
         orders[other] = _match(name, first, other, second)
     tables = {run: runs[run].table.iloc[order].reset_index(drop=True) for run, order in orders.items()}
     group = _common_patients(tables)
-    return {run: Predictions(table.assign(group=group), classes, runs[run].where) for run, table in tables.items()}
+    return {
+        run: Predictions(table.assign(group=group.fillna(table["path"])), classes, runs[run].where)
+        for run, table in tables.items()
+    }
 
 
 def _match(name: str, first: Predictions, other: str, second: Predictions) -> np.ndarray:
@@ -163,10 +160,11 @@ def _alone(run: str, paths: pd.Series) -> str:
 
 
 def _common_patients(tables: dict[str, pd.DataFrame]) -> pd.Series:
-    """The patients of the first table that names any (else each image is a patient of its own)."""
-    named = {run: table["group"] for run, table in tables.items() if (table["group"] != table["path"]).any()}
+    """The patients of the first table that names any, NaN where it does not."""
+    every = {run: table["group"].where(table["group"] != table["path"]) for run, table in tables.items()}
+    named = {run: group for run, group in every.items() if group.notna().any()}
     if not named:
-        return next(iter(tables.values()))["path"]
+        return next(iter(every.values()))
     (name, groups), *others = named.items()
     for other, found in others:
         if not np.array_equal(pd.factorize(found)[0], pd.factorize(groups)[0]):  # the names may differ
@@ -184,11 +182,11 @@ def sign_flip_test(differences: np.ndarray) -> float:
     runs gets right. Patients with the same |difference| share a binomial distribution; these are convolved.
     """
     differences = np.asarray(differences, np.int64)
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    sizes, patients = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     chance = np.ones(1)  # of the sum over the patients whose sign is plus being 0, 1, 2, …
-    for size, count in zip(sizes, counts, strict=True):
-        own = np.zeros(size * count + 1)
-        own[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+    for size, number in zip(sizes, patients, strict=True):
+        own = np.zeros(size * number + 1)
+        own[::size] = stats.binom.pmf(np.arange(number + 1), number, 0.5)
         chance = np.convolve(chance, own)  # not by an FFT, in which small chances lose their digits
     sums = 2 * np.arange(len(chance)) - (len(chance) - 1)
     return float(min(chance[np.abs(sums) >= abs(differences.sum())].sum(), 1))
@@ -310,7 +308,12 @@ def _difference(a: Ranking, b: Ranking, variance: float, patients: Patients) -> 
 
 
 def compare(
-    runs: dict[str, Predictions], baseline: str | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+    runs: dict[str, Predictions],
+    baseline: str | None = None,
+    *,
+    distrusted: dict[str, list[str]] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare aligned runs (`align`): every pair, or with `baseline` each other run with that one."""
     names, first = list(runs), next(iter(runs.values()))
@@ -327,6 +330,8 @@ def compare(
         limits = bootstrap_limits(value, *resampled, support, first.patients, seed)
         found = {m: Difference(*map(float, part)) for m, *part in zip(RESAMPLED, value, *limits, strict=True)}
         right = x.correct.astype(np.int64) - y.correct
+        if None in (shown[a]["mcc"]["value"], shown[b]["mcc"]["value"]):
+            found["mcc"] = Difference(np.nan)  # one class alone
         found["accuracy"].p = sign_flip_test(first.patients.sums(right).round())
         *by_class, found["macro_auroc"] = delong_test(ranked[a], ranked[b], first.labels, first.patients)
         only = int((right > 0).sum()), int((right < 0).sum())
@@ -335,6 +340,8 @@ def compare(
     for metric in TESTS:
         for pair, p in zip(pairs, holm([pair.differences[metric].p for pair in pairs]), strict=True):
             pair.differences[metric].p_holm = float(p)
-    kept = {name: {metric: found[metric] for metric in WORDS} for name, found in shown.items()}
-    images = dict(zip(first.classes, support.tolist(), strict=True))
-    return Comparison(len(first), first.patients.count, images, kept, pairs)
+    kept = {name: {metric: found[metric] for metric in COMPARED} for name, found in shown.items()}
+    images = f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients not known)'}"
+    unknown = int((first.table["group"] == first.table["path"]).sum())
+    by_class = dict(zip(first.classes, support.tolist(), strict=True))
+    return Comparison(len(first), images, unknown, by_class, kept, pairs, distrusted or {})

@@ -97,7 +97,7 @@ def _rate(hits: np.ndarray, members: np.ndarray, predictions: Predictions) -> tu
 
 def _on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A rising curve on `GRID`: at each place the highest y that was reached up to there."""
-    return np.interp(GRID, x, np.maximum.accumulate(y))
+    return np.interp(GRID, np.maximum.accumulate(x), np.maximum.accumulate(y))
 
 
 def _falling_on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:

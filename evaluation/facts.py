@@ -15,7 +15,22 @@ import pandas as pd
 from dataset.layouts import SPLIT_NAMES, SPLITS
 from evaluation.inputs import Inputs
 from evaluation.metrics import OVERALL, PER_CLASS, SMALL, with_limits
-from evaluation.phrases import MOST_NAMES, by_class, count, counts, join, of_patients, patients_named, threshold, words
+from evaluation.phrases import (
+    MOST_NAMES,
+    augmentation,
+    by_class,
+    count,
+    counts,
+    join,
+    of_patients,
+    patients_named,
+    sampling_unit,
+    schedule,
+    threshold,
+    trained_on,
+    unreadable,
+    words,
+)
 from utils import PROJECT
 
 Facts = dict[str, str | None]
@@ -103,29 +118,45 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
     config, data = inputs.config, inputs.record.get("data")
     if config is None or not data or (data != "phantom" and Path(data).suffix.lower() == ".csv"):
         return None
+    keys = config.data
+    how = f"at random by {_unit(split)}, stratified by class, seed {keys.split_seed}"
     if data != "phantom":
         tops = [Path(p).relative_to(data).parts[0].lower() for p in split["path"] if Path(p).is_relative_to(data)]
         if not tops or any(top in SPLIT_NAMES for top in tops):
-            return "as the folders of the data have it" if tops else None
-    keys = config.data
+            return _how_ready_made(split, [SPLIT_NAMES.get(top, "") for top in tops], how)
     parts = (("validation", keys.val_per_class, keys.split[1]), ("test", keys.test_per_class, keys.split[2]))
     wanted = [f"{f'{n} images per class' if n else f'{share:g} of the images'} for {part}" for part, n, share in parts]
-    return (
-        f"at random by patient and stratified by class, {join(wanted)}, the rest for training, seed {keys.split_seed}"
-    )
+    return f"{how}: {join(wanted)}, the rest for training"
+
+
+def _unit(split: pd.DataFrame) -> str:
+    """What a random split keeps together, as far as patients are known."""
+    unknown = int((split["group"] == split["path"]).sum())
+    if unknown == len(split):
+        return "image (patients not known)"
+    return f"patient ({count(unknown, 'image')} of unknown patients singly)" if unknown else "patient"
+
+
+def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | None:
+    """Of data with folders of their own: which parts these decided. None where not every image shows its folder."""
+    if len(folders) < len(split):
+        return None
+    parts = split["split"].to_numpy(str)
+    if np.array_equal(parts, folders):
+        return "as the folders of the data have it"
+    taken = (parts == "val") & (np.array(folders) == "train")
+    if not np.array_equal(parts[~taken], np.array(folders)[~taken]) or "val" in folders:
+        return None
+    return f"as the folders of the data have it, but validation: {taken.sum():,} of its training images, {how}"
 
 
 def _of_the_images(inputs: Inputs) -> Facts:
     facts: Facts = dict.fromkeys(("unreadable", "preprocessing", "missing"))
     record, about, split, config = inputs.record, inputs.evaluation, inputs.split, inputs.config
-    unreadable = record.get("unreadable", about.get("unreadable"))
-    if unreadable is not None:
-        facts["unreadable"] = (
-            f"{count(unreadable, 'unreadable file')} left out" if unreadable else "no file was unreadable"
-        )
-    size = about.get("size") or record.get("size")
-    fit = about.get("fit") or (config and config.data.fit)
-    if size and fit:
+    facts["unreadable"] = unreadable(record.get("unreadable"), about.get("unreadable"))
+    size = about.get("size", record.get("size"))  # None there: the members of an ensemble differ
+    fit = about.get("fit", config and config.data.fit)
+    if size and fit and None not in (about.get("mean", ()), about.get("std", ())):
         shape = "squashed to" if fit == "squash" else "padded to a square of"
         facts["preprocessing"] = f"8-bit grey, {shape} {size}×{size} pixels with antialiasing"
         if about.get("mean"):
@@ -174,14 +205,14 @@ def _of_the_training(inputs: Inputs) -> Facts:
             [
                 "cross entropy" + (f" with label smoothing {t.label_smoothing:g}" if t.label_smoothing else ""),
                 f"{OPTIMIZERS[t.optimizer]} with weight decay {t.weight_decay:g}",
-                f"peak learning rate {t.lr:g} ({_schedule(t)})",
+                f"peak learning rate {t.lr:g} ({schedule(t)})",
                 f"batches of {t.batch}",
                 *([f"gradients clipped at norm {t.clip_norm:g}"] if t.clip_norm else []),
                 *([f"the head alone for {count(t.freeze_epochs, 'epoch')}"] if t.freeze_epochs else []),
                 *([f"{record['epochs']} of at most {t.epochs} epochs"] if record.get("epochs") else []),
             ]
         )
-        facts["augmentation"] = _augmentation(config.augment)
+        facts["augmentation"] = augmentation(config.augment)
         even = "every class equally often, small ones repeated"
         facts["sampling"] = even if t.sampler == "weighted" else "every image once an epoch"
     weights = [Path(path).name for path in inputs.evaluation.get("weights") or []]
@@ -190,34 +221,6 @@ def _of_the_training(inputs: Inputs) -> Facts:
     elif weights == ["last.pt"] and inputs.evaluation.get("epoch"):
         facts["selection"] = f"none, the last epoch ({inputs.evaluation['epoch']})"
     return facts
-
-
-def _schedule(train: Any) -> str:
-    if train.schedule == "step":
-        return f"times {train.step_gamma:g} every {train.step_epochs} epochs"
-    return f"{train.schedule}, warm-up over {100 * train.warmup:g} % of the steps"
-
-
-def _augmentation(a: Any) -> str:
-    moved = [
-        *([f"rotation ±{a.rotation:g}°"] if a.rotation else []),
-        *([f"affine rotation ±{a.affine_rotation:g}°"] if a.affine_rotation else []),
-        *([f"translation ±{100 * a.translation:g} %"] if a.translation else []),
-        *([f"scale 1 ± {a.scale:g}"] if a.scale else []),
-        *([f"shear ±{a.shear:g}°"] if a.shear else []),
-        *([f"zoom-out to 1/{a.zoom_out_max:g} (probability {a.zoom_out:g})"] if a.zoom_out else []),
-    ]
-    if moved and a.geometric < 1:
-        moved = [f"with probability {a.geometric:g} {join(moved)}"]
-    found = [
-        *([f"a random crop of {a.random_crop} pixels"] if a.random_crop else []),
-        *([f"horizontal flip (probability {a.horizontal_flip:g})"] if a.horizontal_flip else []),
-        *([f"vertical flip (probability {a.vertical_flip:g})"] if a.vertical_flip else []),
-        *moved,
-        *([f"brightness ±{a.brightness:g}"] if a.brightness else []),
-        *([f"contrast 1 ± {a.contrast:g}"] if a.contrast else []),
-    ]
-    return ", ".join(found) or "none"
 
 
 def _of_the_machine(inputs: Inputs) -> Facts:
@@ -268,13 +271,8 @@ def _of_the_evaluated(inputs: Inputs) -> Facts:
         facts["internal"] = f"{images}, the run's own test split"
     if about.get("kind") == "external":
         facts["external"] = f"{images} in {about.get('data')} ({by_class(table['label'])})"
-    overlap = about.get("overlap")
-    if overlap and about.get("kind") != "train":
-        trained, validated = overlap.get("trained_on", 0), overlap.get("validated_on", 0)
-        facts["overlap"] = (
-            f"{trained:,} of these images were trained on" if trained else "no evaluated image was trained on"
-        )
-        facts["overlap"] += f", {validated:,} chose the epoch" if validated else ""
+    if about.get("kind") != "train":
+        facts["overlap"] = trained_on(about.get("overlap") or {}, about.get("kind"))
     return facts
 
 
@@ -283,12 +281,13 @@ def _of_the_results(inputs: Inputs) -> Facts:
     entries = [metrics[name] for name in OVERALL] + [row[m] for row in metrics["per_class"].values() for m in PER_CLASS]
     known = any(found["low"] is not None for found in entries)
     methods = "; ".join(f"{name.replace('_', ' ')}: {how}" for name, how in metrics["methods"].items())
+    unit = sampling_unit(inputs.predictions.table)
     headline = [f"{words(name)} {with_limits(metrics[name])}" for name in ("accuracy", "balanced_accuracy", "macro_f1")]
     small = [f"{name} ({row['support']})" for name, row in metrics["per_class"].items() if row["small"]]
     shown = ("recall", "specificity", "precision", "auroc")
     return {
-        "metrics": f"{', '.join(map(words, OVERALL))}; per class {join(words(name) for name in PER_CLASS)}",
-        "intervals": f"95 %, patients the unit of sampling ({methods})" if known else None,
+        "metrics": f"{', '.join(words(m, True) for m in OVERALL)}; per class {join(words(m) for m in PER_CLASS)}",
+        "intervals": f"95 %, unit of sampling: {unit} ({methods})" if known else None,
         "headline": ", ".join(headline),
         "per_class": "; ".join(
             f"{name}: {', '.join(f'{words(m)} {with_limits(row[m])}' for m in shown)}"
@@ -311,7 +310,7 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
     facts["calibration"] = calibration
     most = f" ({counts(pairs)})" if len(wrong) else ""
     facts["failures"] = f"{len(wrong):,} of {len(predictions):,} images{most}"
-    if points:
+    if points and inputs.evaluation.get("kind") != "val":  # which chose them
         facts["operating_points"] = "; ".join(
             f"{p['class']} from {threshold(p['threshold'])}, for a sensitivity of {p['wanted_sensitivity']:g} on "
             f"{p['chosen_on']['n']} validation images"
@@ -319,14 +318,15 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
         )
     if groups:
         facts["subgroups"] = "; ".join(f"by {column}, {_accuracies(rows)}" for column, rows in groups.items())
-    if inputs.maps is not None:
-        empty = int((inputs.maps["status"] != "ok").sum())
-        methods = join(METHODS.get(name, name) for name in sorted(inputs.maps["method"].unique()))
-        images = count(inputs.maps["path"].nunique(), "image")
+    if inputs.maps.table is not None:
+        maps = inputs.maps.table
+        empty = int((maps["status"] != "ok").sum())
+        methods = join(METHODS.get(name, name) for name in sorted(maps["method"].unique()))
+        images = count(maps["path"].nunique(), "image")
         facts["explainability"] = f"{methods} of {images}, {empty} without positive evidence"
     return facts
 
 
 def _accuracies(rows: list[dict[str, Any]]) -> str:
     shown = ", ".join(f"{row['value']} {with_limits(row['accuracy'])}" for row in rows[:MOST_NAMES])
-    return f"accuracy {shown}" + (f" and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else "")
+    return f"accuracy {shown}" + (", and others in the table of this report" if len(rows) > MOST_NAMES else "")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.comparison import TESTS, Comparison, Difference, p_text, words
+from evaluation.comparison import TESTS, Comparison, Difference
 from evaluation.metrics import with_limits
+from evaluation.phrases import join, p_text, words
 from utils import atomic_write
 
 if TYPE_CHECKING:
@@ -47,12 +48,22 @@ def forest_figure(found: Comparison) -> Figure:
         upper.set_title(words(metric), fontsize=10, fontweight="bold")
         _draw_differences(lower, pairs, [pair.differences[metric] for pair in found.pairs])
         lower.set_title(f"difference ({TESTS.get(metric, 'no')} test)", fontsize=9)
-    figure.suptitle(
-        f"{found.n} images of {found.patients} patients, 95 % intervals. Differences: filled where told apart (p < 0.05"
-        f"{', Holm' * (len(pairs) > 1)}), open where not; diamonds have no test.",
-        fontsize=9,
-    )
+    figure.suptitle("\n".join(_heading(found, names)), fontsize=9, parse_math=False)
     return figure
+
+
+def _heading(found: Comparison, names: dict[str, str]) -> list[str]:
+    """What the marks mean, and what not to believe."""
+    corrected = ", Holm" * (len(found.pairs) > 1)
+    lines = [
+        f"{found.images}, 95 % intervals. Differences: filled where told apart (p < 0.05{corrected}), open where not; "
+        "diamonds have no test."
+    ]
+    if found.unknown:
+        lines.append("p and intervals assume that images of unknown patients are independent.")
+    if found.distrusted:
+        lines.append(f"Do not trust {join(names[name] for name in found.distrusted)}: see comparison.json.")
+    return lines
 
 
 def shorten(names: Sequence[str]) -> dict[str, str]:

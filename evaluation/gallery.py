@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dataset.readers import UnreadableImage, read_image, to_uint8
+from dataset.readers import UnreadableImage, file_sha256, read_image, to_uint8
+from evaluation.inputs import Maps
 from evaluation.predictions import Predictions
 
 MOST_ERRORS = 12
@@ -45,35 +47,36 @@ class Tile:
     note: str
 
 
-def error_tiles(predictions: Predictions, maps: pd.DataFrame | None, folder: Path | None) -> list[Tile]:
+def error_tiles(predictions: Predictions, maps: Maps, folders: Sequence[Path]) -> list[Tile]:
     """The up to `MOST_ERRORS` most confident wrong answers.
 
     Args:
         predictions: their `path` is where the radiographs are read, if they are still there.
-        maps: the rows of `cams.csv`, or None.
-        folder: where the overlays lie.
+        maps: of which those of the same paths are laid over them.
+        folders: where a relative path may start; the first that has the file counts, and the working folder never does.
     """
     wrong = np.flatnonzero(~predictions.correct)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MOST_ERRORS]
-    return [_tile(predictions, int(row), maps, folder) for row in wrong]
+    return [_tile(predictions, int(row), maps, folders) for row in wrong]
 
 
-def _tile(predictions: Predictions, row: int, maps: pd.DataFrame | None, folder: Path | None) -> Tile:
+def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path]) -> Tile:
     record = predictions.table.iloc[row]
-    drawn = _map_of(record, maps)
-    overlay, boxed, notes = None, False, []
+    drawn = _map_of(record, maps.table)
+    overlay, boxed, raw, notes = None, False, None, []
     if drawn is not None and drawn["status"] != "ok":
         notes.append(NO_MAP.get(drawn["status"], "no map").format(drawn["target"]))
-    elif drawn is not None and folder is not None:
-        overlay, boxed = _read_overlay(folder / Path(drawn["file"]).name)
+    elif drawn is not None:
+        overlay, boxed = _read_overlay(maps.folder / Path(drawn["file"]).name)
         if overlay is None:
             notes.append("its map cannot be read")
     try:
-        raw = Image.fromarray(to_uint8(read_image(Path(record["path"]))))
-        raw.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        raw = _read_radiograph(record, folders)
     except UnreadableImage as reason:
-        raw = None
         notes.append(f"the radiograph cannot be read here ({reason})")
+    except OtherImage:
+        overlay = None
+        notes.append("another picture is in the radiograph's place now")
     if overlay is not None and raw is not None:
         if boxed:
             overlay = overlay.resize(raw.size, Image.Resampling.LANCZOS)
@@ -90,6 +93,26 @@ def _tile(predictions: Predictions, row: int, maps: pd.DataFrame | None, folder:
         drawn["target"] if drawn is not None else "",
         "; ".join(notes),
     )
+
+
+class OtherImage(Exception):
+    """A file that is not the one that was evaluated."""
+
+
+def _read_radiograph(record: pd.Series, folders: Sequence[Path]) -> Image.Image:
+    """The radiograph, made small. Raises: `UnreadableImage`, and `OtherImage` where its bytes are others by now."""
+    places = [folder / record["path"] for folder in folders]  # an absolute path stays what it is
+    try:
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UnreadableImage("no such file")
+        if record["sha256"] and file_sha256(path) != record["sha256"].lower():
+            raise OtherImage
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
+    picture = Image.fromarray(to_uint8(read_image(path)))
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return picture
 
 
 def _map_of(record: pd.Series, maps: pd.DataFrame | None) -> pd.Series | None:

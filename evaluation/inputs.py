@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from config import Config, load_run_config
+from evaluation.metrics import OVERALL, PER_CLASS
 from evaluation.predictions import Predictions, read_predictions
-from utils import UserError
+from utils import UserError, read_json
+
+ENTRY = ("value", "low", "high")
+NEEDED = ("n", "classes", "confusion", "ece_bins", "methods", "per_class", *OVERALL)  # of metrics.json, by the report
+OPTIONAL = {  # parts of metrics.json that may be absent or empty, and what each, or each of its rows, then needs
+    "ece_if_perfect": ("mean", "p95"),
+    "temperature": ("value", "fitted_on", "n", "applied", "ece_here"),
+    "operating_points": (
+        *("class", "wanted_sensitivity", "threshold", "chosen_on", "sensitivity", "specificity", "ppv", "npv"),
+        *("prevalence", "small"),
+    ),
+    "per_patient": ("n", "mixed", "accuracy"),
+    "warnings": ("level", "text"),
+}
+OF_A_GROUP = ("value", "n", "accuracy", "balanced_accuracy", "macro_f1", "missed", "small")
+
+
+@dataclass
+class Maps:
+    """What draw_cam.py left in a run's cams folder, as far as it is of the evaluated weights.
+
+    Attributes:
+        folder: where the pictures lie.
+        table: cams.csv, all columns text. None where it is missing, or where other weights drew the maps.
+        mean: the picture of the classes' mean maps; None where it is missing, or of other images.
+        refused, mean_refused: why maps, or the mean maps, that are there are left out: a sentence, else empty.
+    """
+
+    folder: Path | None = None
+    table: pd.DataFrame | None = None
+    mean: Path | None = None
+    refused: str = ""
+    mean_refused: str = ""
 
 
 @dataclass
@@ -26,7 +59,7 @@ class Inputs:
         config: config.yaml.
         split: split.csv, all columns text.
         history: the rows of history.csv, numbers.
-        maps: cams/cams.csv, all columns text.
+        maps: what is in cams/.
     """
 
     folder: Path
@@ -37,7 +70,7 @@ class Inputs:
     config: Config | None
     split: pd.DataFrame | None
     history: list[dict[str, Any]] | None
-    maps: pd.DataFrame | None
+    maps: Maps = field(default_factory=Maps)
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -51,39 +84,87 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
     Raises: `UserError` for a missing or broken predictions.csv or metrics.json, for two that do not belong together,
         and for a broken file of the run (a missing one is only unknown).
     """
-    metrics = _json(folder / "metrics.json")
-    if metrics is None:
-        raise UserError(f"{folder}: no metrics.json; python test.py writes it")
-    try:
-        predictions = read_predictions(folder / "predictions.csv", metrics["classes"])
-        if metrics["n"] != len(predictions):
-            raise UserError(
-                f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; "
-                "run test.py again"
-            )
-    except KeyError as error:
-        raise UserError(f"{folder / 'metrics.json'}: no {error}; run test.py again") from None
+    metrics = _read_metrics(folder / "metrics.json")
+    predictions = read_predictions(folder / "predictions.csv", metrics["classes"])
+    if metrics["n"] != len(predictions):
+        raise UserError(
+            f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; "
+            "run python test.py again"
+        )
     history = _table(run and run / "history.csv", float)
     return Inputs(
         folder,
         predictions,
         metrics,
         run,
-        (run and _json(run / "run.json")) or {},
+        _json(run / "run.json") if run else {},
         load_run_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
         _table(run and run / "split.csv", str),
         None if history is None else history.to_dict("records"),
-        _table(run and run / "cams" / "cams.csv", str),
+        read_maps(run / "cams", metrics.get("evaluation") or {}) if run else Maps(),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+def read_maps(folder: Path, about: dict[str, Any]) -> Maps:
+    """The maps in `folder`, where its cams.json says that the weights of the evaluation `about` drew them."""
+    table, mean = _table(folder / "cams.csv", str), folder / "mean_gradcam.png"
+    if not folder.is_dir():
+        return Maps()
+    record, weights = _json(folder / "cams.json"), about.get("fingerprints") or []
+    reason = ""
+    if not record.get("weights"):
+        reason = "nothing records which weights drew them"
+    elif len(weights) != 1:
+        reason = "the evaluation does not record that it is of one model's weights"
+    elif record["weights"] != weights[0]:
+        reason = "other weights drew them"
+    if reason:
+        refused = f"The maps in {folder.name}/ are left out: {reason}."
+        return Maps(folder, refused=refused, mean_refused=refused if mean.is_file() else "")
+    if mean.is_file() and (record.get("kind") is None or record["kind"] != about.get("kind")):
+        of_others = f"The mean maps in {folder.name}/ are left out: they are of other images."
+        return Maps(folder, table, mean_refused=of_others)
+    return Maps(folder, table, mean if mean.is_file() else None)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """metrics.json with everything that the report needs."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no metrics.json; python test.py writes it")
+    remedy = "run python test.py again"
+    metrics = read_json(path, remedy)
+    lacking = next(_lacking(metrics), None)
+    if lacking:
+        raise UserError(f"{path}: no '{lacking}' in it (an older version of test.py wrote it?); {remedy}")
+    return metrics
+
+
+def _lacking(metrics: dict[str, Any]) -> Iterator[str]:
+    """The names of what the report needs and does not find, the first of a part ending it."""
+
+    def absent(where: str, found: Any, names: Iterable[str]) -> Iterator[str]:
+        has = found if isinstance(found, dict) else {}
+        yield from (f"{where}{name}" for name in names if name not in has)
+
+    yield from absent("", metrics, NEEDED)
+    for name in OVERALL:
+        yield from absent(f"{name}.", metrics[name], ENTRY)
+    for name in metrics["classes"]:
+        yield from absent("per_class.", metrics["per_class"], [name])
+        row = metrics["per_class"][name]
+        yield from absent(f"per_class.{name}.", row, (*PER_CLASS, "support", "small"))
+        for measure in PER_CLASS:
+            yield from absent(f"per_class.{name}.{measure}.", row[measure], ENTRY)
+    parts = [(name, metrics.get(name), names) for name, names in OPTIONAL.items()]
+    parts += [(f"subgroups.{name}", rows, OF_A_GROUP) for name, rows in (metrics.get("subgroups") or {}).items()]
+    for where, part, names in parts:
+        for row in part if isinstance(part, list) else [part] if part else []:
+            yield from absent(f"{where}.", row, names)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON mapping, empty where the file is missing."""
+    return read_json(path, "mend or remove it") if path.is_file() else {}
 
 
 def _table(path: Path | None, kind: type) -> pd.DataFrame | None:

@@ -51,6 +51,14 @@ class Patients:
             return np.full(np.shape(influence)[1:], np.nan)
         return self.count / (self.count - 1) * (self.sums(influence) ** 2).sum(0)
 
+    def design_effect(self, values: np.ndarray) -> float:
+        """By how much the variance of the mean of (n,) values exceeds that of independent images; at least 1."""
+        rest = values - values.mean()
+        alone = float((rest**2).sum())
+        if self.single or self.count < 2 or alone == 0:
+            return 1.0
+        return max(1.0, float(self.variance(rest)) / alone)
+
     def resamples(self, count: int, seed: int) -> Iterator[np.ndarray]:
         """How often each of `count` bootstrap resamples draws each patient, in blocks (rows, patients) float32."""
         rng = np.random.default_rng(seed)

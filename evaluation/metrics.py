@@ -39,7 +39,7 @@ METHODS = {
     "auroc": "DeLong over patients, on the logit scale",
     "average_precision": "infinitesimal jackknife over patients, on the logit scale",
     "mcc": "infinitesimal jackknife over patients, on Fisher's z scale",
-    "brier, log_loss": "infinitesimal jackknife over patients, on the log scale",
+    "brier (0 to 2), log_loss": "infinitesimal jackknife over patients, on the log scale",
     "ece, adaptive_ece": f"basic bootstrap over patients, {RESAMPLES} resamples",
 }
 Interval = tuple[float, float, float]  # value, low, high; NaN where undefined
@@ -117,12 +117,13 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
         "macro_auroc": _macro(per_class["auroc"], support > 0, patients),
         "macro_average_precision": _macro(per_class["average_precision"], support > 0, patients),
         **_calibration_errors(predictions, resamples, seed),
-        "brier": _mean(calibration.brier_scores(probabilities, labels), patients),
+        "brier": _mean(calibration.brier_scores(probabilities, labels), patients, most=2),
         "log_loss": _mean(calibration.log_losses(probabilities, labels), patients),
     }
     return {
         "n": len(predictions),
         "patients": patients.count,
+        "images_of_unknown_patients": predictions.unknown_patients,
         **{name: entry(*overall[name]) for name in OVERALL},
         "per_class": {
             name: {
@@ -201,6 +202,8 @@ def _mcc(predictions: Predictions, confusion: np.ndarray) -> Interval:
     accuracy's lower limit, (K·accuracy - 1) / (K - 1).
     """
     value, size, patients = float(matthews_correlation(confusion)), len(confusion), predictions.patients
+    if (confusion.sum(0) > 0).sum() < 2 or (confusion.sum(1) > 0).sum() < 2:
+        return UNKNOWN  # all images, or all answers, are of one class
     if value == 1 and patients.count > 1:
         low = float(wilson(patients.count, patients.count)[0])
         return value, (size * low - 1) / (size - 1), 1.0
@@ -212,11 +215,12 @@ def _mcc(predictions: Predictions, confusion: np.ndarray) -> Interval:
     return value, *transformed_interval(value, variance, "fisher", max(patients.count - 1, 1))
 
 
-def _mean(scores: np.ndarray, patients: Patients) -> Interval:
-    """The mean of (n,) positive scores."""
+def _mean(scores: np.ndarray, patients: Patients, most: float = np.inf) -> Interval:
+    """The mean of (n,) positive scores of at most `most`."""
     value = float(scores.mean())
     variance = patients.variance((scores - value) / len(scores))
-    return value, *transformed_interval(value, variance, "log", max(patients.count - 1, 1))
+    low, high = transformed_interval(value, variance, "log", max(patients.count - 1, 1))
+    return value, low, min(high, most) if high == high else high
 
 
 def _calibration_errors(predictions: Predictions, resamples: int, seed: int) -> dict[str, Interval]:
@@ -266,12 +270,24 @@ def with_limits(found: dict[str, float | None], digits: int = 3) -> str:
     return text if found["low"] is None else f"{text} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
+def _patients(metrics: dict[str, Any]) -> str:
+    unknown = metrics["images_of_unknown_patients"]
+    if unknown == metrics["n"]:
+        return "patients not known"
+    known = f"{metrics['patients'] - unknown} patients"
+    return f"{known} and {unknown} images of unknown ones" if unknown else known
+
+
 def format_metrics(metrics: dict[str, Any]) -> str:
     """The metrics as text for a terminal: the headline, the per-class table and the confusion matrix."""
     correct = int(np.trace(np.array(metrics["confusion"])))
     lines = {name: with_limits(metrics[name]) for name in OVERALL}
-    lines["accuracy"] += f"   ({correct} of {metrics['n']} images, {metrics['patients']} patients)"
-    lines["ece"] += f"   ({metrics['ece_bins']} bins)"
+    lines["accuracy"] += f"   ({correct} of {metrics['n']} images, {_patients(metrics)})"
+    lines["ece"] += f"   ({metrics['ece_bins']} bins"
+    if perfect := metrics.get("ece_if_perfect"):
+        lines["ece"] += f"; a perfectly calibrated model: {perfect['mean']:.3f}, rarely over {perfect['p95']:.3f}"
+    lines["ece"] += ")"
+    lines["brier"] += "   (from 0 to 2)"
     head = "\n".join(f"{name.replace('_', ' '):24}{text}" for name, text in lines.items())
     shown = [m for m in PER_CLASS if m != "accuracy"]
     table = pd.DataFrame(

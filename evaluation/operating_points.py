@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.intervals import proportion_interval
 from evaluation.metrics import SMALL, entry
 from evaluation.predictions import Predictions
+from utils import UserError
 
 WANTED = (0.9, 0.95)
 
@@ -51,6 +52,22 @@ def operating_points(
                 }
             )
     return rows
+
+
+def read_prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
+    """`CLASS=P` words as a mapping. Raises: `UserError` for another class, or a P outside (0, 1)."""
+    found = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        if name not in classes:
+            raise UserError(f"--prevalence {word}: CLASS=P is needed, with a class of {', '.join(classes)}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1
+        if not 0 < found[name] < 1:
+            raise UserError(f"--prevalence {word}: a number in (0, 1) is needed")
+    return found
 
 
 def _performance(called: np.ndarray, positive: np.ndarray, evaluated: Predictions, share: float) -> dict[str, Any]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours: told apart by colour-blind readers, and by their lightness in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MEAN_COLOUR = "#666666"
-MOST_PANELS = 12
+MOST_PANELS = 24
+SHORT = {"AUROC": "AUROC", "average precision": "AP"}  # over a small panel
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -78,19 +79,35 @@ def precision_recall_figure(curves: list[Curve]) -> Figure:
     return _curve_figure(curves, ("recall (sensitivity)", "precision (PPV)"), "average precision")
 
 
+def shown_curves(curves: list[Curve]) -> tuple[list[Curve], list[str]]:
+    """The curves that a figure has room for, the mean always among them, and the names of the others."""
+    if len(curves) <= MOST_PANELS:
+        return curves, []
+    *classes, mean = curves
+    return [*classes[: MOST_PANELS - 1], mean], [curve.name for curve in classes[MOST_PANELS - 1 :]]
+
+
 def _curve_figure(curves: list[Curve], labels: tuple[str, str], area: str) -> Figure:
-    shown = curves if len(curves) <= MOST_PANELS else [c for c in curves if c.name == "mean"]
-    columns = min(3, max(len(shown), 1))
+    """A panel per curve: three in a row, or five small ones of more than twelve."""
+    from evaluation.metrics import with_limits
+
+    shown, left_out = shown_curves(curves)
+    columns, side = (5, 2.2) if len(shown) > 12 else (min(3, max(len(shown), 1)), 3.1)
     rows = -(-max(len(shown), 1) // columns)
-    figure = _figure(3.1 * columns + 0.3, 3.2 * rows + 0.3)
+    figure = _figure(side * columns + 0.3, (side + 0.1) * rows + 0.3 * (1 + bool(left_out)))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[max(len(shown), 1) :]:
         ax.set_axis_off()
     for number, (ax, curve) in enumerate(zip(axes.flat, shown, strict=False)):
         _curve_panel(ax, curve, area, MEAN_COLOUR if curve.name == "mean" else COLOURS[number % len(COLOURS)])
+        if columns == 5:
+            name = curve.name if len(curve.name) <= 24 else f"{curve.name[:23]}…"
+            ax.set_title(f"{name}\n{SHORT[area]} {with_limits(curve.area)}", fontsize=8, parse_math=False)
         ax.tick_params(labelbottom=number + columns >= len(shown))
     if not shown:
         axes[0, 0].text(0.5, 0.5, "no class has images on both sides", ha="center", transform=axes[0, 0].transAxes)
+    if left_out:
+        figure.suptitle(f"{len(left_out)} of {len(curves) - 1} classes are not drawn, for want of room", fontsize=10)
     figure.supxlabel(labels[0], fontsize=10)
     figure.supylabel(labels[1], fontsize=10)
     return figure

@@ -61,6 +61,9 @@ class Predictions:
         self.probabilities = self._check_probabilities(columns)
         self._fill_in()
         self.labels, self.predicted = self._numbers("label"), self._numbers("predicted")
+        chosen = self.probabilities[np.arange(len(self)), self.predicted]
+        reason = "is not the class of the highest probability; mend the column, or leave it out"
+        self._refuse(chosen < self.confidence, "predicted", reason)
         self._refuse(self.table["path"].duplicated(), "path", "was there before")
 
     def __len__(self) -> int:
@@ -76,6 +79,11 @@ class Predictions:
         """Whether the predicted class is the true one, (n,) bool."""
         return self.labels == self.predicted
 
+    @property
+    def unknown_patients(self) -> int:
+        """Images whose patient is not known: they count as a patient of their own, named by the path."""
+        return int((self.table["group"] == self.table["path"]).sum())
+
     @cached_property
     def patients(self) -> Patients:
         """Who the images belong to."""
@@ -84,6 +92,12 @@ class Predictions:
     def subset(self, chosen: np.ndarray) -> Predictions:
         """The predictions that the (n,) mask `chosen` takes, at least one."""
         return Predictions(self.table[chosen], self.classes, self.where)
+
+    def shared(self, other: Predictions) -> list[str]:
+        """The paths of the images that both hold: the same bytes where the hashes are known, else the same path."""
+        known = (self.table["sha256"] != "").all() and (other.table["sha256"] != "").all()
+        by = "sha256" if known else "path"
+        return list(self.table["path"][self.table[by].isin(other.table[by])])
 
     def calibrated(self, temperature: float) -> Predictions:
         """The same answers with the probabilities that logits divided by `temperature` give."""

@@ -74,7 +74,7 @@ def newcombe(value: float, positives: float, negatives: float) -> tuple[float, f
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
-    """Average precision, Σ (R_g - R_{g-1})·P_g over the distinct scores; NaN where there is no positive.
+    """Average precision, Σ (R_g - R_{g-1})·P_g over the distinct scores; NaN where a side is empty.
 
     Limits: on the logit scale, from the infinitesimal jackknife over patients. Where all positives rank first, nothing
     varies: then Wilson's for as many trials as there are patients with a positive (after Boyd 2013, who takes the
@@ -82,7 +82,7 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patien
     """
     positive = np.asarray(positive, bool)
     count = int(positive.sum())
-    if not count:
+    if not 0 < count < len(positive):
         return Ranking(np.nan, np.full(len(positive), np.nan), np.nan, np.nan, np.nan)
     order = np.argsort(-scores, kind="stable")
     hits, sorted_scores = positive[order].astype(np.float64), scores[order]

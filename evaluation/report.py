@@ -21,10 +21,10 @@ from evaluation.cautions import cautions
 from evaluation.curves import class_curves
 from evaluation.facts import Facts, collect_facts, fill
 from evaluation.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
-from evaluation.inputs import Inputs, read_inputs
+from evaluation.inputs import OPTIONAL, Inputs, read_inputs
 from evaluation.intervals import LEVEL
 from evaluation.metrics import PER_CLASS, SMALL, with_limits
-from evaluation.phrases import count, join, of_patients, patients_named, threshold, words
+from evaluation.phrases import count, join, of_patients, patients_named, sampling_unit, threshold, words
 from evaluation.plots import (
     COLOURS,
     MEAN_COLOUR,
@@ -32,7 +32,9 @@ from evaluation.plots import (
     precision_recall_figure,
     reliability_figure,
     roc_figure,
+    shown_curves,
 )
+from evaluation.subgroups import MOST_VALUES
 from utils import atomic_write
 
 if TYPE_CHECKING:
@@ -66,7 +68,6 @@ CARD = (
     ("Versions", "software"),
     ("Commit", "commit"),
 )
-OPTIONAL = ("ece_if_perfect", "temperature", "operating_points", "subgroups")  # parts of metrics.json
 SURFACE = "#fefefe"  # a figure's stand-in for the colour of the page
 PAGE_COLOURS = {  # a figure's colours that follow light and dark; legends are framed in matplotlib's #cccccc
     "#000000": "currentColor",
@@ -119,14 +120,16 @@ def _digest(text: str) -> str:
 def _page(inputs: Inputs) -> dict[str, Any]:
     """Everything that the template shows."""
     facts, metrics, about = collect_facts(inputs), inputs.metrics, inputs.evaluation
-    warnings = metrics.get("warnings")
-    cams = inputs.run and inputs.run / "cams"
+    warnings, maps = metrics.get("warnings"), inputs.maps
+    points = None if about.get("kind") == "val" else metrics.get("operating_points")  # validation chose them
     return {
         "title": about.get("title") or (inputs.run or inputs.folder).resolve().name,
         "run": inputs.run and inputs.run.resolve().name,
         "about": about,
-        "metrics": dict.fromkeys(OPTIONAL) | metrics,
+        "metrics": dict.fromkeys((*OPTIONAL, "subgroups")) | metrics | {"operating_points": points},
+        "if_perfect": _if_perfect(metrics),
         "headline": _headline(inputs),
+        "unit": sampling_unit(inputs.predictions.table),
         "per_patient": metrics.get("per_patient") if patients_named(inputs.predictions.table) else None,
         "measures": HEADLINE,
         "per_class_measures": [name for name in PER_CLASS if name != "accuracy"],
@@ -138,10 +141,12 @@ def _page(inputs: Inputs) -> dict[str, Any]:
         "confusion": _confusion(metrics),
         "ranking": _ranking_figures(inputs),
         "reliability": _reliability_figures(inputs),
-        "tiles": error_tiles(inputs.predictions, inputs.maps, cams),
+        "tiles": error_tiles(inputs.predictions, maps, _folders(inputs)),
+        "maps": maps,
         "errors": int((~inputs.predictions.correct).sum()),
         "most_errors": MOST_ERRORS,
-        "mean_maps": cams and mean_maps_uri(cams / "mean_gradcam.png"),
+        "mean_maps": maps.mean and mean_maps_uri(maps.mean),
+        "sources": _sources(inputs),
         "checklist": _checklist(facts),
         "small": SMALL,
         "level": f"{LEVEL:.0%}".replace("%", " %"),
@@ -154,6 +159,36 @@ def _headline(inputs: Inputs) -> str:
     images = f"{count(len(predictions), 'radiograph')}{of_patients(predictions.table)}"
     accuracy = with_limits(inputs.metrics["accuracy"]).replace(" ", "\u00a0")  # stays on one line
     return f"{int(predictions.correct.sum()):,} of {images} right: accuracy {accuracy}"
+
+
+def _if_perfect(metrics: dict[str, Any]) -> str | None:
+    """What a perfectly calibrated model would show, None where that is not known."""
+    found = metrics.get("ece_if_perfect") or {}
+    if found.get("mean") is None or found.get("p95") is None:
+        return None
+    return f"if perfectly calibrated {found['mean']:.3f}, at most {found['p95']:.3f} in 95 % of samples"
+
+
+def _folders(inputs: Inputs) -> list[Path]:
+    """Where the relative paths of a table may start: beside it, and beside the file that another program wrote."""
+    theirs = None if inputs.evaluation.get("weights") else inputs.evaluation.get("data")
+    return [inputs.folder, *([Path(theirs).parent] if theirs else [])]
+
+
+def _sources(inputs: Inputs) -> str:
+    """Which sources the table by source has, or why there is none."""
+    table = inputs.predictions.table
+    names = sorted(set(table["source"]) - {""})
+    if "source" in (inputs.metrics.get("subgroups") or {}):
+        return f"The {MOST_VALUES} largest of {len(names)} sources, and the others together." * (
+            len(names) > MOST_VALUES
+        )
+    if not names:
+        return "No table by source: the data name no source of these images."
+    whose = "all images" if (table["source"] != "").all() else "all images of known source"
+    if len(names) == 1:
+        return f"No table by source: {whose} are from {names[0]}."
+    return f"No table by source, though {len(names)} are known: metrics.json has none."
 
 
 def _commands(inputs: Inputs) -> list[tuple[str, str]]:
@@ -208,14 +243,22 @@ def _ranking_figures(inputs: Inputs) -> list[dict[str, Any]]:
     metrics = inputs.metrics
     curves = class_curves(inputs.predictions, metrics)
     kinds = (
-        ("ROC curves", roc_figure, "roc", "auroc", "AUROC"),
-        ("Precision and recall", precision_recall_figure, "precision_recall", "average_precision", "average precision"),
+        ("ROC curves", roc_figure, "roc", "AUROC"),
+        ("Precision and recall", precision_recall_figure, "precision_recall", "average precision"),
     )
     found = []
-    for title, draw, kind, measure, name in kinds:
-        areas = [f"{c} {with_limits(row[measure])}" for c, row in metrics["per_class"].items()]
-        label = f"{title}, one class against the rest: {name} {join(areas)}."
-        found.append({"title": title, "svg": figure_svg(draw(curves[kind]), label)})
+    for title, draw, kind, name in kinds:
+        shown, left_out = shown_curves(curves[kind])
+        areas = [f"{curve.name} {with_limits(curve.area)}" for curve in shown]
+        label = f"{title}, one class against the rest: {name} {join(areas)}." if shown else f"{title}: none."
+        lacking = [c for c in metrics["classes"] if c not in {curve.name for curve in curves[kind]}]
+        notes = []
+        if left_out:
+            share = f"{len(left_out)} of {len(curves[kind]) - 1} classes"
+            notes.append(f"For want of room {share} are not drawn: {join(left_out)}.")
+        if lacking:
+            notes.append(f"No curve of {join(lacking)}: these images cannot give one.")
+        found.append({"title": title, "svg": figure_svg(draw(curves[kind]), " ".join([label, *notes])), "notes": notes})
     return found
 
 

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# What follows from predictions.csv in an evaluation folder.
+COMPUTED = (
+    *("metrics.json", "metrics.csv", "confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png"),
+    "report.html",
+)
+
+
 def write_results(
     predictions: Predictions,
     folder: Path,
@@ -44,19 +51,18 @@ def write_results(
         prevalence: of classes, for PPV and NPV; default: their shares of these images.
         quick: predictions, metrics and the confusion matrix alone.
     """
-    write_predictions(predictions.table, folder / "predictions.csv")
     metrics = compute_metrics(predictions)
-    confidence = predictions.confidence
-    mean, p95 = calibration.perfect_error(confidence, calibration.equal_width(confidence))
     metrics |= {
-        "ece_if_perfect": {"mean": mean, "p95": p95},
-        "temperature": temperature,
-        "operating_points": operating_points(validation, predictions, wanted, prevalence) if validation else [],
+        "ece_if_perfect": _if_perfect(predictions),
+        "temperature": temperature and temperature | {"ece_here": _ece_with(predictions, temperature)},
+        "operating_points": _operating_points(predictions, validation, temperature, wanted, prevalence),
         "subgroups": subgroups(predictions),
         "per_patient": per_patient(predictions),
         "evaluation": about,
     }
     metrics["warnings"] = cautions(predictions, metrics, about)
+    clear_results(folder)
+    write_predictions(predictions.table, folder / "predictions.csv")
     write_metrics(metrics, folder)
     save_figure(confusion_figure(metrics, str(about.get("title", ""))), folder / "confusion_matrix.png")
     if not quick:
@@ -64,10 +70,45 @@ def write_results(
         save_figure(roc_figure(curves["roc"]), folder / "roc.png")
         save_figure(precision_recall_figure(curves["precision_recall"]), folder / "precision_recall.png")
         save_figure(_reliability(predictions, temperature), folder / "reliability.png")
-        from evaluation.report import write_report  # Jinja2 and the templates, for those who want a report
+        from evaluation.report import write_report  # Jinja2 and the template, for those who want a report
 
         write_report(folder, run)
     return metrics
+
+
+def clear_results(folder: Path) -> None:
+    """Take away what an earlier evaluation computed: numbers and plots beside other predictions would be misread."""
+    for name in COMPUTED:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _if_perfect(predictions: Predictions) -> dict[str, float]:
+    """The ECE that a perfectly calibrated model of these confidences and patients would show."""
+    confidence = predictions.confidence
+    effect = predictions.patients.design_effect(predictions.correct - confidence)
+    mean, p95 = calibration.perfect_error(confidence, calibration.equal_width(confidence), effect)
+    return {"mean": mean, "p95": p95}
+
+
+def _ece_with(predictions: Predictions, temperature: dict[str, Any]) -> float:
+    """The ECE of these images with the temperature, which other images decided."""
+    scaled = calibration.before_and_after(predictions.probabilities, temperature)[1].max(1)
+    return calibration.expected_calibration_error(scaled, predictions.correct, calibration.equal_width(scaled))
+
+
+def _operating_points(
+    predictions: Predictions,
+    validation: Predictions | None,
+    temperature: dict[str, Any] | None,
+    wanted: tuple[float, ...],
+    prevalence: dict[str, float] | None,
+) -> list[dict[str, Any]]:
+    """Thresholds are chosen on the scale that they are used on: of calibrated probabilities, if those are evaluated."""
+    if validation is None:
+        return []
+    if temperature and temperature["applied"]:
+        validation = validation.calibrated(temperature["value"])
+    return operating_points(validation, predictions, wanted, prevalence)
 
 
 def _reliability(predictions: Predictions, temperature: dict[str, Any] | None) -> Figure:

@@ -15,18 +15,25 @@ NORMAL = ("normal", "healthy", "no finding", "no_finding")
 
 
 def subgroups(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
-    """Tables by column: `source` and every column beyond the contract's (sex, view…) that has 2 to 20 values.
+    """Tables by column: `source`, and every column beyond the contract's (sex, view…) that has 2 to 20 values.
 
-    `missed` is the share of images with a finding that were called normal, the error that underdiagnosis is made of
-    (Seyyed-Kalantari 2021); None without a class of that name.
+    Of more than 20 sources the largest have a row each, and the others one together. `missed` is the share of images
+    with a finding that were called normal, the error that underdiagnosis is made of (Seyyed-Kalantari 2021); None
+    without a class of that name.
     """
     own = {*COLUMNS, *(f"p_{name}" for name in predictions.classes)} - {"source"}
     found = {}
     for column in predictions.table:
-        values = predictions.table[column].astype(str)
-        if column not in own and 2 <= values.nunique() <= MOST_VALUES:
-            parts = {value: predictions.subset((values == value).to_numpy()) for value in sorted(values.unique())}
-            found[str(column)] = [{"value": value or "(unknown)", **_row(part)} for value, part in parts.items()]
+        values = predictions.table[column].astype(str).replace("", "(unknown)")
+        counts = values.value_counts()
+        if column in own or len(counts) < 2 or (column != "source" and len(counts) > MOST_VALUES):
+            continue
+        if len(counts) > MOST_VALUES:
+            values = values.where(values.isin(counts.index[:MOST_VALUES]), f"({len(counts) - MOST_VALUES} others)")
+        names = sorted(values.unique(), key=lambda name: (name.startswith("("), name))
+        found[str(column)] = [
+            {"value": name, **_row(predictions.subset((values == name).to_numpy()))} for name in names
+        ]
     return found
 
 

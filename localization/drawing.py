@@ -34,7 +34,7 @@ COLUMNS = [
     *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES),
 ]
 _METHOD = "(" + "|".join(METHODS) + ")"
-OURS = re.compile(rf"\d{{4,}}_.*__(raw|{_METHOD}__.*)\.(png|npy)|mean_{_METHOD}\.png")
+OURS = re.compile(rf"\d{{4,}}_.*__(raw|{_METHOD}__.*)\.(png|npy)|mean_{_METHOD}\.png|cams\.json")
 
 
 def draw_maps(

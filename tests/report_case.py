@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -93,6 +94,10 @@ def draw_radiograph(path: Path, number: int, width: int, height: int) -> np.ndar
     return pixels
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def draw_overlay(path: Path, pixels: np.ndarray, boxed: bool = True) -> None:
     """The radiograph twice as large on a white ground with margins, as localization draws it, without a map."""
     height, width = pixels.shape
@@ -149,6 +154,8 @@ ABOUT = {
     "title": "resnet18, test split",
     "data": "the run's own",
     "weights": ["runs/case/best.pt"],
+    "fingerprints": ["f1"],
+    "unreadable": 0,
     "models": ["resnet18"],
     "tta": False,
     "precision": "fp32",
@@ -177,11 +184,12 @@ def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
     for i in wrong:
         path = parent / "data" / f"image {i}.png"
         pixels = draw_radiograph(path, i, 96, 64)
-        table.loc[i, "path"] = str(path)
+        table.loc[i, ["path", "sha256"]] = str(path), sha256(path)
         draw_overlay(run / "cams" / f"{i:04d}.png", pixels)
         target = table.loc[i, [f"p_{c}" for c in classes]].astype(float).idxmax().removeprefix("p_")
         rows.append({"file": f"{i:04d}.png", "path": str(path), "target": target, "method": "gradcam", "status": "ok"})
     pd.DataFrame(rows).to_csv(run / "cams" / "cams.csv", index=False)
+    (run / "cams" / "cams.json").write_text(json.dumps({"weights": "f1", "kind": "test"}))
     Image.new("RGB", (400, 120), "grey").save(run / "cams" / "mean_gradcam.png")
     write_run(run, table)
     predictions = Predictions(table, classes)

@@ -89,6 +89,49 @@ def test_certain_probabilities_stay_finite() -> None:
     assert 0.05 <= c.fit_temperature(certain, np.array([0, 1])) <= 20
 
 
+def test_a_table_of_few_digits_does_not_run_away() -> None:
+    """Probabilities rounded to 3 digits, some true ones to 0: the temperature stays near that of the full table."""
+    probabilities, labels = _model(3000, 2.0)
+    rounded = np.round(probabilities, 3)
+    assert (rounded[np.arange(3000), labels] == 0).any()
+    assert c.fit_temperature(rounded, labels) == pytest.approx(c.fit_temperature(probabilities, labels), rel=0.15)
+
+
+def test_what_validation_cannot_decide_is_no_temperature() -> None:
+    import pandas as pd
+
+    from evaluation.predictions import Predictions
+
+    def table(p: list[float], labels: list[str]) -> Predictions:
+        frame = pd.DataFrame({"path": np.arange(len(p)).astype(str), "label": labels, "p_a": p, "p_b": 1 - np.array(p)})
+        return Predictions(frame, ["a", "b"])
+
+    assert c.fitted(table([0.9, 0.8, 0.3], ["a", "a", "b"])) is None  # all right: the sharper the better
+    assert (
+        c.fitted(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
+    )  # worse than chance: the flatter the better
+    assert c.fitted(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"]))["value"] > 0
+
+
+def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_uncalibrated() -> None:
+    """Images three times over, 80 patients: the 95th percentile is passed in about one of twenty samples."""
+    from evaluation.intervals import Patients
+
+    passed = []
+    patients = Patients(np.repeat(np.arange(80), 3))
+    for seed in range(200):
+        probabilities, labels = (np.repeat(part, 3, axis=0) for part in _model(80, 1, seed))
+        confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+        index = c.equal_width(confidence)
+        effect = patients.design_effect(correct - confidence)
+        assert effect == pytest.approx(3, rel=0.05)
+        passed.append(
+            c.expected_calibration_error(confidence, correct, index)
+            > c.perfect_error(confidence, index, effect, 300)[1]
+        )
+    assert np.mean(passed) < 0.12
+
+
 def test_reliability_bins_by_hand() -> None:
     confidence, correct = np.array([0.52, 0.58, 0.95]), np.array([1, 0, 1])
     bins = c.reliability(confidence, correct, c.equal_width(confidence, 10), 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from math import comb
@@ -20,6 +21,7 @@ from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from compare import caution
 from evaluation.comparison import (
     RESAMPLED,
     TESTS,
@@ -185,7 +187,8 @@ def test_where_delong_has_no_variance() -> None:
     a = predictions(table(50, 1))
     same = delong_test(rankings(a), rankings(a), a.labels, a.patients)
     assert all(part.value == 0 and part.p == 1 and part.low < 0 < part.high for part in same)
-    perfect, constant = a.table.copy(), a.table.copy()
+    perfect = a.table.drop(columns=["predicted", "confidence"])
+    constant = perfect.copy()
     for name in CLASSES:
         perfect[f"p_{name}"], constant[f"p_{name}"] = (a.table["label"] == name).astype(float), 1 / 3
     found = delong_test(rankings(predictions(perfect)), rankings(predictions(constant)), a.labels, a.patients)
@@ -258,6 +261,33 @@ def test_a_single_patient_has_no_interval() -> None:
     assert np.isnan(bootstrap_limits(np.zeros(4), zeros, zeros, np.ones(3), runs["a"].patients, 0)).all()
 
 
+def test_one_class_alone_has_no_correlation() -> None:
+    one = table(40, 1).assign(label="Normal")
+    runs = align({"a": predictions(one), "b": predictions(table(40, 2).assign(label="Normal"))})
+    found = compare(runs, resamples=50)
+    assert found.pairs[0].differences["mcc"].text() == "-"
+    assert found.runs["a"]["mcc"]["value"] is None
+    assert not np.isnan(found.pairs[0].differences["accuracy"].low)
+    assert forest_figure(found).axes
+
+
+def test_the_simulation_of_coverage() -> None:
+    """Limits beside the usual ones for every metric, and every pair of models as different as the table says."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import coverage_of_differences as simulation
+    finally:
+        sys.path.pop(0)
+    setting = (3.25, 2.7, 0.5, 240, 3)
+    first, second = simulation.draw((*setting[:3], 30_000, 1), np.random.default_rng(0))
+    assert 0.02 < first.correct.mean() - second.correct.mean() < 0.06
+    found = simulation.coverage(setting, 3, np.zeros(5))
+    assert found["held"].shape == (2, 5) and 0.04 < found["apart"] < 0.12
+    ours, usual = simulation.limits(simulation.draw(setting, np.random.default_rng(1)))
+    assert (ours[0] < ours[1]).all() and (usual[0] <= usual[1]).all()
+    assert (simulation.coverage(setting, 3, np.full(5, 9.0))["held"] == 0).all()
+
+
 # Matching.
 
 
@@ -320,6 +350,26 @@ def test_patients_of_two_opinions(caplog: pytest.LogCaptureFixture, monkeypatch:
     renamed = a.assign(group=a["group"].str.upper())
     assert align({"a": predictions(a), "b": predictions(renamed)})["b"].patients.count == 10
     assert not caplog.text
+
+
+def test_unknown_patients_are_not_called_patients() -> None:
+    """Runs whose paths differ are matched by content: an image of an unknown patient stays one in every table."""
+    whole = table(160, 1, images=2)
+    for named, said in ((0, "160 images (patients not known)"), (120, "160 images (120 of 60 patients, 40 of unknown")):
+        a = whole.assign(group=[*whole["group"][:named], *[""] * (160 - named)])
+        b = table(160, 2, images=2).drop(columns="group").assign(path=whole["path"] + "x")
+        for runs in ({"a": a, "b": b}, {"b": b, "a": a}):
+            aligned = align({name: predictions(part) for name, part in runs.items()})
+            found = compare(aligned, resamples=50)
+            assert found.images.startswith(said) and found.unknown == 160 - named
+            assert [run.patients.count for run in aligned.values()] == [named // 2 + 160 - named] * 2
+            heading = forest_figure(found).get_suptitle()
+            assert said in heading and "independent" in heading
+            cautions = " ".join(caution(found))
+            assert ("the images are of" if not named else "40 of 160 images are of") in cautions
+            assert "independent" in cautions
+    assert compare(two(60), resamples=50).images == "60 images of 60 patients"
+    assert "independent" not in " ".join(caution(compare(two(60), resamples=50)))
 
 
 A = table(30, 1)
@@ -419,6 +469,28 @@ def test_the_verb(verb: Verb, tmp_path: Path) -> None:
     assert json.loads((folder / "comparison.json").read_text())["baseline"] == "b"
     assert "p (Holm)" in result.out
     assert "p (Holm)" not in again.out
+
+
+def test_a_run_that_was_trained_on_the_images_is_not_better(verb: Verb, tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", table(160, 1, 3.0)), write_run(tmp_path / "b", table(160, 2, 0.5))
+    severe, mild = "The model was trained on 9 of these 160 images.", "Small."
+    warnings = [{"level": "caution", "text": mild}, {"level": "severe", "text": severe}]
+    (a / "test" / "metrics.json").write_text(json.dumps({"warnings": warnings}))
+    out = tmp_path / "out"
+    for order in ((a, b), (b, a)):
+        result = verb("compare.py", *order, "--output", out)
+        assert f"WARNING: a: {severe}" in result.out and mild not in result.out
+        assert "better than" not in result.out and "a scores higher than b in accuracy" in result.out
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["warnings"] == {"a": [severe]}
+    assert "do not trust a" in found["pairs"][0]["verdict"]
+    figure = forest_figure(compare(two(60), resamples=50, distrusted={"a": [severe]}))
+    assert "Do not trust a" in figure.get_suptitle()
+    (a / "test" / "metrics.json").write_text(json.dumps({"warnings": []}))
+    (b / "test" / "metrics.json").write_text(json.dumps({"warnings": warnings}))
+    assert "a is better than b" in verb("compare.py", a, b, "--output", out).out  # in spite of what b had seen
+    (b / "test" / "metrics.json").write_text("[]")
+    refused(verb("compare.py", a, b, "--output", out), "b/test/metrics.json")
 
 
 def test_names_are_as_short_as_they_can_be(verb: Verb, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_subgroups_by_hand() -> None:
     )
     tables = subgroups(Predictions(table, found.classes))
     assert sorted(tables) == ["sex", "source"]  # the notes differ from image to image
-    assert [row["value"] for row in tables["source"]] == ["(unknown)", "A", "B"]
+    assert [row["value"] for row in tables["source"]] == ["A", "B", "(unknown)"]
     for row, value in zip(tables["sex"], ("f", "m"), strict=True):
         part = table[table["sex"] == value]
         assert row["n"] == 45
@@ -144,6 +144,17 @@ def test_subgroups_by_hand() -> None:
         missed(Predictions(table.rename(columns={"p_Normal": "p_N"}).replace("Normal", "N"), ["COVID", "N", "Other"]))
         is None
     )
+
+
+def test_no_source_is_dropped() -> None:
+    """Of 25 sources the 20 largest have a row, the others one together; a column of 25 other values has none."""
+    found = _random(300, seed=5)
+    source = [f"s{i // 12:02}" for i in range(300)]
+    tables = subgroups(Predictions(found.table.assign(source=source, ward=source), found.classes))
+    assert list(tables) == ["source"]
+    assert len(tables["source"]) == 21
+    assert sum(row["n"] for row in tables["source"]) == 300
+    assert tables["source"][-1]["value"] == "(5 others)"
 
 
 def test_patients_count_once() -> None:

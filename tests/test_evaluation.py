@@ -94,7 +94,10 @@ def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
     assert found["macro_f1"]["value"] == pytest.approx(
         sk.f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12
     )
-    assert found["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-9)
+    if len(present) > 1 and len(np.unique(predicted)) > 1:
+        assert found["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-9)
+    else:  # 0/0
+        assert found["mcc"]["value"] is None
     assert found["log_loss"]["value"] == pytest.approx(
         sk.log_loss(labels, probabilities, labels=range(classes)), abs=1e-9
     )
@@ -111,7 +114,7 @@ def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
                 sk.average_precision_score(truth, probabilities[:, i]), abs=1e-9
             )
         else:
-            assert row["auroc"]["value"] is None
+            assert row["auroc"]["value"] is row["average_precision"]["value"] is None
         if (predicted == i).any():
             assert row["precision"]["value"] == pytest.approx(sk.precision_score(truth, predicted == i), abs=1e-9)
         else:
@@ -159,6 +162,7 @@ def test_another_program_s_table_needs_little(tmp_path: Path) -> None:
         ("path,label,p_a,p_b\n1,a,1.5,-0.5\n", ["line 2", "p_a", "not in [0, 1]"]),
         ("path,label,p_a,p_b\n1,a,0.5,0.5\n2,c,0.5,0.5\n", ["line 3", "label 'c'", "a, b"]),
         ("path,label,predicted,p_a,p_b\n1,a,c,0.5,0.5\n", ["line 2", "predicted 'c'"]),
+        ("path,label,predicted,p_a,p_b\n1,a,a,0.6,0.4\n2,a,a,0.4,0.6\n", ["line 3", "predicted 'a'", "highest"]),
         ("path,label,p_a,p_b\n1,a,0.5,0.5\n1,b,0.5,0.5\n", ["line 3", "path '1'", "before"]),
     ],
 )
@@ -204,8 +208,26 @@ def test_a_flawless_model_is_not_said_to_be_certain() -> None:
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "mcc"):
         assert found[name]["value"] == found[name]["high"] == 1
         assert 0.8 < found[name]["low"] < 1
-    one = Predictions(predictions.table.assign(group="one"), predictions.classes)
-    assert compute_metrics(one)["macro_auroc"]["low"] is None or compute_metrics(one)["macro_auroc"]["low"] < 0.9
+    one = Predictions(predictions.table.assign(group="one"), predictions.classes)  # what one patient shows of others
+    assert compute_metrics(one)["mcc"]["low"] is None
+    assert compute_metrics(one)["accuracy"]["low"] < 0.25
+
+
+def test_rounded_tables_have_the_log_loss_of_scikit_learn() -> None:
+    """Zeros and ones in a table of few digits: kept 2.2e-16 away from the ends, on both sides."""
+    frame = pd.DataFrame({"path": list("abcd"), "label": ["x", "x", "y", "y"], "p_x": [1, 0.7, 0.2, 1.0]})
+    found = compute_metrics(Predictions(frame.assign(p_y=1 - frame["p_x"]), ["x", "y"]))
+    probabilities = np.stack([frame["p_x"], 1 - frame["p_x"]], 1)
+    assert found["log_loss"]["value"] == pytest.approx(sk.log_loss([0, 0, 1, 1], probabilities), abs=1e-9)
+    assert found["brier"]["high"] <= 2
+
+
+def test_one_class_alone_has_no_ranking_and_no_correlation() -> None:
+    predictions = _predictions(HAND, CLASSES, np.random.default_rng(0))
+    found = compute_metrics(predictions.subset(predictions.labels == 0))
+    assert found["mcc"]["value"] is None
+    assert found["macro_average_precision"]["value"] is found["macro_auroc"]["value"] is None
+    assert found["accuracy"]["value"] == 57 / 60
 
 
 def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:

@@ -82,11 +82,20 @@ def test_another_hospital(verb: Verb, run: Path, other: Path, tmp_path: Path) ->
     assert found["per_class"]["Viral Pneumonia"]["support"] == 0
     assert found["per_class"]["Viral Pneumonia"]["recall"]["value"] is None
     assert (folder / "report.html").is_file()
+    assert found["patients"] == len(table)  # the run's pattern of patients is not this hospital's
     pattern = r"^(.+-P\d+)-\d+$"
     words = ("--map", "Healthy=Normal", "--map", "Influenza=Viral Pneumonia", "--group-pattern", pattern)
     _ok(verb("test.py", "--weights", run, "--external", other, *words, *QUICK))
     assert _metrics(folder)["n"] == 60
     assert _metrics(folder)["patients"] < 60
+    for image in (other / "COVID" / "images").iterdir():  # names that no pattern of the run knows
+        target = tmp_path / "foreign" / "COVID" / f"{image.stem.replace('-', '')[::-1]}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, target)
+    _ok(verb("test.py", "--weights", run, "--external", tmp_path / "foreign", *QUICK))
+    same = tmp_path / "elsewhere" / "foreign"
+    shutil.copytree(tmp_path / "foreign", same)
+    _refused(verb("test.py", "--weights", run, "--external", same), "external-foreign", "--output")
     one = tmp_path / "covid only"
     shutil.copytree(other / "COVID", one / "COVID")
     _ok(verb("test.py", "--weights", run, "--external", one))
@@ -115,6 +124,7 @@ def test_bad_external(verb: Verb, run: Path, other: Path, phantom: Path, tmp_pat
     refused("--map", "Healthy=Normal", words=("--map", "--external"))
     refused("--external", other, "--kind", "val", words=("--external", "--kind"))
     refused("--external", other, "--data", phantom, words=("--external", "--data"))
+    refused("--external", other, "--subset", words=("--external", "--subset"))
     refused("--sensitivity", 1.5, words=("--sensitivity 1.5",))
     refused("--prevalence", "Flu=0.1", words=("--prevalence Flu=0.1", "COVID"))
     refused("--prevalence", "COVID=2", words=("--prevalence COVID=2",))
@@ -193,6 +203,15 @@ def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> N
     np.testing.assert_array_equal(scaled.predicted, plain.predicted)
     assert _metrics(run / "test-calibrated")["temperature"]["applied"]
     np.testing.assert_allclose(scaled.confidence, scaled.table["confidence"], atol=1e-12)
+    # thresholds are chosen on the scale that they are used on
+    sharp = validation.calibrated(stored["value"])
+    for row in _metrics(run / "test-calibrated")["operating_points"]:
+        number = sharp.classes.index(row["class"])
+        own = np.sort(sharp.probabilities[sharp.labels == number, number])
+        assert row["threshold"] in own
+        assert (own >= row["threshold"]).mean() >= row["wanted_sensitivity"]
+    _ok(verb("test.py", "--weights", run, "--kind", "val"))
+    assert _metrics(run / "val")["operating_points"] == []
 
 
 def test_a_temperature_of_other_weights_is_not_used(verb: Verb, run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -231,6 +250,7 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     # a folder of ours is computed anew from its table, and keeps what is known of it
     _ok(verb("test.py", "--predictions", run / "test" / "predictions.csv"))
     again = _metrics(run / "test")
+    assert again["operating_points"] == own["operating_points"]
     assert again["evaluation"] == own["evaluation"]
     assert again["accuracy"] == own["accuracy"]
     table.drop(columns="label").to_csv(tmp_path / "bad.csv", index=False)
@@ -239,6 +259,12 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     _refused(verb("test.py", "--predictions", tmp_path / "theirs.csv", "--tta"), "--tta")
     _refused(verb("test.py", "--predictions", tmp_path / "theirs.csv", "--model", "vgg16"), "model")
     _refused(verb("test.py", "--validation", tmp_path / "val.csv"), "--validation")
+    both = ("--predictions", tmp_path / "theirs.csv", "--validation", tmp_path / "theirs.csv")
+    _refused(verb("test.py", *both), "--validation", "evaluated too")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(tmp_path / "theirs.csv", tmp_path / "folder" / "predictions.csv")
+    (tmp_path / "folder" / "metrics.json").write_text("{")
+    _refused(verb("test.py", "--predictions", tmp_path / "folder" / "predictions.csv"), "metrics.json", "JSON")
     assert not (tmp_path / "bad-evaluation").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import shutil
@@ -15,11 +16,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from report_case import ABOUT, CHECKLIST, CLASSES, Case, Element, Page, draw_overlay, make_case, make_table, wrong_rows
+from report_case import (
+    ABOUT,
+    CHECKLIST,
+    CLASSES,
+    Case,
+    Element,
+    Page,
+    draw_overlay,
+    draw_radiograph,
+    make_case,
+    make_table,
+    sha256,
+    wrong_rows,
+)
 from sklearn import metrics as sk
 
+from evaluation.curves import class_curves
 from evaluation.facts import collect_facts
 from evaluation.inputs import read_inputs
+from evaluation.metrics import compute_metrics
+from evaluation.plots import precision_recall_figure, roc_figure, shown_curves
 from evaluation.predictions import Predictions
 from evaluation.report import figure_svg, write_report
 from evaluation.results import write_results
@@ -189,6 +206,160 @@ def test_an_image_that_a_map_explains_for_another_class(own: Case) -> None:
     assert f"map of {other}" in own.report().root.find("ul", class_="gallery")[0].find("li")[0].words()
 
 
+def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
+    """Said in a sentence; the errors' maps are of these weights whatever `kind` says, for they match by path."""
+    record = own.run / "cams" / "cams.json"
+
+    def shown() -> tuple[bool, bool, str, str]:
+        root = own.report().root
+        errors, means = (root.find("section", id=name)[0] for name in ("errors", "maps"))
+        return bool(errors.find("button")), bool(means.find("img")), errors.words(), means.words()
+
+    assert shown()[:2] == (True, True)
+    for text, reason in (
+        (None, "nothing records which weights drew them"),
+        ('{"weights": "f2", "kind": "test"}', "other weights drew them"),
+    ):
+        record.unlink() if text is None else record.write_text(text)
+        with_map, mean, errors, means = shown()
+        assert not with_map and not mean
+        assert f"left out: {reason}" in errors and f"left out: {reason}" in means
+        assert "draw_cam.py --weights runs/case/best.pt --errors 12" in errors
+    record.write_text('{"weights": "f1", "kind": null}')
+    with_map, mean, errors, means = shown()
+    assert with_map and not mean and "left out" not in errors
+    assert "they are of other images" in means
+    record.write_text('{"weights": "f1", "kind": "test"}')
+    own.metrics(evaluation={"kind": "external", "data": "/elsewhere"})
+    assert shown()[:2] == (True, False)
+    for fingerprints in (["f1", "f2"], []):
+        own.metrics(evaluation={"kind": "test", "fingerprints": fingerprints})
+        assert shown()[:2] == (False, False)
+    shutil.rmtree(own.run / "cams")
+    assert "left out" not in " ".join(shown()[2:])
+
+
+def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beside the table are shown, never those of the working folder, and never others of the same name."""
+    theirs, work = tmp_path / "theirs", tmp_path / "work"
+    table = make_table(40, CLASSES).drop(columns="sha256")
+    beside, decoy, changed = wrong_rows(table).index[:3]
+    for row in (beside, decoy, changed):
+        table.loc[row, "path"] = f"{row}.png"
+        draw_radiograph((work if row == decoy else theirs) / f"{row}.png", row, 96, 64)
+    table["sha256"] = [sha256(theirs / f"{row}.png") if row == beside else f"{row:064x}" for row in table.index]
+    monkeypatch.chdir(work)
+    folder = theirs / "theirs-evaluation"
+    folder.mkdir()
+    write_results(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")}, quick=True)
+    tiles = Page(write_report(folder, None)).root.find("ul", class_="gallery")[0].find("li")
+    assert [len(tile.find("img")) for tile in tiles[:3]] == [1, 0, 0]
+    assert "cannot be read here" in tiles[1].words() and "another picture" in tiles[2].words()
+    draw_radiograph(folder / f"{changed}.png", 1, 96, 64)  # the folder of the evaluation comes first
+    table["sha256"] = ""
+    write_results(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")}, quick=True)
+    page = Page(write_report(folder, None))
+    tile = page.root.find("ul", class_="gallery")[0].find("li")[2]
+    wanted = np.asarray(Image.open(folder / f"{changed}.png"), float)
+    assert np.abs(np.asarray(_picture(tile.find("img")[0]).convert("L"), float) - wanted).max() < 12
+
+
+def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
+    def groups(sources: list[str]) -> str:
+        table = make_table(120, CLASSES).assign(source=[sources[i % len(sources)] for i in range(120)])
+        write_results(Predictions(table, CLASSES), tmp_path, {}, quick=True)
+        return Page(write_report(tmp_path, None)).root.find("section", id="groups")[0].words()
+
+    many = groups([f"site {i:02d}" for i in range(24)])
+    assert "The 20 largest of 24 sources, and the others together." in many and "(4 others)" in many
+    assert "largest" not in groups(["a", "b"]) and "No table" not in groups(["a", "b"])
+    assert "all images are from a" in groups(["a"])
+    assert "the data name no source" in groups([""])
+
+
+@pytest.mark.parametrize(("size", "panels", "left_out"), [(2, 3, 0), (14, 15, 0), (23, 24, 0), (30, 24, 7)])
+def test_every_class_has_its_curve_up_to_a_limit(size: int, panels: int, left_out: int) -> None:
+    """And the figure says how many it leaves out; what is drawn is what the label names."""
+    names = [f"finding {i:02d}" for i in range(size)]
+    predictions = Predictions(make_table(size * 4, names), names)
+    curves = class_curves(predictions, compute_metrics(predictions, resamples=0))["roc"]
+    shown, rest = shown_curves(curves)
+    figure = roc_figure(curves)
+    titles = [ax.get_title().split("\n")[0] for ax in figure.axes if ax.get_title()]
+    assert titles == [curve.name for curve in shown] == [*names[: panels - 1], "mean"]
+    assert rest == names[panels - 1 :] and len(rest) == left_out
+    for drawn in (figure, precision_recall_figure(curves)):
+        drawn.draw_without_rendering()
+        boxes = [ax.title.get_window_extent() for ax in drawn.axes if ax.get_title()]
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    heading = figure.get_suptitle()
+    assert heading == (f"{left_out} of {size} classes are not drawn, for want of room" if left_out else "")
+
+
+def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
+    names = [f"finding {i:02d}" for i in range(26)]
+    table = make_table(104, names)
+    table = table[table["label"] != names[0]]  # of which nothing is there
+    write_results(Predictions(table, names), tmp_path, {}, quick=True)
+    section = Page(write_report(tmp_path, None)).root.find("section", id="ranking")[0]
+    for figure in section.find("svg"):
+        label = figure.attributes["aria-label"]
+        drawn, rest = label.split(" For want of room ")
+        assert names[1] in drawn and "mean " in drawn and names[-1] not in drawn and names[0] not in drawn
+        assert rest.startswith(f"2 of 25 classes are not drawn: {names[-2]} and {names[-1]}.")
+        assert f"No curve of {names[0]}" in rest
+        assert rest in section.words()
+
+
+def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Case) -> None:
+    found = own.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
+    text = "if perfectly calibrated 0.031, at most 0.057 in 95 % of samples"
+    header = own.report().root.find("header")[0].find("dl")[0]
+    assert text in header.words() and f"{found['ece']['value']:.3f}" in header.words()
+    for unknown in (None, {"mean": None, "p95": None}):
+        own.metrics(ece_if_perfect=unknown)
+        assert "if perfectly" not in own.report().source
+
+
+def test_validation_images_do_not_judge_their_own_thresholds(own: Case) -> None:
+    assert own.report().root.find("section", id="thresholds")
+    own.metrics(evaluation={"kind": "val"})
+    page = own.report()
+    assert not page.root.find("section", id="thresholds")
+    assert not page.root.find("a", href="#thresholds")
+    own.metrics(operating_points=[])
+    assert own.report().source == page.source
+
+
+def test_metrics_of_an_older_version_are_named(own: Case) -> None:
+    """Every part that a page of today takes from metrics.json, one at a time."""
+    file = own.folder / "metrics.json"
+    whole = json.loads(file.read_text())
+    parts = [
+        (name,) for name in ("n", "classes", "confusion", "ece_bins", "methods", "per_class", "macro_auroc", "ece")
+    ]
+    parts += [("accuracy", "low"), ("per_class", CLASSES[1]), ("per_class", CLASSES[1], "small")]
+    parts += [("per_class", CLASSES[1], "auroc", "high"), ("temperature", "applied"), ("ece_if_perfect", "p95")]
+    parts += [("operating_points", 3, "small"), ("subgroups", "source", 1, "missed")]
+    for *above, last in parts:
+        broken = json.loads(json.dumps(whole))
+        part = broken
+        for name in above:
+            part = part[name]
+        del part[last]
+        file.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=f"metrics.json: no '.*{last}' in it .*python test.py again") as error:
+            write_report(own.folder, own.run)
+        assert "\n" not in str(error.value)
+    for text in ("[]", "3", '"x"', "null"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"metrics\.json: no JSON mapping; run python test\.py again"):
+            write_report(own.folder, own.run)
+    file.write_text(json.dumps(whole | {"accuracy": 0.9}))
+    with pytest.raises(UserError, match=r"no 'accuracy\.value'"):
+        write_report(own.folder, own.run)
+
+
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "A & \"B\" 'c'", "{{7*7}} {x} %s", '$\\alpha$ </svg> id="a"']
     case = make_case(tmp_path, names)
@@ -229,6 +400,7 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, None))
     words = page.root.find("p", class_="headline")[0].words()
     assert "patients" not in words and "of 80 radiographs right" in words
+    assert "with the image (patients not known) as the unit of sampling" in page.root.find("header")[0].words()
     assert len(page.root.find("svg")) == 3  # no learning curves, no diagram after scaling
     assert "each counts as a patient of its own" in page.root.find("header")[0].words()
     assert not page.root.find("button", class_="switch")
@@ -255,7 +427,7 @@ def test_temperature_that_is_applied(own: Case) -> None:
 
     ece = own.metrics()["ece"]["value"]
     assert errors()[0] == pytest.approx(ece, abs=6e-4)
-    own.metrics(temperature={"value": 1.31, "fitted_on": "val", "n": 40, "applied": True})
+    own.metrics(temperature={"value": 1.31, "fitted_on": "val", "n": 40, "applied": True, "ece_here": ece})
     assert errors()[1] == pytest.approx(ece, abs=6e-4)
 
 
@@ -287,6 +459,7 @@ def test_twenty_thousand_predictions_in_time_and_size(tmp_path: Path) -> None:
         table.loc[row, "path"] = str(tmp_path / f"{i}.png")
         noise = np.random.default_rng(i).integers(0, 256, (2500, 2000), np.uint8)
         Image.fromarray(noise).save(table.loc[row, "path"], compress_level=1)
+        table.loc[row, "sha256"] = ""
     write_results(Predictions(table, CLASSES), tmp_path, ABOUT, quick=True)
     began = time.perf_counter()
     path = write_report(tmp_path, None)

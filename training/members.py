@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from evaluation.predictions import (
     softmax,
     write_predictions,
 )
+from evaluation.results import clear_results
 from training.run_folder import shown
 from training.selection import Selection
-from utils import UserError, log, make_folder, write_json
+from utils import UserError, log, write_json
+
+NO_VALIDATION = "WARNING: no temperature and no operating points"
 
 
 @dataclass
@@ -38,12 +41,16 @@ class Members:
         batch: images per forward pass.
         tta: whether each picture's mirror image is averaged in.
 
+    Attributes:
+        left_out: unreadable files and why, of the last predictions.
+
     Raises: `UserError` for class sets that differ, or the same checkpoint twice.
     """
 
     selections: list[Selection]
     batch: int
     tta: bool = False
+    left_out: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for other in self.selections[1:]:
@@ -75,6 +82,7 @@ class Members:
         """Checked predictions for the images of `records` (with `sha256`); unreadable ones are left out and said."""
         total: np.ndarray | float = 0.0
         part = None
+        self.left_out = {}
         for number, selection in enumerate(self.selections):
             part = self._part(selection, records if part is None else part.records, data)
             bar = title if len(self.selections) == 1 else f"{title}, model {number + 1} of {len(self.selections)}"
@@ -87,6 +95,7 @@ class Members:
     def _part(self, selection: Selection, records: pd.DataFrame, data: DataConfig) -> Part:
         checkpoint = selection.checkpoint
         part, unreadable = make_part(records, checkpoint.classes, replace(data, fit=checkpoint.fit), checkpoint.size)
+        self.left_out |= unreadable
         for path, reason in unreadable.items():
             log.warning(f"WARNING: {path}: left out ({reason})")
         if not len(part):
@@ -120,45 +129,68 @@ class Members:
         known = {bytes(row).hex() for s in self.selections for row in s.checkpoint.train_hashes.numpy()}
         return [path for path, sha in zip(records["path"], records["sha256"], strict=True) if sha in known]
 
-    def validated_on(self, records: pd.DataFrame) -> int:
-        """How many of the images helped to choose a member's epoch, by content; runs alone know that."""
-        known: set[str] = set()
-        for selection in self.selections:
-            if selection.run is not None:
-                split = _read_split(selection.run)
-                known |= set(split["sha256"][split["split"] == "val"])
+    def validated_on(self, records: pd.DataFrame) -> int | None:
+        """How many of the images helped to choose a member's epoch, by content; None where a member has no run folder,
+        which alone knows that.
+        """
+        if any(selection.run is None for selection in self.selections):
+            return None
+        known = set().union(*(_validation_hashes(selection.run) for selection in self.selections))
         return int(records["sha256"].isin(known).sum())
 
     def validation(self) -> Predictions | None:
         """Predictions for the first member's validation images: read from its run's `val/` if they are these members',
         else made and, for a single checkpoint, kept there. None, with the reason said, where they cannot be had.
         """
+        file = self.validation_file()
+        stored = self.stored_temperature()
+        if file and stored and file.is_file() and stored.get("predictions") == _digest(file):
+            return read_predictions(file, self.classes)
+        records = self._validation_records()
+        if records is None:
+            return None
+        if self.trained_on(records):
+            log.warning(f"{NO_VALIDATION}: a member was trained on another's validation images")
+            return None
+        found = self.predictions(records, replace(self.first.data, path=None, subset=False), "validation")
+        if file:
+            self._keep(found, file)
+        return found
+
+    def _validation_records(self) -> pd.DataFrame | None:
+        """The first run's validation images: where its split.csv has them, else in the data that were named instead."""
         selection = self.first
         if selection.run is None:
+            log.warning(f"{NO_VALIDATION}: {selection.checkpoint.path} lies in no run folder")
             return None
-        file = self.validation_file()
-        if file and self.stored_temperature() is not None and file.is_file():
-            return read_predictions(file, self.classes)
+        own, reason = _validation_hashes(selection.run), "the run has no validation images"
+        for path in dict.fromkeys((None, selection.data.path)):
+            data = replace(selection.data, path=path, subset=False, group_pattern=None)
+            try:
+                dataset = load_dataset(
+                    data, selection.checkpoint.size, classes=self.classes, run_split=selection.run / "split.csv"
+                )
+            except UserError as error:
+                reason = str(error)
+                continue
+            records = dataset.records[dataset.records["sha256"].isin(own)]
+            if len(records):
+                return records.reset_index(drop=True)
+        log.warning(f"{NO_VALIDATION}: {reason}")
+        return None
+
+    def _keep(self, validation: Predictions, file: Path) -> None:
+        """Keep the validation predictions and the temperature that they decide; where that fails, say so."""
         try:
-            data = replace(selection.data, path=None, subset=False)
-            dataset = load_dataset(
-                data, selection.checkpoint.size, classes=self.classes, run_split=selection.run / "split.csv"
-            )
-        except UserError as error:
-            log.warning(f"WARNING: no temperature and no operating points, which validation images decide: {error}")
-            return None
-        records = dataset.part("val").records
-        if not file and self.trained_on(records):
-            log.warning(
-                "WARNING: no temperature and no operating points: a member was trained on another's validation images"
-            )
-            return None
-        found = self.predictions(records, data, "validation")
-        if file:
-            make_folder(file.parent, "--weights")
-            write_predictions(found.table, file)
-            self._remember(found)
-        return found
+            file.parent.mkdir(exist_ok=True)
+            clear_results(file.parent)  # of other weights, or of another precision
+            write_predictions(validation.table, file)
+            found = fitted(validation)
+            self._temperature_file.unlink(missing_ok=True)
+            if found:
+                write_json(self._temperature_file, found | {"key": self._key(), "predictions": _digest(file)})
+        except OSError as error:
+            log.warning(f"WARNING: {file.parent}: the validation predictions are not kept ({error.strerror})")
 
     def validation_file(self) -> Path | None:
         """Where a run keeps its predictions for its validation images; None for an ensemble, which keeps none."""
@@ -181,12 +213,6 @@ class Members:
         path = self.first.checkpoint.path
         return path.with_name(f"{path.stem}{'-tta' if self.tta else ''}.temperature.json")
 
-    def _remember(self, validation: Predictions) -> None:
-        try:
-            write_json(self._temperature_file, fitted(validation) | {"key": self._key()})
-        except OSError as error:
-            log.warning(f"WARNING: {self._temperature_file}: cannot be written ({error.strerror})")
-
     def stored_temperature(self) -> dict[str, Any] | None:
         """What lies beside a single checkpoint, if it belongs to these very weights, views and precision."""
         if len(self.selections) > 1 or not self._temperature_file.is_file():
@@ -208,17 +234,24 @@ class Members:
 
     def about(self) -> dict[str, Any]:
         """Who answered, for `metrics.json`."""
-        c = self.first.checkpoint
+        checkpoints = [s.checkpoint for s in self.selections]
+
+        def common(values: list[Any]) -> Any:
+            """What all members share, else None."""
+            return values[0] if all(value == values[0] for value in values) else None
+
         return {
-            "weights": [shown(s.checkpoint.path) for s in self.selections],
-            "models": [s.checkpoint.architecture.name for s in self.selections],
-            "epoch": c.epoch,
-            "size": c.size,
-            "fit": c.fit,
-            "mean": list(c.architecture.mean),
-            "std": list(c.architecture.std),
-            "parameters": sum(_parameters(s.checkpoint.state) for s in self.selections),
+            "weights": [shown(c.path) for c in checkpoints],
+            "fingerprints": [c.fingerprint for c in checkpoints],
+            "models": [c.architecture.name for c in checkpoints],
+            "epoch": common([c.epoch for c in checkpoints]),
+            "size": common([c.size for c in checkpoints]),
+            "fit": common([c.fit for c in checkpoints]),
+            "mean": common([list(c.architecture.mean) for c in checkpoints]),
+            "std": common([list(c.architecture.std) for c in checkpoints]),
+            "parameters": sum(_parameters(c.state) for c in checkpoints),
             "precision": ", ".join(sorted({s.precision for s in self.selections})),
+            "synthetic": any(c.config["data"]["path"] is None for c in checkpoints),
             "tta": self.tta,
         }
 
@@ -228,5 +261,10 @@ def _parameters(state: dict[str, torch.Tensor]) -> int:
     return sum(t.numel() for name, t in state.items() if "running_" not in name and "num_batches" not in name)
 
 
-def _read_split(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+def _validation_hashes(run: Path) -> set[str]:
+    split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    return set(split["sha256"][split["split"] == "val"])
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -60,7 +60,8 @@ class Selection:
         data = data or self.data
         name = "-".join([f"{kind}-subset" if data.subset else kind, *suffixes])
         if data.path is not None:
-            name += "-" + Path(data.path).resolve().stem
+            other = Path(data.path).resolve()
+            name += "-" + (other.stem if other.is_file() else other.name)
         path = self.checkpoint.path
         if self.run is not None:
             return self.run / (name if path.name == "best.pt" else f"{name}-{path.stem}")
@@ -141,7 +142,7 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
 
 def _worst(chosen: Selection, count: int) -> list[str]:
     """The hashes of the `count` wrong answers with the highest confidence in the run's test predictions."""
-    path = (chosen.run or chosen.checkpoint.path.parent) / "test" / "predictions.csv"
+    path = chosen.output_folder("test") / "predictions.csv"
     if not path.is_file():
         raise UserError(f"--errors {count}: {path} is not there; run python test.py --weights {chosen.checkpoint.path}")
     found = read_predictions(path, chosen.checkpoint.classes)
