@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from evaluation.metrics import with_limits
+from evaluation.phrases import words
 from utils import PROJECT
 
 GROUPS = {
@@ -64,7 +65,7 @@ def group_page(key: str) -> list[str]:
     lines += [f"python test.py --weights runs/{run.name}" for run, _, _ in found.values()]
     lines += [f"python compare.py {' '.join(f'runs/{n}' for n in names)} --output runs/compare-{key}", "```", ""]
     lines += table(
-        ["model", "init", "epochs", *(name.replace("_", " ") for name in OVERALL)],
+        ["model", "init", "epochs", *map(words, OVERALL)],
         [
             [
                 f"**{label}**",
@@ -81,12 +82,12 @@ def group_page(key: str) -> list[str]:
             [name + ("*" if row["small"] else ""), str(row["support"]), *(with_limits(row[m]) for m in PER_CLASS)]
             for name, row in metrics["per_class"].items()
         ]
-        lines += table(["class", "images", *PER_CLASS], rows)
-        lines += ["", " ".join(picture(run, file, f"{label}: {words}") for file, words in PICTURES.items())]
+        lines += table(["class", "images", *map(words, PER_CLASS)], rows)
+        lines += ["", " ".join(picture(run, file, f"{label}: {what}") for file, what in PICTURES.items())]
     return [*lines, "", *compared(key, names), ""]
 
 
-def picture(run: Path, file: str, words: str) -> str:
+def picture(run: Path, file: str, what: str) -> str:
     """Put a plot of the run into docs/images/results/, with 64 colours, and return its Markdown."""
     from PIL import Image
 
@@ -95,24 +96,24 @@ def picture(run: Path, file: str, words: str) -> str:
     image = Image.open(run / file).convert("RGB")
     image.thumbnail((1000, 1000))
     image.quantize(64).save(target, optimize=True)
-    return f'<img src="images/results/{target.name}" width="32%" alt="{words}">'
+    return f'<img src="images/results/{target.name}" width="32%" alt="{what}">'
 
 
 def compared(key: str, names: dict[str, str]) -> list[str]:
     """The paired differences on the same images."""
-    rows = pd.read_csv(PROJECT / "runs" / f"compare-{key}" / "comparison.csv").fillna("")
+    rows = pd.read_csv(PROJECT / "runs" / f"compare-{key}" / "comparison.csv")
     rows = rows[rows["metric"].isin(["accuracy", "macro_f1", "macro_auroc"])]
     cells = [
         [
             f"{names[row.a]} - {names[row.b]}",
-            row.metric.replace("_", " "),
+            words(row.metric),
             f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
-            f"{row.p_holm:.2g}" if row.p_holm != "" else "-",
+            "-" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}",
         ]
         for row in rows.itertuples()
     ]
-    words = "**Paired, on the same images** (p: exact McNemar over patients and DeLong, Holm over the pairs)"
-    return [words, "", *table(["pair", "metric", "difference", "p"], cells)]
+    title = "**Paired, on the same images** (p: exact McNemar over patients and DeLong, Holm over the pairs)"
+    return [title, "", *table(["pair", "metric", "difference", "p"], cells)]
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def confusion_figure(metrics: dict[str, Any], title: str) -> Figure:
     """The confusion matrix: colour by the share of the true class (row), each cell with its count and share."""
     counts = np.array(metrics["confusion"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    classes, size = metrics["classes"], len(metrics["classes"])
+    classes, size = [_short(name) for name in metrics["classes"]], len(metrics["classes"])
     figure = _figure(2.4 + 1.05 * size, 1.6 + 0.95 * size)
     ax = figure.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -67,6 +67,11 @@ def confusion_figure(metrics: dict[str, Any], title: str) -> Figure:
     )
     figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.85)
     return figure
+
+
+def _short(name: str) -> str:
+    """A class name of at most 24 characters: longer ones leave no room for the matrix."""
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def roc_figure(curves: list[Curve]) -> Figure:

@@ -106,7 +106,7 @@ def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
     _ok(verb("draw_cam.py", "--weights", run, *draw.split()))
     split = pd.read_csv(run / "split.csv")
     classes = split[split["split"] == "test"]["label"].nunique()
-    assert len(list((tmp_path / "out").glob("*.png"))) == classes
+    assert len(list((tmp_path / "out").glob("0*.png"))) == classes
     assert len(list((tmp_path / "kept").glob("*__raw.png"))) == classes
 
 
@@ -147,7 +147,7 @@ def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: P
     np.testing.assert_array_equal(raw, np.round(tall / 257).astype(np.uint8))
     # another call into the same folder leaves nothing of the first
     _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", "--output", tmp_path / "o"))
-    assert len(list((tmp_path / "o").glob("*.png"))) == 1
+    assert len(list((tmp_path / "o").glob("0*.png"))) == 1
 
 
 def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_maps_of_every_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     )
     assert all(len(list((keep / name).glob("*.npy"))) == 4 for name in ("one", "two"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one", "two"]
-    assert all(len(list((tmp_path / "out" / name).glob("*.png"))) == 4 for name in ("one", "two"))
+    assert all(len(list((tmp_path / "out" / name).glob("0*.png"))) == 4 for name in ("one", "two"))
 
 
 def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_letterboxed_model_is_drawn_on_the_picture(verb: Verb, phantom: Path, 
             "draw_cam.py", "--weights", tmp_path / "a", "--image", tmp_path / "tall$_$.png", "--output", tmp_path / "o"
         )
     )
-    assert len(list((tmp_path / "o").glob("*.png"))) == 1
+    assert len(list((tmp_path / "o").glob("0*.png"))) == 1
 
 
 def test_other_data_are_split_afresh_even_if_some_images_are_known(

@@ -1,0 +1,50 @@
+"""How long do the metrics with their intervals and the report take for the whole COVID-19 Radiography Database?
+
+    python benchmarks/evaluation_speed.py [--images 21165]
+
+Simulated predictions (benchmarks/coverage_of_intervals.py) of one and of three images per patient, on one core: metrics,
+everything that test.py writes after its predictions, and the size of report.html. There are no radiographs behind them:
+twelve errors with maps add a second and half a megabyte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+from coverage_of_intervals import draw, predictions
+
+from evaluation.metrics import compute_metrics
+from evaluation.results import write_results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=21165)
+    arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {0})
+    print("| images per patient | metrics with intervals, s | all files and the report, s | report.html, MB |")
+    print("|---|---|---|---|")
+    for images in (1, 3):
+        rng = np.random.default_rng(images)
+        evaluated, validation = (predictions(*draw(arguments.images // images, images, 2.2, rng), images) for _ in "ab")
+        began = time.perf_counter()
+        compute_metrics(evaluated)
+        seconds = time.perf_counter() - began
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            write_results(evaluated, Path(folder), {"title": "simulated"}, validation=validation)
+            whole = time.perf_counter() - began
+            size = (Path(folder) / "report.html").stat().st_size / 1e6
+        print(f"| {images} | {seconds:.1f} | {whole:.1f} | {size:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
