@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.intervals import LEVEL, RESAMPLES
+from evaluation.phrases import words
 from evaluation.predictions import Predictions
 from utils import cores
 
@@ -133,7 +134,7 @@ def main() -> None:
     rows = [row for setting in settings for row in found[setting]]
     table = pd.DataFrame(rows).sort_values(["truth", "n", "images"], kind="stable")
     for name in NAMES:
-        print(f"\n**{name.replace('_', ' ')}**{' of COVID' if name in OF_CLASS else ''}\n")
+        print(f"\n**{words(name)}**{' of COVID' if name in OF_CLASS else ''}\n")
         print_table(table[table["metric"] == name], name in RIVALS)
 
 

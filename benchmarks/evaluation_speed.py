@@ -2,9 +2,9 @@
 
     python benchmarks/evaluation_speed.py [--images 21165]
 
-Simulated predictions (benchmarks/coverage_of_intervals.py) of one and of three images per patient, on one core: metrics,
-everything that test.py writes after its predictions, and the size of report.html. There are no radiographs behind them:
-twelve errors with maps add a second and half a megabyte.
+Simulated predictions (benchmarks/coverage_of_intervals.py) of one and of three images per patient, on one core: the
+metrics, everything that test.py writes after its predictions, and the size of report.html. There are no radiographs
+behind them: twelve errors with maps add a second and half a megabyte.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/test_speed.py [--images 320] [--repeats 5]
 
-`ours` is what test.py does between its imports and its last line (load the checkpoint and the data, predict, metrics,
-files, plot); `rival` is benchmarks/rival.py's evaluation, already set up: fp32, a DataLoader, scikit-learn's report.
-Then both as whole commands, imports and all. The second table: pictures decoded and resized, antialiased, per second of
+`ours` is what `test.py --quick` does between its imports and its last line (load the checkpoint and the data, predict,
+metrics with intervals, files, plot; the rival writes no report either); `rival` is benchmarks/rival.py's evaluation,
+already set up: fp32, a DataLoader, scikit-learn's report. Then both as whole commands, imports and all. The second table: pictures decoded and resized, antialiased, per second of
 one core's time, on the phantom's PNGs of 299×299; ours includes the SHA-256, the index and the file that is written.
 """
 
@@ -45,7 +45,7 @@ def ours(run: str) -> Work:
 
     def work() -> float:
         began = time.perf_counter()
-        verb.main(["--weights", run])
+        verb.main(["--weights", run, "--quick"])
         return _count(run) / (time.perf_counter() - began)
 
     return work
@@ -109,7 +109,7 @@ def evaluation_table(images: int, repeats: int) -> None:
         pairs = {
             "evaluation": (Contestant("ours", ours, str(run)), Contestant("rival", rival, str(pictures))),
             "whole command": (
-                Contestant("ours", command, len(records), "test.py", "--weights", str(run)),
+                Contestant("ours", command, len(records), "test.py", "--weights", str(run), "--quick"),
                 Contestant("rival", command, len(records), "-c", script),
             ),
         }
