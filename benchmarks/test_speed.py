@@ -4,8 +4,9 @@
 
 `ours` is what `test.py --quick` does between its imports and its last line (load the checkpoint and the data, predict,
 metrics with intervals, files, plot; the rival writes no report either); `rival` is benchmarks/rival.py's evaluation,
-already set up: fp32, a DataLoader, scikit-learn's report. Then both as whole commands, imports and all. The second table: pictures decoded and resized, antialiased, per second of
-one core's time, on the phantom's PNGs of 299×299; ours includes the SHA-256, the index and the file that is written.
+already set up: fp32, a DataLoader, scikit-learn's report. Then both as whole commands, imports and all. The second
+table: pictures decoded and resized, antialiased, per second of one core's time, on the phantom's PNGs of 299×299; ours
+includes the SHA-256, the index and the file that is written.
 """
 
 from __future__ import annotations
