@@ -76,7 +76,7 @@ def _renew_report(run: Path) -> None:
     if (run / "test" / "report.html").is_file():
         try:
             log.info(f"the report has the maps now: {write_report(run / 'test', run)}")
-        except UserError as error:
+        except (UserError, OSError) as error:
             log.warning(f"WARNING: the report stays as it was: {error}")
 
 

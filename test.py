@@ -10,7 +10,6 @@ python test.py --predictions FILE.csv           # what another program predicted
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import Config, Parser, compose_config
 from dataset.data import add_data_flags
-from utils import UserError, log, read_json, run_verb
+from utils import UserError, log, make_folder, run_verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,37 +124,37 @@ def _evaluate_table(arguments: argparse.Namespace) -> None:
     """Metrics and report of a predictions file; what an earlier evaluation noted beside it is kept."""
     from evaluation.calibration import fitted
     from evaluation.predictions import read_predictions
+    from evaluation.results import earlier_results, note_file, noted_file
 
-    path = arguments.predictions
-    predictions = read_predictions(path)
-    beside = path.parent / "metrics.json" if path.name == "predictions.csv" else None
-    earlier = read_json(beside, "remove it, or run test.py again") if beside and beside.is_file() else {}
-    about = earlier.get("evaluation") or {"title": path.name, "data": str(path)}
+    path = arguments.predictions.resolve()
+    predictions = read_predictions(arguments.predictions)
+    earlier = earlier_results(path)
+    about = earlier.get("evaluation") or {"title": path.name, "data": str(arguments.predictions)}
     arguments.sensitivity = arguments.sensitivity or about.get("sensitivity")
     arguments.prevalence = arguments.prevalence or about.get("prevalence") or []
-    decided = arguments.validation or (about.get("validation") and path.parent / about["validation"])
-    if decided and not arguments.validation and not decided.is_file():
-        log.warning(f"WARNING: {decided} is gone: no operating points")
-        decided = None
-    validation = read_predictions(decided, predictions.classes) if decided else None
+    file = arguments.validation or noted_file(path.parent, about.get("validation"))
+    validation = read_predictions(file, predictions.classes) if file else None
     if validation is not None and (shared := validation.shared(predictions)):
         raise UserError(
-            f"--validation {decided}: {len(shared)} of its images are evaluated too ({shared[0]}): thresholds and "
+            f"--validation {file}: {len(shared)} of its images are evaluated too ({shared[0]}): thresholds and "
             "temperature must be decided by other images"
         )
     temperature = earlier.get("temperature")
-    if temperature is None and validation is not None and (found := fitted(validation)):
-        temperature = found | {"applied": False}
-    run = path.parent.parent
-    ours = [Path(weights).parent.name for weights in about.get("weights") or []] == [run.name]
-    folder = arguments.output or (path.parent if beside else path.with_name(f"{path.stem}-evaluation"))
-    extra = {"validation": validation, "temperature": temperature}
-    _write(arguments, predictions, folder, about, run=run if ours and (run / "run.json").is_file() else None, **extra)
+    if arguments.validation and not (temperature and temperature["applied"]):
+        found = fitted(validation)
+        temperature = found and found | {"applied": False}
+    folder = arguments.output or (path.parent if earlier else path.with_name(f"{path.stem}-evaluation"))
+    about |= {"sensitivity": arguments.sensitivity, "prevalence": arguments.prevalence}
+    about["validation"] = file and note_file(file, folder)
+    run = path.parent.parent if earlier and (path.parent.parent / "run.json").is_file() else None
+    _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
 
 
 def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
     """Predict with one checkpoint or several, and evaluate."""
     from evaluation.operating_points import read_prevalences
+    from evaluation.predictions import write_predictions
+    from evaluation.results import note_file, refuse_other_data
     from training.members import Members
     from training.run_folder import runs_folder
     from training.selection import select
@@ -175,19 +174,24 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
         folder = runs_folder(config) / members.folder_name() / folder.name
     records, about = _images(arguments, members, kind)
     if arguments.output is None:
-        _refuse_other_data(folder, about["data"])
+        refuse_other_data(folder, about)
     about |= {"overlap": _overlap(arguments, members, records, kind)}
+    folder = make_folder(arguments.output or folder, "--output")  # found out now, not after the predictions
     validation = None if arguments.quick else members.validation()
     temperature = _temperature(arguments, members, validation)
     predictions = members.predictions(records, first.data, kind)
     about["unreadable"] += len(members.left_out)
     if arguments.calibrated:
         predictions = predictions.calibrated(temperature["value"])
-    folder = arguments.output or folder
-    if kind == "val":
-        validation = None  # thresholds would be judged on the images that chose them
-    elif validation is not None and (file := members.validation_file()):
-        about["validation"] = os.path.relpath(file, folder)
+    if validation is not None and validation.shared(predictions):
+        log.warning("WARNING: no operating points: these images chose the thresholds")
+        validation = None
+    if validation is not None:
+        file = members.kept_validation()
+        if file is None:  # of an ensemble, or of a run whose folder takes no files
+            file = folder / "validation.csv"
+            write_predictions(validation.table, file)
+        about["validation"] = note_file(file, folder)
     run = first.run if len(weights) == 1 else None
     _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
 
@@ -209,6 +213,7 @@ def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple
         "sensitivity": arguments.sensitivity,
         "prevalence": arguments.prevalence,
         "data": first.data.path or "the run's own",
+        "data_path": first.data.path and str(Path(first.data.path).resolve()),
     }
     if arguments.external:
         from dataset.external import load_external, read_class_map
@@ -221,14 +226,6 @@ def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple
     if records.empty:
         raise UserError(f"--kind {kind}: this split has no images")
     return records, about | {"unreadable": len(dataset.unreadable), "title": f"{members.name}, {kind} split"}
-
-
-def _refuse_other_data(folder: Path, data: str) -> None:
-    """Two folders of images may have one name: the results of one must not replace the other's."""
-    if (folder / "metrics.json").is_file():
-        earlier = read_json(folder / "metrics.json", "remove it").get("evaluation") or {}
-        if "data" in earlier and Path(earlier["data"]).resolve() != Path(data).resolve():
-            raise UserError(f"{folder}: it holds the results for {earlier['data']}; name another folder: --output DIR")
 
 
 def _overlap(
@@ -251,12 +248,8 @@ def _overlap(
 def _temperature(
     arguments: argparse.Namespace, members: Members, validation: Predictions | None
 ) -> dict[str, Any] | None:
-    """The temperature that validation decides, or that lies beside the checkpoint."""
-    from evaluation.calibration import fitted
-
-    found = members.stored_temperature()
-    if found is None and validation is not None:
-        found = fitted(validation)
+    """The temperature that lies beside the checkpoint, or that validation decides."""
+    found = members.temperature(validation)
     if found is None and arguments.calibrated:
         raise UserError(
             "--calibrated: there is no temperature: it needs the run's validation images, or the .temperature.json "
@@ -273,7 +266,6 @@ def _write(
     from evaluation.metrics import format_metrics
     from evaluation.operating_points import WANTED, read_prevalences
     from evaluation.results import write_results
-    from utils import make_folder
 
     make_folder(folder, "--output")
     if (folder / "metrics.json").exists():

@@ -178,6 +178,13 @@ def read_tensors(path: Path, flag: str) -> Any:
         ) from None
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    import hashlib
+
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def make_folder(path: Path, flag: str) -> Path:
     """Make `path` and its parents; a `UserError` names `flag` where that, or writing there, is not possible."""
     path = Path(path)

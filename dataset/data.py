@@ -94,7 +94,7 @@ def load_dataset(
     from dataset.split import split_records
 
     if data.path is None and run_split is not None:
-        records = _read_split(run_split)
+        records = read_split(run_split)
     else:
         folder, pattern = data_folder(data)
         records = find_records(folder)
@@ -109,7 +109,9 @@ def load_dataset(
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")
     if data.path is not None and run_split is not None:
-        records["split"] = _split_by_content(records, _read_split(run_split))
+        known = read_split(run_split)
+        records = _named_by_content(records, known)
+        records["split"] = _split_by_content(records, known)
     if run_split is None or (records["split"] == "").all():
         records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
     _check_split(records)
@@ -143,7 +145,8 @@ def data_folder(data: DataConfig) -> tuple[Path, str | None]:
     return path, data.group_pattern
 
 
-def _read_split(path: Path) -> pd.DataFrame:
+def read_split(path: Path) -> pd.DataFrame:
+    """A run's split.csv, all columns text. Raises: `UserError` for one that cannot be read."""
     import pandas as pd
 
     try:
@@ -192,6 +195,17 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
             )
         log.warning(f"WARNING: {message}: left out")
     return part.records, unreadable
+
+
+def _named_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """`records` with the patients and sources that the run knows of the same pictures: moved files keep them."""
+    known = known.drop_duplicates("sha256").set_index("sha256")
+    group = known["group"].where(known["group"] != known["path"], "")
+    records = records.copy()
+    for column, names in (("group", group), ("source", known["source"])):
+        found = records["sha256"].map(names).fillna("")
+        records[column] = found.where(found != "", records[column])
+    return records
 
 
 def _split_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.Series:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BINS = 15
 EPS = np.finfo(np.float64).eps
 TEMPERATURES = (0.05, 20.0)
+LARGEST_ZERO = 5e-4  # what 0.000 may stand for
 
 
 @dataclass
@@ -100,9 +101,9 @@ def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
     """Logarithms, the highest of a row 0. A probability of 0 is a number that was rounded: half of the smallest
-    positive one stands for it, or 2.2e-16 where that is more.
+    positive one stands for it, at most `LARGEST_ZERO` and at least 2.2e-16.
     """
-    zero = max(EPS, probabilities[probabilities > 0].min() / 2)
+    zero = max(EPS, min(LARGEST_ZERO, probabilities[probabilities > 0].min() / 2))
     logits = np.log(np.where(probabilities > 0, probabilities, zero))
     return logits - logits.max(1, keepdims=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,13 @@ from evaluation.operating_points import WANTED, operating_points
 from evaluation.plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure, save_figure
 from evaluation.predictions import Predictions, write_predictions
 from evaluation.subgroups import per_patient, subgroups
+from utils import UserError, digest, log, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# What follows from predictions.csv in an evaluation folder.
-COMPUTED = (
-    *("metrics.json", "metrics.csv", "confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png"),
-    "report.html",
-)
+DRAWN = ("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "report.html")
 
 
 def write_results(
@@ -61,9 +59,10 @@ def write_results(
         "evaluation": about,
     }
     metrics["warnings"] = cautions(predictions, metrics, about)
-    clear_results(folder)
     write_predictions(predictions.table, folder / "predictions.csv")
     write_metrics(metrics, folder)
+    for name in DRAWN:  # what an earlier evaluation drew would be misread beside these numbers
+        (folder / name).unlink(missing_ok=True)
     save_figure(confusion_figure(metrics, str(about.get("title", ""))), folder / "confusion_matrix.png")
     if not quick:
         curves = class_curves(predictions, metrics)
@@ -72,14 +71,11 @@ def write_results(
         save_figure(_reliability(predictions, temperature), folder / "reliability.png")
         from evaluation.report import write_report  # Jinja2 and the template, for those who want a report
 
-        write_report(folder, run)
+        try:
+            write_report(folder, run)
+        except UserError as error:
+            log.warning(f"WARNING: no report: {error}")
     return metrics
-
-
-def clear_results(folder: Path) -> None:
-    """Take away what an earlier evaluation computed: numbers and plots beside other predictions would be misread."""
-    for name in COMPUTED:
-        (folder / name).unlink(missing_ok=True)
 
 
 def _if_perfect(predictions: Predictions) -> dict[str, float]:
@@ -122,3 +118,36 @@ def _reliability(predictions: Predictions, temperature: dict[str, Any] | None) -
     if scaled is None:
         return reliability_figure(bins(plain), None)
     return reliability_figure(bins(plain), bins(scaled), temperature["value"])
+
+
+def earlier_results(path: Path) -> dict[str, Any]:
+    """What test.py noted beside a `predictions.csv` of its own; empty for the table of another program."""
+    beside = path.parent / "metrics.json"
+    if path.name != "predictions.csv" or not beside.is_file():
+        return {}
+    found = read_json(beside, "remove it, or run test.py again")
+    return found if isinstance(found.get("evaluation"), dict) and "confusion" in found else {}
+
+
+def note_file(file: Path, folder: Path) -> dict[str, str]:
+    """Where a file is, seen from `folder`, and the SHA-256 of what is in it."""
+    return {"path": os.path.relpath(file, folder), "sha256": digest(file)}
+
+
+def noted_file(folder: Path, note: dict[str, str] | None) -> Path | None:
+    """The file that `note_file` noted; None, with the reason said, where it is gone or holds something else now."""
+    if not note:
+        return None
+    file = folder / note["path"]
+    if file.is_file() and digest(file) == note["sha256"]:
+        return file
+    log.warning(f"WARNING: {file} is gone or has changed: no operating points")
+    return None
+
+
+def refuse_other_data(folder: Path, about: dict[str, Any]) -> None:
+    """Two folders of images may have one name: the results of one must not replace the other's."""
+    if (folder / "metrics.json").is_file():
+        earlier = read_json(folder / "metrics.json", "remove it").get("evaluation") or {}
+        if earlier.get("data_path", about["data_path"]) != about["data_path"]:
+            raise UserError(f"{folder}: it holds the results for {earlier['data']}; name another folder: --output DIR")

@@ -97,6 +97,11 @@ def test_a_table_of_few_digits_does_not_run_away() -> None:
     assert c.fit_temperature(rounded, labels) == pytest.approx(c.fit_temperature(probabilities, labels), rel=0.15)
 
 
+def test_certain_answers_stay_nearly_certain() -> None:
+    """A one-hot table at a temperature of nearly 1 is nearly one-hot."""
+    assert c.scale(np.eye(4), 1.001).max(1).min() > 0.99
+
+
 def test_what_validation_cannot_decide_is_no_temperature() -> None:
     import pandas as pd
 

@@ -186,7 +186,7 @@ def test_mirrored_views_are_averaged(verb: Verb, run: Path) -> None:
 def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> None:
     _ok(verb("test.py", "--weights", run))
     stored = json.loads((run / "best.temperature.json").read_text())
-    validation = read_predictions(run / "val" / "predictions.csv")
+    validation = read_predictions(run / "best.validation.csv")
     split = pd.read_csv(run / "split.csv")
     assert set(validation.table["sha256"]) == set(split[split["split"] == "val"]["sha256"])
     assert stored["value"] == pytest.approx(calibration.fit_temperature(validation.probabilities, validation.labels))
@@ -212,6 +212,8 @@ def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> N
         assert (own >= row["threshold"]).mean() >= row["wanted_sensitivity"]
     _ok(verb("test.py", "--weights", run, "--kind", "val"))
     assert _metrics(run / "val")["operating_points"] == []
+    _ok(verb("test.py", "--weights", run, "--precision", "bf16"))
+    assert (run / "val" / "report.html").is_file()  # what was asked for stays
 
 
 def test_a_temperature_of_other_weights_is_not_used(verb: Verb, run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     ours = pd.read_csv(run / "test" / "predictions.csv")
     table = ours.drop(columns=["sha256", "predicted", "confidence", "source"]).assign(sex=["f", "m"] * (len(ours) // 2))
     table.to_csv(tmp_path / "theirs.csv", index=False)
-    validation = pd.read_csv(run / "val" / "predictions.csv")
+    validation = pd.read_csv(run / "best.validation.csv")
     validation.to_csv(tmp_path / "val.csv", index=False)
     out = _ok(verb("test.py", "--predictions", tmp_path / "theirs.csv", "--validation", tmp_path / "val.csv"))
     folder = tmp_path / "theirs-evaluation"
@@ -251,6 +253,14 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     _ok(verb("test.py", "--predictions", run / "test" / "predictions.csv"))
     again = _metrics(run / "test")
     assert again["operating_points"] == own["operating_points"]
+    rebuild = ("--predictions", folder / "predictions.csv")
+    _ok(verb("test.py", *rebuild, "--sensitivity", 0.8))
+    _ok(verb("test.py", *rebuild))  # and what was given stays
+    assert {row["wanted_sensitivity"] for row in _metrics(folder)["operating_points"]} == {0.8}
+    assert found["temperature"]["value"] == _metrics(folder)["temperature"]["value"]
+    shutil.copy(run / "best.pt", tmp_path / "val.csv")
+    assert "has changed" in _ok(verb("test.py", *rebuild))
+    assert _metrics(folder)["operating_points"] == []
     assert again["evaluation"] == own["evaluation"]
     assert again["accuracy"] == own["accuracy"]
     table.drop(columns="label").to_csv(tmp_path / "bad.csv", index=False)
@@ -263,6 +273,10 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     _refused(verb("test.py", *both), "--validation", "evaluated too")
     (tmp_path / "folder").mkdir()
     shutil.copy(tmp_path / "theirs.csv", tmp_path / "folder" / "predictions.csv")
+    (tmp_path / "folder" / "metrics.json").write_text('{"evaluation": 0.9}')
+    _ok(verb("test.py", "--predictions", tmp_path / "folder" / "predictions.csv", *QUICK))
+    assert (tmp_path / "folder" / "metrics.json").read_text() == '{"evaluation": 0.9}'  # another program's
+    assert (tmp_path / "folder" / "predictions-evaluation" / "metrics.json").is_file()
     (tmp_path / "folder" / "metrics.json").write_text("{")
     _refused(verb("test.py", "--predictions", tmp_path / "folder" / "predictions.csv"), "metrics.json", "JSON")
     assert not (tmp_path / "bad-evaluation").exists()
@@ -300,3 +314,31 @@ def test_an_overlay_says_where_its_radiograph_lies(verb: Verb, run: Path, tmp_pa
     inside = grey[305:335, 55:85].mean()
     assert inside > grey[305:335, 110:140].mean() + 60
     assert inside > grey[240:270, 55:85].mean() + 60
+
+
+def test_moved_images_keep_their_patients_and_validation(
+    verb: Verb, run: Path, phantom: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    """Renamed files in another folder are the run's images by content: patients, thresholds and temperature stay."""
+    split = pd.read_csv(run / "split.csv")
+    for i, row in enumerate(split.itertuples()):
+        target = tmp_path / "moved" / row.label / f"image{i:04}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row.path, target)
+    split.assign(path=split["path"].str.replace("/", "/gone/", n=1)).to_csv(run / "split.csv", index=False)
+    _ok(verb("test.py", "--weights", run, "--data", tmp_path / "moved"))
+    found = _metrics(run / "test-moved")
+    test = split[split["split"] == "test"]
+    assert (found["n"], found["patients"]) == (len(test), test["group"].nunique())
+    assert found["operating_points"]
+    assert (run / "best.validation.csv").is_file()
+
+
+def test_an_ensemble_is_computed_anew_with_its_thresholds(verb: Verb, run: Path, tmp_path: Path) -> None:
+    second = Path(shutil.copytree(run, tmp_path / "second"))
+    _ok(verb("test.py", "--weights", run, second, "--save", tmp_path))
+    (folder,) = tmp_path.glob("ensemble-*/test")
+    own = _metrics(folder)
+    assert own["operating_points"]
+    _ok(verb("test.py", "--predictions", folder / "predictions.csv"))
+    assert _metrics(folder)["operating_points"] == own["operating_points"]

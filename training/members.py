@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from config import DataConfig
 from dataset.batches import Part, make_part
-from dataset.data import load_dataset
+from dataset.data import load_dataset, read_split
 from evaluation.calibration import fitted
 from evaluation.predictions import (
     Predictions,
@@ -24,10 +23,9 @@ from evaluation.predictions import (
     softmax,
     write_predictions,
 )
-from evaluation.results import clear_results
 from training.run_folder import shown
 from training.selection import Selection
-from utils import UserError, log, write_json
+from utils import UserError, digest, log, read_json, write_json
 
 NO_VALIDATION = "WARNING: no temperature and no operating points"
 
@@ -139,12 +137,12 @@ class Members:
         return int(records["sha256"].isin(known).sum())
 
     def validation(self) -> Predictions | None:
-        """Predictions for the first member's validation images: read from its run's `val/` if they are these members',
-        else made and, for a single checkpoint, kept there. None, with the reason said, where they cannot be had.
+        """Predictions for the first member's validation images: those kept beside the checkpoint, if of these weights,
+        else made and, for a single checkpoint of a run, kept there with the temperature that they decide. None, with
+        the reason said, where they cannot be had.
         """
-        file = self.validation_file()
-        stored = self.stored_temperature()
-        if file and stored and file.is_file() and stored.get("predictions") == _digest(file):
+        file = self.kept_validation()
+        if file is not None:
             return read_predictions(file, self.classes)
         records = self._validation_records()
         if records is None:
@@ -153,52 +151,54 @@ class Members:
             log.warning(f"{NO_VALIDATION}: a member was trained on another's validation images")
             return None
         found = self.predictions(records, replace(self.first.data, path=None, subset=False), "validation")
-        if file:
-            self._keep(found, file)
+        if len(self.selections) == 1:
+            self._keep(found)
         return found
 
+    def kept_validation(self) -> Path | None:
+        """The validation predictions beside a single checkpoint, if of these very weights, views and precision."""
+        file, record = self._beside("validation.csv"), self._record()
+        whole = record is not None and file.is_file() and record.get("predictions") == digest(file)
+        return file if whole and self.first.run is not None else None
+
     def _validation_records(self) -> pd.DataFrame | None:
-        """The first run's validation images: where its split.csv has them, else in the data that were named instead."""
+        """The first run's validation images: where its split.csv has them, else where they were moved to."""
         selection = self.first
         if selection.run is None:
             log.warning(f"{NO_VALIDATION}: {selection.checkpoint.path} lies in no run folder")
             return None
-        own, reason = _validation_hashes(selection.run), "the run has no validation images"
+        own, reasons = _validation_hashes(selection.run), []
         for path in dict.fromkeys((None, selection.data.path)):
-            data = replace(selection.data, path=path, subset=False, group_pattern=None)
+            data = replace(selection.data, path=path, subset=False)
             try:
                 dataset = load_dataset(
                     data, selection.checkpoint.size, classes=self.classes, run_split=selection.run / "split.csv"
                 )
             except UserError as error:
-                reason = str(error)
+                reasons.append(str(error))
                 continue
             records = dataset.records[dataset.records["sha256"].isin(own)]
             if len(records):
                 return records.reset_index(drop=True)
-        log.warning(f"{NO_VALIDATION}: {reason}")
+        log.warning(f"{NO_VALIDATION}: {reasons[0] if reasons else 'the run has no validation images'}")
         return None
 
-    def _keep(self, validation: Predictions, file: Path) -> None:
-        """Keep the validation predictions and the temperature that they decide; where that fails, say so."""
+    def _keep(self, validation: Predictions) -> None:
+        """Keep the validation predictions and what they decide beside the checkpoint; where that fails, say so."""
+        file = self._beside("validation.csv")
         try:
-            file.parent.mkdir(exist_ok=True)
-            clear_results(file.parent)  # of other weights, or of another precision
             write_predictions(validation.table, file)
-            found = fitted(validation)
-            self._temperature_file.unlink(missing_ok=True)
-            if found:
-                write_json(self._temperature_file, found | {"key": self._key(), "predictions": _digest(file)})
+            found = fitted(validation) or {"value": None}
+            write_json(self._beside("temperature.json"), found | {"key": self._key(), "predictions": digest(file)})
         except OSError as error:
-            log.warning(f"WARNING: {file.parent}: the validation predictions are not kept ({error.strerror})")
+            log.warning(f"WARNING: {file}: the validation predictions are not kept ({error.strerror})")
 
-    def validation_file(self) -> Path | None:
-        """Where a run keeps its predictions for its validation images; None for an ensemble, which keeps none."""
-        s = self.first
-        if len(self.selections) > 1 or s.run is None:
-            return None
-        folder = s.output_folder("val", replace(s.data, path=None, subset=False), self.suffixes())
-        return folder / "predictions.csv"
+    def temperature(self, validation: Predictions | None) -> dict[str, Any] | None:
+        """What lies beside a single checkpoint, if it is of these very weights, else what `validation` decides."""
+        found = self._record()
+        if found is None and validation is not None:
+            found = fitted(validation)
+        return found if found and found["value"] is not None else None
 
     def suffixes(self) -> list[str]:
         """What sets these predictions apart from the plain ones of the same images."""
@@ -208,29 +208,29 @@ class Members:
         s = self.first
         return {"weights": s.checkpoint.fingerprint, "tta": self.tta, "precision": s.precision}
 
-    @property
-    def _temperature_file(self) -> Path:
+    def _beside(self, name: str) -> Path:
         path = self.first.checkpoint.path
-        return path.with_name(f"{path.stem}{'-tta' if self.tta else ''}.temperature.json")
+        return path.with_name(f"{path.stem}{'-tta' if self.tta else ''}.{name}")
 
-    def stored_temperature(self) -> dict[str, Any] | None:
-        """What lies beside a single checkpoint, if it belongs to these very weights, views and precision."""
-        if len(self.selections) > 1 or not self._temperature_file.is_file():
+    def _record(self) -> dict[str, Any] | None:
+        """The `.temperature.json` beside a single checkpoint; None if it is of other weights, views or precision."""
+        file = self._beside("temperature.json")
+        if len(self.selections) > 1 or not file.is_file():
             return None
         try:
-            found = json.loads(self._temperature_file.read_text())
-            float(found["value"])
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning(f"WARNING: {self._temperature_file}: cannot be read, it is made anew")
+            found = read_json(file, "it is made anew")
+            value = found["value"] is None or float(found["value"])
+        except (UserError, ValueError, KeyError, TypeError):
+            log.warning(f"WARNING: {file}: cannot be read, it is made anew")
             return None
-        return found if found.get("key") == self._key() else None
+        return found if value and found.get("key") == self._key() else None
 
     def folder_name(self) -> str:
         """`ensemble-A+B`, of the runs' names, cut where it grows too long."""
         names = [s.run.name if s.run else s.checkpoint.path.stem for s in self.selections]
         full = "+".join(names)
-        digest = hashlib.sha256("\0".join(str(s.checkpoint.path.resolve()) for s in self.selections).encode())
-        return f"ensemble-{full if len(full) <= 100 else full[:90]}-{digest.hexdigest()[:6]}"
+        mark = hashlib.sha256("\0".join(str(s.checkpoint.path.resolve()) for s in self.selections).encode())
+        return f"ensemble-{full if len(full) <= 100 else full[:90]}-{mark.hexdigest()[:6]}"
 
     def about(self) -> dict[str, Any]:
         """Who answered, for `metrics.json`."""
@@ -262,9 +262,5 @@ def _parameters(state: dict[str, torch.Tensor]) -> int:
 
 
 def _validation_hashes(run: Path) -> set[str]:
-    split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    split = read_split(run / "split.csv")
     return set(split["sha256"][split["split"] == "val"])
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
