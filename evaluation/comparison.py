@@ -30,7 +30,7 @@ from evaluation.intervals import LEVEL, RESAMPLES, Patients, mean_interval
 from evaluation.metrics import compute_metrics, confusion_matrix, overall_values
 from evaluation.phrases import count, of_patients
 from evaluation.predictions import Predictions
-from evaluation.ranking import Ranking, auroc
+from evaluation.ranking import Ranking, auroc, delong_variance
 from utils import UserError, derived_seed, log
 
 ALPHA = 1 - LEVEL
@@ -246,19 +246,6 @@ def rankings(run: Predictions) -> list[Ranking]:
     return [auroc(run.labels == i, run.probabilities[:, i], run.patients) for i in range(len(run.classes))]
 
 
-def delong_variance(influence: np.ndarray, positive: np.ndarray, patients: Patients) -> np.ndarray:
-    """The variances (k,) of k AUROCs, or of differences of them, from the images' influences: both (n, k).
-
-    DeLong, DeLong and Clarke-Pearson 1988; over patients as in ranking.py. NaN where a side has one patient.
-    """
-    sides = np.stack([positive, ~positive], 2)
-    sums, clusters = patients.sums(influence[:, :, None] * sides), (patients.sums(sides) > 0).sum(0)
-    clusters = np.where(clusters > 1, clusters, np.nan)
-    parts = (sums**2).sum(0) * clusters / (clusters - 1)
-    both = 2 * sums.prod(2).sum(0) * patients.count / max(patients.count - 1, 1)
-    return np.maximum(parts.sum(1) + both, 0)
-
-
 def delong_test(a: Sequence[Ranking], b: Sequence[Ranking], labels: np.ndarray, patients: Patients) -> list[Difference]:
     """DeLong's paired test of each class's AUROC difference, and last of their mean over the classes that have one.
 
@@ -266,7 +253,7 @@ def delong_test(a: Sequence[Ranking], b: Sequence[Ranking], labels: np.ndarray, 
     and is unknown where a class has one patient.
     """
     influence = np.stack([x.influence - y.influence for x, y in zip(a, b, strict=True)], 1)
-    variance = delong_variance(influence, labels[:, None] == np.arange(len(a)), patients)
+    variance = delong_variance(influence, labels[:, None] == np.arange(len(a)), patients)[0]
     kept = ~np.isnan([x.value for x in a])
     sums, spread = patients.sums(influence[:, kept]), np.sqrt(variance[kept])
     scale = np.sqrt((sums**2).sum(0))

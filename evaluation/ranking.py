@@ -38,19 +38,31 @@ def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranki
     placement[positive] = (ranks[positive] - stats.rankdata(scores[positive])) / n
     placement[~positive] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / p
     value = float(placement[positive].mean())
-    sides = np.stack([positive / p, ~positive / n], 1)
-    influence = (placement - value)[:, None] * sides
-    sums, members = patients.sums(influence), patients.sums(sides)
-    clusters = (members > 0).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        parts = (sums**2).sum(0) * clusters / (clusters - 1)
-        both = 2 * (sums[:, 0] * sums[:, 1]).sum() * patients.count / (patients.count - 1)
-        variance = float(max(parts.sum() + both, 0))
-        freedom = parts.sum() ** 2 / (parts**2 / (clusters - 1)).sum()
+    influence = (placement - value) * np.where(positive, 1 / p, 1 / n)
+    variances, freedoms, clusters = delong_variance(influence[:, None], positive[:, None], patients)
+    variance, freedom = float(variances[0]), float(freedoms[0])
     low, high = transformed_interval(value, variance, "logit", freedom)
     if np.isnan(low) and 0 <= value <= 1 and patients.count > 1:
-        low, high = newcombe(value, *clusters)
-    return Ranking(value, influence.sum(1), variance, low, high)
+        low, high = newcombe(value, *clusters[0])
+    return Ranking(value, influence, variance, low, high)
+
+
+def delong_variance(
+    influence: np.ndarray, positive: np.ndarray, patients: Patients
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The variances (k,) of k AUROCs, or of differences of AUROCs, from the images' influences (n, k).
+
+    DeLong 1988 with Obuchowski's (1997) sums over patients. Also Welch's degrees of freedom (k,), and how many patients
+    either side has (k, 2). `positive` is (n, k) bool. NaN where a side has fewer than two patients.
+    """
+    sides = np.stack([positive, ~positive], 2)
+    sums, clusters = patients.sums(influence[:, :, None] * sides), (patients.sums(sides) > 0).sum(0)
+    others = np.where(clusters > 1, clusters - 1.0, np.nan)
+    parts = (sums**2).sum(0) * clusters / others
+    both = 2 * sums.prod(2).sum(0) * patients.count / max(patients.count - 1, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = parts.sum(1) ** 2 / (parts**2 / others).sum(1)
+    return np.maximum(parts.sum(1) + both, 0), freedom, clusters
 
 
 def newcombe(value: float, positives: float, negatives: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import torch
 from config import Config, DataConfig, config_from_plain, load_run_config
 from dataset.batches import MASKS, Part, cache_folder, make_part
 from dataset.cache import hash_files
-from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders
+from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders, read_split
 from dataset.layouts import match_masks
 from dataset.readers import is_image_file
 from evaluation.predictions import read_predictions
@@ -165,7 +165,7 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
     records = pd.DataFrame({"path": [str(f) for f in files]}).reindex(columns=RECORD_COLUMNS, fill_value="")
     records["sha256"] = hash_files(list(records["path"]), cache_folder(data), data.workers)
     if chosen.run is not None:
-        known = pd.read_csv(chosen.run / "split.csv", dtype=str, keep_default_na=False).drop_duplicates("sha256")
+        known = read_split(chosen.run / "split.csv").drop_duplicates("sha256")
         known = records[["sha256"]].merge(known, how="left", on="sha256").fillna("")
         for column in ("label", "group", "source", *MASKS):
             records[column] = known[column].to_numpy()
