@@ -23,10 +23,10 @@ from coverage_of_intervals import CLASSES, IMAGES, PREVALENCE, SHARED, SURE, pre
 from tqdm import tqdm
 
 from evaluation import comparison
-from evaluation.intervals import LEVEL, RESAMPLES, Z
 from evaluation.metrics import confusion_matrix
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
+from intervals import LEVEL, RESAMPLES, Z
 from utils import cores
 
 SIZES = (60, 240)

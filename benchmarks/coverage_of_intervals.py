@@ -24,9 +24,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from evaluation import metrics
-from evaluation.intervals import LEVEL, RESAMPLES
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
+from intervals import LEVEL, RESAMPLES
 from utils import cores
 
 CLASSES = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.intervals import wilson
+from intervals import wilson
 
 Row = tuple[str, str, str, str]  # as printed: "accuracy", "precision", "recall", F1
 Pair = tuple[int, int]  # numerator, denominator

@@ -78,7 +78,7 @@ def perfect_error(
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, index: np.ndarray, bins: int = BINS) -> Bins:
     """What a reliability diagram shows of each bin."""
-    from evaluation.intervals import wilson
+    from intervals import wilson
 
     count = np.bincount(index, minlength=bins).astype(np.float64)
     right = np.bincount(index, weights=correct, minlength=bins)

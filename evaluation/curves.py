@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import proportion_interval
 from evaluation.predictions import Predictions
+from intervals import proportion_interval
 
 GRID = np.linspace(0, 1, 201)
 MOST_THRESHOLDS = 200

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from evaluation import calibration
-from evaluation.intervals import (
+from evaluation.predictions import Predictions
+from evaluation.ranking import auroc, average_precision
+from intervals import (
     RESAMPLES,
     Patients,
     basic_interval,
@@ -22,8 +24,6 @@ from evaluation.intervals import (
     transformed_interval,
     wilson,
 )
-from evaluation.predictions import Predictions
-from evaluation.ranking import auroc, average_precision
 from utils import write_csv, write_json
 
 SMALL = 30  # images: a class with fewer is marked as too small to rank

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import proportion_interval
 from evaluation.metrics import SMALL, entry
 from evaluation.predictions import Predictions
+from intervals import proportion_interval
 from utils import UserError
 
 WANTED = (0.9, 0.95)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.calibration import scale
-from evaluation.intervals import Patients
+from intervals import Patients
 from utils import UserError, atomic_write, autocast
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-from evaluation.intervals import Patients, Z, transformed_interval, wilson
+from intervals import Patients, Z, transformed_interval, wilson
 
 
 @dataclass

@@ -22,7 +22,6 @@ from evaluation.curves import class_curves
 from evaluation.facts import Facts, collect_facts, fill
 from evaluation.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
 from evaluation.inputs import OPTIONAL, Inputs, read_inputs
-from evaluation.intervals import LEVEL
 from evaluation.metrics import PER_CLASS, SMALL, with_limits
 from evaluation.phrases import count, join, of_patients, patients_named, sampling_unit, threshold, words
 from evaluation.plots import (
@@ -35,6 +34,7 @@ from evaluation.plots import (
     shown_curves,
 )
 from evaluation.subgroups import MOST_VALUES
+from intervals import LEVEL
 from utils import atomic_write
 
 if TYPE_CHECKING:

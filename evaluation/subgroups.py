@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import proportion_interval, wilson
 from evaluation.metrics import SMALL, compute_metrics, entry
 from evaluation.predictions import COLUMNS, Predictions
+from intervals import proportion_interval, wilson
 
 MOST_VALUES = 20  # a column with more different values names the images, not a group of them
 NORMAL = ("normal", "healthy", "no finding", "no_finding")

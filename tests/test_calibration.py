@@ -120,7 +120,7 @@ def test_what_validation_cannot_decide_is_no_temperature() -> None:
 
 def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_uncalibrated() -> None:
     """Images three times over, 80 patients: the 95th percentile is passed in about one of twenty samples."""
-    from evaluation.intervals import Patients
+    from intervals import Patients
 
     passed = []
     patients = Patients(np.repeat(np.arange(80), 3))

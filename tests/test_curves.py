@@ -110,7 +110,7 @@ def test_operating_points_by_hand() -> None:
 
 def test_predictive_values_cover() -> None:
     """Limits of the PPV at a prevalence of 0.05 over 2,000 studies of 100 sick and 200 healthy people."""
-    from evaluation.intervals import wilson
+    from intervals import wilson
 
     rng = np.random.default_rng(0)
     sensitivity, specificity, share = 0.85, 0.9, 0.05

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from evaluation.intervals import (
+from evaluation.ranking import auroc, average_precision, newcombe
+from intervals import (
     Patients,
     basic_interval,
     mean_interval,
+    mean_over_patients,
     proportion_interval,
     transformed_interval,
     wilson,
 )
-from evaluation.ranking import auroc, average_precision, newcombe
 
 
 def _single(n: int) -> Patients:
@@ -175,7 +176,7 @@ def test_a_perfect_ranking_is_not_certain() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.8, 0.97, 1.0])
 def test_newcombe_solves_its_equation(value: float) -> None:
     """|value - a| = z·sqrt(V(a)) at both limits, with Hanley and McNeil's V; symmetric about one half."""
-    from evaluation.intervals import Z
+    from intervals import Z
 
     m, n = 25.0, 40.0
     for a in newcombe(value, m, n):
@@ -186,6 +187,60 @@ def test_newcombe_solves_its_equation(value: float) -> None:
     low, high = newcombe(value, m, n)
     mirrored = newcombe(1 - value, m, n)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 30), st.integers(1, 4), st.integers(0, 10**6))
+def test_the_mean_over_patients_is_the_clustered_regression_on_a_constant(count: int, most: int, seed: int) -> None:
+    """statsmodels' ordinary least squares with clustered errors; with one image each, SciPy's t interval."""
+    import statsmodels.api as sm
+    from scipy import stats
+
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(count), rng.integers(1, most + 1, count)))
+    values = rng.exponential(size=len(groups)) + rng.normal(size=count)[groups]
+    found = mean_over_patients(values, groups)
+    fit = sm.OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+    np.testing.assert_allclose(found, (values.mean(), *fit.conf_int()[0]), rtol=1e-9, atol=1e-12)
+    if most == 1:
+        np.testing.assert_allclose(found[1:], stats.ttest_1samp(values, 0).confidence_interval(), rtol=1e-9)
+
+
+def test_the_mean_over_patients_of_little() -> None:
+    nothing = np.array([np.nan])
+    assert np.isnan(mean_over_patients(nothing, np.array(["a"]))).all()
+    assert np.isnan(mean_over_patients(nothing[:0], nothing[:0])).all()
+    mean, *limits = mean_over_patients(np.array([1.0, 3.0, np.nan]), np.array(["a", "a", "b"]))
+    assert mean == 2
+    assert np.isnan(limits).all()
+    for value in (1, 0.1, 1 / 3):
+        assert mean_over_patients(np.full(7, value), np.arange(7)) == (value, value, value)
+
+
+def test_repeated_images_add_nothing_to_the_mean() -> None:
+    values = np.random.default_rng(5).exponential(size=9)
+    once = mean_over_patients(values, np.arange(9))
+    assert mean_over_patients(np.repeat(values, 4), np.repeat(np.arange(9), 4)) == pytest.approx(once, abs=1e-12)
+
+
+def test_the_mean_over_patients_covers_more_than_the_bootstrap() -> None:
+    """12 patients with 1 to 3 images, lognormal values (σ 0.6 between patients, 0.3 within): both cover too little.
+
+    0.916 and 0.883 of 1,500 samples of another seed; the standard error of 600 is 0.012.
+    """
+    rng, draws, count = np.random.default_rng(1), 600, 12
+    true, ours, percentile = np.exp((0.6**2 + 0.3**2) / 2), 0, 0
+    for _ in range(draws):
+        groups = np.repeat(np.arange(count), rng.integers(1, 4, count))
+        values = np.exp(0.6 * rng.normal(size=count)[groups] + 0.3 * rng.normal(size=len(groups)))
+        _, low, high = mean_over_patients(values, groups)
+        ours += low <= true <= high
+        weights = rng.multinomial(count, np.full(count, 1 / count), 1000)
+        sums = weights @ np.stack([np.bincount(groups, values), np.bincount(groups)], 1)
+        low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+        percentile += low <= true <= high
+    assert 0.88 < ours / draws < 0.95
+    assert ours - percentile > 0.01 * draws
 
 
 def test_mean_of_independent_and_of_equal_statistics() -> None:

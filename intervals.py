@@ -2,7 +2,8 @@
 
 Images of one patient are not independent, so every variance here is a sum over patients (cluster-robust), and equals
 the usual one where each patient has one image. Which method serves which metric was chosen by its coverage in a
-simulation: docs/intervals.md shows it, and the percentile bootstrap beside it.
+simulation: docs/intervals.md shows it, and the percentile bootstrap beside it. Scores of predictions (evaluation/) and
+of maps (localization/) share these.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -109,6 +110,35 @@ def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patient
     effective = np.clip(effective, 1, np.maximum(n, 1))
     wide = wilson(p * effective, np.where(n > 0, effective, 0), t)
     return np.where(several, wide[0], low), np.where(several, wide[1], high)
+
+
+def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+    """The mean of (n,) values over images, and its 95 % limits with the patient as the unit.
+
+    The variance is the cluster-robust one of a ratio, the patients' sums over their numbers of images, by linearisation
+    (Cochran 1977, 11.8), with the factor m / (m - 1) and t's quantile for m - 1 degrees of freedom, m patients (Cameron
+    and Miller 2015); with one image per patient it is Student's interval. Skewed values of few patients are covered too
+    rarely: lognormal ones (σ 0.6) of 12 patients, 1 to 3 images each, in 0.92 of 1,500 simulated samples, where the
+    percentile bootstrap covers 0.88; at σ 1 in 0.84 (0.83).
+
+    Args:
+        values: (n,), NaN where there is none: those are left out.
+        groups: (n,) the patient of each, of any type that sorts.
+
+    Returns: mean, low, high. All NaN without any value; NaN limits for a single patient.
+    """
+    values = np.asarray(values, np.float64)
+    kept = ~np.isnan(values)
+    values, patients = values[kept], Patients(np.asarray(groups)[kept])
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    # equal values must not differ from their mean by a rounding error
+    mean = float(values[0] if (values == values[0]).all() else values.mean())
+    if patients.count < 2:
+        return mean, np.nan, np.nan
+    error = np.sqrt(patients.variance((values - mean) / len(values)))
+    half = float(special.stdtrit(patients.count - 1, 0.5 + LEVEL / 2) * error)
+    return mean, mean - half, mean + half
 
 
 def mean_interval(
