@@ -49,6 +49,7 @@ class DataConfig:
     subset: bool = key(False, "at most 1000 training and 100 evaluation images, drawn by split_seed")
     lung_masks: str | None = key(None, "folder of lung masks with the images' stems")
     lesion_masks: str | None = key(None, "folder of lesion masks with the images' stems")
+    boxes: str | None = key(None, "CSV of lesion boxes: image (file name or stem), x, y, width, height in pixels")
     phantom_count: int = key(2000, "images of the phantom", low=40)
     phantom_seed: int = key(0, "seed of the phantom", low=0)
 

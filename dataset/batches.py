@@ -6,14 +6,13 @@ Nothing heavy is imported at the top: `dataset.data` is a program, and imports t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import DataConfig
-from utils import PROJECT, log
+from utils import PROJECT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +78,11 @@ class Part:
     def has(self, name: str) -> np.ndarray:
         """(n,) bool: which pictures have the mask `name`."""
         return self.stores[name][1] >= 0
+
+    def take(self, kept: np.ndarray) -> Part:
+        """The part with those of its pictures alone that `kept` (n,) bool takes."""
+        stores = {name: (store, rows[kept]) for name, (store, rows) in self.stores.items()}
+        return replace(self, records=self.records[kept].reset_index(drop=True), stores=stores)
 
     def fits(self, device: torch.device) -> bool:
         """Whether the device has memory of its own, and room in it for all pictures."""
@@ -173,9 +177,12 @@ def make_part(
     masks: bool = False,
 ) -> tuple[Part, dict[str, str]]:
     """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
-    and the reasons of those. An unreadable mask counts as absent, and its file is named.
+    and the reasons of those. A mask that cannot be used counts as absent, and is said (`dataset.masks.mask_keys`).
+
+    Raises: `UserError` for a mask that the user named and that cannot be that picture's.
     """
     from dataset.cache import PixelStore
+    from dataset.masks import mask_keys
 
     folder = cache_folder(data)
     store = PixelStore(folder, side, data.fit)
@@ -184,27 +191,5 @@ def make_part(
     stores = {"image": (store, store.rows(records["sha256"]))}
     for name in MASKS if masks else ():
         store = PixelStore(folder, side, data.fit, "mask")
-        stores[name] = (store, store.rows(_fill_masks(store, name, records, data)))
+        stores[name] = (store, store.rows(mask_keys(store, name, records, data)))
     return Part(records, classes, stores, round(data.device_memory * 2**30)), unreadable
-
-
-def _fill_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> list[str]:
-    """Cache the masks of `records` and return their keys, empty where there is none. A mask is a picture or boxes."""
-    from dataset.boxes import boxes_key, read_boxes, square_boxes
-    from dataset.cache import hash_files
-
-    boxed = {
-        row.path: read_boxes(getattr(row, name))[Path(row.path).stem]
-        for row in records.itertuples()
-        if getattr(row, name).endswith(".csv")
-    }
-    keys = {row.path: boxes_key(row.sha256, boxed[row.path]) for row in records.itertuples() if row.path in boxed}
-    broken = store.build(list(keys), list(keys.values()), data.workers, partial(square_boxes, boxed))
-    named = [mask for path, mask in zip(records["path"], records[name], strict=True) if mask and path not in boxed]
-    hashes = dict(zip(named, hash_files(named, cache_folder(data), data.workers), strict=True))
-    readable = {path: sha for path, sha in hashes.items() if sha}
-    broken |= store.build(list(readable), list(readable.values()), data.workers)
-    broken |= {path: "no such file" for path in named if path not in readable}
-    for path, reason in broken.items():
-        log.warning(f"WARNING: {path}: mask left out ({reason})")
-    return [keys.get(path) or hashes.get(mask) or "" for path, mask in zip(records["path"], records[name], strict=True)]

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a program: the project, not this folder,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config import Config, DataConfig, Parser, compose_config
-from dataset.batches import MASKS, Part, cache_folder, make_part
+from dataset.batches import Part, cache_folder, make_part
 from utils import PROJECT, UserError, log, run_verb
 
 if TYPE_CHECKING:
@@ -61,17 +61,6 @@ class Dataset:
         return table.rename_axis(index="class", columns=None)
 
 
-def mask_folders(data: DataConfig) -> dict[str, Path]:
-    """The folders of masks that were given apart from the images, by mask. Raises: `UserError` for an absent one."""
-    folders = {
-        name: Path(masks) for name, masks in zip(MASKS, (data.lung_masks, data.lesion_masks), strict=True) if masks
-    }
-    for name, folder in folders.items():
-        if not folder.is_dir():
-            raise UserError(f"--{name.replace('_', '-')}s {folder}: no such folder")
-    return folders
-
-
 def load_dataset(
     data: DataConfig,
     side: int,
@@ -87,10 +76,11 @@ def load_dataset(
         classes: class names in the model's order; default: the data's, alphabetical.
         run_split: a run's split.csv. With `data.path` too, its images keep the run's split, matched by content.
 
-    Raises: `UserError` for missing data, fewer than two classes, classes that differ from the given ones, or more than
-        `data.max_unreadable` unreadable files.
+    Raises: `UserError` for missing data, fewer than two classes, classes that differ from the given ones, masks that
+        were named and are of no image, or more than `data.max_unreadable` unreadable files.
     """
-    from dataset.layouts import find_records, match_masks, name_groups
+    from dataset.layouts import find_records, name_groups
+    from dataset.masks import give_masks
     from dataset.split import split_records
 
     if data.path is None and run_split is not None:
@@ -99,10 +89,7 @@ def load_dataset(
         folder, pattern = data_folder(data)
         records = find_records(folder)
         records["group"] = name_groups(records, pattern)
-    for column, masks in mask_folders(data).items():
-        records[column] = match_masks([Path(p).stem for p in records["path"]], masks)
-        if not (records[column] != "").any():
-            raise UserError(f"--{column.replace('_', '-')}s {masks}: no mask there has the stem of an image")
+    records = give_masks(records, data)
     _check_classes(records, classes)
     labels = set(records["label"])
     records, unreadable = _readable(records, data, side)

@@ -18,6 +18,8 @@ except ImportError:  # not built for this platform: OpenCV reads everything
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 
+TIFF_ORIENTATION = 274  # the tag; 1 is upright
+
 # The quicker PNG decoder keeps the interpreter's lock: it is for processes with one thread, and for two or three cores.
 one_thread = cores() <= 3
 
@@ -61,12 +63,43 @@ def read_image(path: Path) -> np.ndarray:
     return _full_range(pixels.astype(np.float32))
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the picture that `read_image` gives, from the file's header where that says it.
+
+    A picture that may be stored turned (EXIF data, or a TIFF's orientation) is read. Raises: `UnreadableImage`.
+    """
+    from PIL import Image
+
+    if Path(path).suffix.lower() in (".dcm", ".dicom"):
+        return _dicom_size(path)
+    try:
+        with Image.open(path) as picture:  # the header alone
+            if "exif" not in picture.info and getattr(picture, "tag_v2", {}).get(TIFF_ORIENTATION, 1) == 1:
+                return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # a DICOM without its extension, or a broken file: `read_image` has the last word
+    return read_image(path).shape
+
+
+def _dicom_size(path: Path) -> tuple[int, int]:
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+        return int(header.Rows), int(header.Columns)
+    except Exception:  # pydicom raises nearly anything for a broken file: `read_image` has the last word
+        return read_image(path).shape
+
+
 def _read_grey_png(data: bytes) -> np.ndarray | None:
     """A plain PNG of 8-bit grey, which most data sets are, decoded in less than half of OpenCV's time.
 
-    None for any other file, for one that fails (OpenCV has the last word), and where OpenCV's threads are quicker.
+    None for any other file, for one that may be stored turned (OpenCV turns it back), for one that fails (OpenCV has
+    the last word), and where OpenCV's threads are quicker.
     """
     if decode_image_png_u8 is None or not one_thread or len(data) < 33 or data[12:16] != b"IHDR":
+        return None
+    if b"eXIf" in data[: data.find(b"IDAT")]:
         return None
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     if (depth, colour, interlace) != (8, 0, 0) or not 0 < width * height < 2**28:
@@ -152,16 +185,16 @@ def read_mask(path: Path) -> np.ndarray:
     return pixels > pixels.max() / 2
 
 
-def fit_square(pixels: np.ndarray, side: int, fit: str) -> np.ndarray:
+def fit_square(pixels: np.ndarray, side: int, fit: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Resize (height, width) uint8, uint16 or float32 pixels to (side, side), antialiased.
 
     `squash` ignores the aspect, as the seed project does; `letterbox` keeps it and pads with zeros, centred.
-    Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear.
+    Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear. `size`, of a mask's picture, is what the
+    letterbox is made for: (height, width), by default the pixels' own.
     """
     height, width = pixels.shape
-    top, left, new_height, new_width = (
-        letterbox_frame(height, width, side) if fit == "letterbox" else (0, 0, side, side)
-    )
+    frame = letterbox_frame(*(size or pixels.shape), side) if fit == "letterbox" else (0, 0, side, side)
+    top, left, new_height, new_width = frame
     if (height, width) != (new_height, new_width):
         # Area averaging needs both sides to shrink; a long thin picture is shrunk first in the direction that does.
         smaller = (min(width, new_width), min(height, new_height))
@@ -193,9 +226,12 @@ def square_image(path: Path, side: int, fit: str) -> np.ndarray:
     return to_uint8(fit_square(read_image(path), side, fit))
 
 
-def square_mask(path: Path, side: int, fit: str) -> np.ndarray:
-    """One mask as (side, side) uint8 of 0 and 1: 1 where at least half of the pixel's area is inside."""
-    return (fit_square(read_mask(path).astype(np.float32), side, fit) >= 0.5).astype(np.uint8)
+def square_mask(path: Path, side: int, fit: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One mask as (side, side) uint8 of 0 and 1: 1 where at least half of the pixel's area is inside.
+
+    `size`: (height, width) of its picture, where a letterbox of the mask's own size lies otherwise (`fit_square`).
+    """
+    return (fit_square(read_mask(path).astype(np.float32), side, fit, size) >= 0.5).astype(np.uint8)
 
 
 def file_sha256(path: Path) -> str:

@@ -155,7 +155,7 @@ def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp
     for image in images:
         shutil.copy(image, tmp_path)
     (tmp_path / "lungs").mkdir()
-    half = np.zeros((50, 70), np.uint8)
+    half = np.zeros((70, 70), np.uint8)
     half[:, :35] = 255
     for image in images:
         cv2.imwrite(str(tmp_path / "lungs" / image.name), half)

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from config import Config, DataConfig, config_from_plain, load_run_config
 from dataset.batches import MASKS, Part, cache_folder, make_part
 from dataset.cache import hash_files
-from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, mask_folders, read_split
-from dataset.layouts import match_masks
-from dataset.readers import is_image_file
+from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, read_split
+from dataset.masks import give_masks, without_empty_masks
+from dataset.readers import image_size, is_image_file, letterbox_frame
 from evaluation.predictions import read_predictions
 from pretrained_models import canonical_name
 from training.checkpoints import Checkpoint, load_checkpoint
@@ -26,9 +27,10 @@ from utils import UserError, log, pick_device
 CHANGEABLE = (
     *("model", "device", "precision", "save", "seed", "train.eval_batch"),
     *("data.path", "data.subset", "data.workers", "data.cache_dir", "data.device_memory", "data.group_pattern"),
-    *("data.lung_masks", "data.lesion_masks", "data.max_unreadable"),
+    *("data.lung_masks", "data.lesion_masks", "data.boxes", "data.max_unreadable"),
     *("data.split", "data.split_seed", "data.val_per_class", "data.test_per_class"),
 )
+FLAT = "one value only: nothing to explain"
 
 
 @dataclass
@@ -90,7 +92,7 @@ def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selec
         raise UserError(f"--model {config.model}: the checkpoint {weights} is of {checkpoint.architecture.name}")
     run = weights.parent if (weights.parent / "split.csv").is_file() else None
     base = load_run_config(run / "config.yaml").data if run else config_from_plain(checkpoint.config, str(weights)).data
-    # The run's images are those of its split.csv; its folder counts only where it is named again.
+    # The run's images and masks are those of its split.csv; their folders count only where they are named again.
     foreign = sorted(key for key in given if key not in CHANGEABLE)
     if foreign:
         raise UserError(
@@ -101,9 +103,8 @@ def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selec
         for dotted in given
         if dotted.startswith("data.")
     }
-    data = replace(
-        base, **{"path": None, "subset": False, "workers": config.data.workers, **keys, "fit": checkpoint.fit}
-    )
+    forgotten = {"path": None, "subset": False, "lung_masks": None, "lesion_masks": None, "boxes": None}
+    data = replace(base, **{**forgotten, "workers": config.data.workers, **keys, "fit": checkpoint.fit})
     if (
         data.path is not None
         and "group_pattern" not in keys
@@ -122,8 +123,9 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
     """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split
     and the `errors` most confident errors that the run's `test/predictions.csv` holds.
 
-    Given files that the run knows by content have its label. Raises: `UserError` for a file that is no image, a folder
-    without any, a test split without images, or errors asked for before test.py has run.
+    Given files that the run knows by content have its label. A picture of one value only is left out, as an unreadable
+    one is. Raises: `UserError` for a file that is no image or has one value only, a folder without any other, a test
+    split without images, masks that cannot be the pictures', or errors asked for before test.py has run.
     """
     checkpoint, data = chosen.checkpoint, chosen.data
     if images is not None:
@@ -137,7 +139,26 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
         drawn.append(test[test["sha256"].isin(_worst(chosen, errors))])
     records = pd.concat(drawn).sort_index()
     records = records[~records.index.duplicated()].reset_index(drop=True)
-    return make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)[0]
+    part, flat = _without_flat(make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)[0], data)
+    for path in flat:
+        log.warning(f"WARNING: {path}: left out ({FLAT})")
+    if not len(part):
+        raise UserError(f"the chosen test images: {FLAT}; give --image PATH, or --data DIR")
+    return without_empty_masks(part, data)
+
+
+def _without_flat(part: Part, data: DataConfig) -> tuple[Part, list[str]]:
+    """The part without the pictures that have one value only, as the model sees them, and the paths of those."""
+
+    def flat(index: int, path: str) -> bool:
+        pixels = part.gather("image", np.array([index]))[0]
+        if data.fit == "letterbox":  # the padding is no part of the picture
+            top, left, height, width = letterbox_frame(*image_size(Path(path)), part.side)
+            pixels = pixels[top : top + height, left : left + width]
+        return bool(pixels.min() == pixels.max())
+
+    kept = np.array([not flat(index, path) for index, path in enumerate(part.records["path"])], bool)
+    return part.take(kept), list(part.records["path"][~kept])
 
 
 def _worst(chosen: Selection, count: int) -> list[str]:
@@ -170,13 +191,11 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
         for column in ("label", "group", "source", *MASKS):
             records[column] = known[column].to_numpy()
     records["group"] = records["group"].where(records["group"] != "", records["path"])
-    for column, masks in mask_folders(data).items():
-        records[column] = match_masks([f.stem for f in files], masks)
-        if not (records[column] != "").any():
-            raise UserError(f"--{column.replace('_', '-')}s {masks}: no mask there has the stem of an image")
-    part, unreadable = make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)
-    for path, reason in unreadable.items():
+    part, unreadable = make_part(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
+    part, flat = _without_flat(part, data)
+    reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
+    for path, reason in reasons.items():
         if Path(path) in {p.resolve() for p in images} or not len(part):
-            raise UserError(f"--image {path}: no readable image ({reason})")
+            raise UserError(f"--image {path}: {reason}")
         log.warning(f"WARNING: {path}: left out ({reason})")
-    return part
+    return without_empty_masks(part, data)
