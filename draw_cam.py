@@ -1,52 +1,94 @@
-"""Draw where a trained classifier looks: Grad-CAM over radiographs, scored against lung and lesion masks.
+"""Draw where a trained classifier looks, and measure it: maps over radiographs, scored against lung and lesion masks.
 
-python draw_cam.py                                        # the newest run, 8 test images per class
+python draw_cam.py                                        # Grad-CAM of the newest run, 8 test images per class
+python draw_cam.py --method all --score                   # every method that the architecture can have, with controls
+python draw_cam.py --method gradcam,layercam --sanity     # may the maps be believed at all?
 python draw_cam.py --image FILE_OR_FOLDER --label COVID   # these images, the evidence for COVID
 python draw_cam.py --errors 12                            # and the most confident errors, for the report
+python draw_cam.py --weights runs/A runs/B                # two models, and where they differ
 python draw_cam.py --model all --save                     # every run; keep raw images and maps too
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from config import Parser, compose_config
+from config import Config, Parser, compose_config
 from dataset.data import add_data_flags
-from utils import UserError, log, run_verb, write_json
+from utils import UserError, log, make_folder, run_verb, write_json
+
+if TYPE_CHECKING:
+    from localization.drawing import Drawn
+    from localization.inspection import Wanted
+    from training.selection import Selection
+
+LONGEST = 120  # bytes of a folder's name
 
 
 def parser() -> Parser:
     parser = Parser(prog="draw_cam.py", description=__doc__)
     add_data_flags(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--weights",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="a checkpoint, or a run folder (its best.pt); default: the newest finished run",
+        help="checkpoints, or run folders (their best.pt); of two the differences are drawn too; default: the newest "
+        "finished run",
     )
-    parser.add_argument(
+    add(
         "--image",
         type=Path,
         nargs="+",
         metavar="PATH",
         help="images or folders of images; default: images of the test split",
     )
-    parser.add_argument(
-        "--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)"
-    )
-    parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)"
-    )
-    parser.add_argument(
+    add("--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)")
+    add("--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)")
+    add(
         "--errors",
         type=int,
         default=0,
         metavar="N",
         help="besides, the N most confident errors among test.py's predictions for the test split (default 0)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
-    parser.add_argument(
+    add(
+        "--method",
+        default="gradcam",
+        metavar="A,B,C",
+        help="gradcam (default), gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam, "
+        "ablationcam, occlusion, integrated_gradients, smoothgrad, guided_gradcam, rollout, gradient_rollout; all: "
+        "every one that the architecture can have",
+    )
+    add("--layer", metavar="NAME,NAME", help="the target layer, or several to be averaged (default: found by itself)")
+    add(
+        "--scale",
+        choices=("image", "batch", "shared"),
+        default="image",
+        help="the top of the colours: each map's own peak (default), the highest of the batch, the highest of all",
+    )
+    add("--colormap", default="inferno", metavar="NAME", help="a colormap of matplotlib (default inferno)")
+    add("--score", action="store_true", help="beside controls, with faithfulness: scores.csv, scores.png, controls.csv")
+    add(
+        "--score-count",
+        type=int,
+        default=24,
+        metavar="N",
+        help="pictures on which deletion, insertion, drop, increase and ROAD are scored (default 24; 0: none)",
+    )
+    add(
+        "--tolerance", type=float, default=0.03, metavar="SHARE", help="of the pointing game (default 0.03 of the side)"
+    )
+    add("--sanity", action="store_true", help="sanity checks of every method, with verdicts: sanity.csv, sanity.png")
+    add("--sanity-count", type=int, default=4, metavar="N", help="pictures of the sanity checks (default 4)")
+    add("--strict", action="store_true", help="with --sanity: exit code 1 where a method fails")
+    add("--max-channels", type=int, default=64, metavar="N", help="of Score-CAM and Ablation-CAM (default 64)")
+    add("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
+    add(
         "--save",
         nargs="?",
         type=Path,
@@ -62,11 +104,73 @@ def parser() -> Parser:
     )
     parser.config_flag("--lung-masks", "data.lung_masks")
     parser.config_flag("--lesion-masks", "data.lesion_masks")
+    parser.config_flag("--boxes", "data.boxes", metavar="FILE")
     parser.config_flag("--batch", "train.eval_batch", type=int)
-    parser.config_flag("--seed", "seed", type=int, help="of the choice of images")
+    parser.config_flag("--seed", "seed", type=int, help="of the choice of images, of noise and of random weights")
     parser.config_flag("--device", "device")
     parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))
     return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what no model can do, before anything is loaded."""
+    from localization.cam import method_name
+    from localization.overlay import check_colormap
+
+    for flag, least in (("count", 1), ("score_count", 0), ("sanity_count", 2), ("max_channels", 1)):
+        if getattr(arguments, flag) < least:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: at least {least} is needed")
+    if arguments.errors < 0 or (arguments.errors and arguments.image):
+        raise UserError(f"--errors {arguments.errors}: a number of test images, without --image, is needed")
+    if not 0 <= arguments.tolerance < 1:
+        raise UserError(f"--tolerance {arguments.tolerance}: a share of the picture's side, from 0 to 1, is needed")
+    if arguments.strict and not arguments.sanity:
+        raise UserError("--strict: it belongs to --sanity")
+    check_colormap(arguments.colormap)
+    if arguments.method.strip().lower() != "all":
+        for word in arguments.method.split(","):
+            method_name(word)
+
+
+def _weights(arguments: argparse.Namespace, config: Config) -> list[Path | None]:
+    """The checkpoints to explain; None is the newest run."""
+    from training.run_folder import finished_runs, runs_folder
+
+    if config.model.lower() != "all":
+        return arguments.weights or [None]
+    if arguments.weights is not None:
+        raise UserError("--model all: it takes every run's best.pt; leave --weights out")
+    found = finished_runs(runs_folder(config))
+    if not found:
+        raise UserError(f"--model all: no finished run in {runs_folder(config)}: train one (python train.py)")
+    return found
+
+
+def _name(chosen: Selection) -> str:
+    """What the checkpoint is called in tables: its run, and its file where that is not best.pt."""
+    path = chosen.checkpoint.path
+    if chosen.run is None:
+        return path.stem
+    return chosen.run.name if path.name == "best.pt" else f"{chosen.run.name}-{path.stem}"
+
+
+def _wanted(arguments: argparse.Namespace, config: Config) -> Wanted:
+    from localization.drawing import Style
+    from localization.inspection import Wanted
+
+    return Wanted(
+        arguments.method,
+        [name.strip() for name in arguments.layer.split(",")] if arguments.layer else (),
+        arguments.label,
+        Style(arguments.scale, arguments.colormap, arguments.tolerance),
+        arguments.score,
+        arguments.score_count,
+        arguments.sanity,
+        arguments.sanity_count,
+        arguments.max_channels,
+        config.train.eval_batch,
+        config.seed,
+    )
 
 
 def _renew_report(run: Path) -> None:
@@ -80,65 +184,80 @@ def _renew_report(run: Path) -> None:
             log.warning(f"WARNING: the report stays as it was: {error}")
 
 
+def _record(chosen: Selection, folder: Path, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Say in `cams.json` which weights drew the maps of which split; the report of that split then shows them."""
+    from localization.inspection import TITLES
+
+    tested = arguments.image is None and chosen.data.path is None
+    record = {"weights": chosen.checkpoint.fingerprint, "kind": "test" if tested else None}
+    write_json(folder / "cams.json", record | {"methods": {method: TITLES[method] for method in methods}})
+    if tested and chosen.run and folder == chosen.run / "cams":
+        _renew_report(chosen.run)
+
+
+def _together(folder: Path, drawn: list[Drawn], arguments: argparse.Namespace) -> None:
+    """What is said of several models in one folder: their table, and of two that were named their differences."""
+    from localization.drawing import clear_folder
+    from localization.inspection import TITLES
+    from localization.pairs import draw_pairs
+    from localization.summary import summarise, write_summary
+
+    clear_folder(make_folder(folder, "--output"))
+    if arguments.score:
+        rows = [row for one in drawn for row in (*one.rows, *one.controls)]
+        write_summary(folder, summarise(rows), TITLES)
+    if _are_compared(arguments):
+        draw_pairs(folder, (drawn[0], drawn[1]), arguments.colormap)
+    log.info(f"the models beside each other: {folder}")
+
+
+def _are_compared(arguments: argparse.Namespace) -> bool:
+    return len(arguments.weights or ()) == 2
+
+
 def main(argv: Sequence[str]) -> None:
     arguments, words, flags = parser().parse_command(argv)
     config = compose_config(words, flags, arguments.config)
-    if arguments.count < 1:
-        raise UserError(f"--count {arguments.count}: at least 1 is needed")
-    if arguments.errors < 0 or (arguments.errors and arguments.image):
-        raise UserError(f"--errors {arguments.errors}: a number of test images, without --image, is needed")
-    from localization.drawing import draw_maps
-    from localization.scoring import format_summary, summarise
-    from training.run_folder import finished_runs, runs_folder
+    _check(arguments)
+    from localization.inspection import inspect_model
+    from training.run_folder import runs_folder
     from training.selection import chosen_images, select
 
     given = {**dict(word.split("=", 1) for word in words), **flags}
-    weights = [arguments.weights]
+    weights = _weights(arguments, config)
     every_run = config.model.lower() == "all"
     if every_run:
-        if arguments.weights is not None:
-            raise UserError("--model all: it takes every run's best.pt; leave --weights out")
-        weights = finished_runs(runs_folder(config))
         given.pop("model")
-        if not weights:
-            raise UserError(f"--model all: no finished run in {runs_folder(config)}: train one (python train.py)")
+    wanted, drawn, failed = _wanted(arguments, config), [], False
     for path in weights:
         chosen = select(config, path, given)
-        classes = chosen.checkpoint.classes
-        if arguments.label not in (None, *classes):
-            raise UserError(f"--label {arguments.label}: no class of the checkpoint (it has {', '.join(classes)})")
+        name = _name(chosen)
+        if name in (one.name for one in drawn):
+            raise UserError(f"--weights {path}: there is {name} already; give each once")
         part = chosen_images(chosen, arguments.image, arguments.count, config.seed, arguments.errors)
-        name = chosen.run.name if chosen.run else chosen.checkpoint.path.stem
-        folder = arguments.output or chosen.output_folder("cams")
-        save = arguments.save
-        if every_run:  # one folder per run, wherever they go
+        folder, save = arguments.output or chosen.output_folder("cams"), arguments.save
+        if len(weights) > 1 or every_run:  # one folder per run, wherever they go
             folder = folder / name if arguments.output else folder
             save = save / name if isinstance(save, Path) else save
-        rows = draw_maps(
+        found, findings = inspect_model(
             chosen.checkpoint,
             part,
+            wanted,
+            name,
             folder,
             folder if save is True else save,
-            label=arguments.label,
-            device=chosen.device,
-            precision=chosen.precision,
-            batch=config.train.eval_batch,
+            chosen.device,
+            chosen.precision,
+            keep=_are_compared(arguments),
         )
-        empty = sum(row["status"] == "empty" for row in rows)
-        log.info(
-            f"{name}: {len(rows)} maps" + (f", {empty} without positive evidence" if empty else "") + f" in {folder}"
-        )
-        tested = arguments.image is None and chosen.data.path is None
-        record = {"weights": chosen.checkpoint.fingerprint, "kind": "test" if tested else None}
-        write_json(folder / "cams.json", record)
-        if tested and chosen.run and folder == chosen.run / "cams":
-            _renew_report(chosen.run)
-        summary = format_summary(summarise(rows))
-        if summary:
-            log.info(
-                "Grad-CAM of correctly classified images, or of unlabelled ones (lift: 1 is chance; 95 % intervals):\n"
-                + summary
-            )
+        drawn.append(found)
+        failed |= any(finding.verdict == "fail" for finding in findings)
+        _record(chosen, folder, arguments, list(found.means))
+    if len(drawn) > 1 and (arguments.score or _are_compared(arguments)):
+        together = "localization-" + "-vs-".join(one.name for one in drawn)
+        _together(arguments.output or runs_folder(config) / together[:LONGEST], drawn, arguments)
+    if arguments.strict and failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The table of architectures: build a model for a number of classes, name its head and its CAM layer, load weights.
 
 Any classification model of torchvision by its name (any case) and any of timm as `timm/NAME`. A family whose target
-layer of Grad-CAM is not simply its last spatial feature map has a row in `CAM_LAYERS`; nothing else is needed.
+layer of Grad-CAM is not the one that a probe pass finds (`localization/layers.py`) has a row in `CAM_LAYERS`; nothing
+else is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -336,48 +336,3 @@ def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, w
     ordered._metadata = getattr(own, "_metadata", {})  # MNASNet asks for its version, which plain files do not keep
     model.load_state_dict(ordered, strict=False)
     return bool(dropped)
-
-
-def cam_layer(model: nn.Module, architecture: Architecture, size: int) -> CamLayer:
-    """The target layer of Grad-CAM: the last rectified feature map before pooling.
-
-    The family's row in `CAM_LAYERS`, else the module that is the last, in the order of a probe pass, to give a map
-    (n, channels, h, w) with h = w > 1 and is no pooling or dropout. Raises: `UserError` where there is none, as in a
-    transformer whose last blocks work on tokens (n, tokens, channels).
-    """
-    bare = architecture.name.removeprefix("timm/")
-    for family, layer in CAM_LAYERS.items():
-        if bare.startswith(family):
-            found = layer(model)
-            if found.name in dict(model.named_modules()):
-                return found
-    candidates: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-        if name and "pool" not in type(module).__name__.lower() and not isinstance(module, (nn.Dropout, nn.Identity)):
-
-            def note(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] > 1:
-                    candidates.clear()  # tokens: what was spatial before them is no last feature map
-                if isinstance(output, torch.Tensor) and output.ndim == 4:
-                    _, channels, height, width = output.shape
-                    if height == width > 1 and channels != height:
-                        candidates.append(name)
-
-            handles.append(module.register_forward_hook(note))
-    training = model.training
-    try:
-        model.eval()
-        parameter = next(model.parameters())
-        with torch.no_grad():
-            model(torch.zeros(1, len(architecture.mean), size, size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    if not candidates:
-        raise UserError(
-            f"Grad-CAM needs a spatial feature map, and {architecture.name} has none behind its last"
-            " tokens: choose a model with convolutional or windowed features at its end"
-        )
-    return CamLayer(candidates[-1])

@@ -2,11 +2,11 @@
 
     python benchmarks/cam_speed.py [--models resnet18,vgg16,densenet121] [--batches 1,8,32] [--repeats 5]
 
-`ours` is localization/cam.py in the precision that train.py would choose, `fp32` the same without autocast, timed once;
-`forward` a bare forward pass in our precision. The rivals get their usual call: fp32, an ordinary model, the layer that
-we use (of DenseNet `features`, as their users do). The difference is the largest |theirs - ours in fp32|, each map
-divided by its own maximum: nobody should be fast and wrong. A second table, on a ResNet18 trained on the phantom: bf16
-maps beside fp32 maps, image by image.
+`ours` is localization/ in the precision that train.py would choose, `fp32` the same without autocast, timed once;
+`forward` a bare forward pass in our precision, `family` all seven methods that one pass serves. The rivals get their
+usual call: fp32, an ordinary model, the layer that we use (of DenseNet `features`, as users do). The difference is
+the largest |theirs - ours in fp32|, each map divided by its own maximum: nobody should be fast and wrong. A second
+table, on a ResNet18 trained on the phantom: bf16 maps beside fp32 maps, image by image.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CLASS = 2  # the class explained: one that has evidence in all three random networks
 RIVALS = ("grad-cam", "torchcam", "captum")
+FAMILY = ("gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigencam", "eigengradcam")
 TRAINING = ("preset=demo", "train.epochs=4")  # of the model whose maps are compared
 
 
@@ -87,17 +88,36 @@ def chosen_precision(model: str, size: int) -> str:
 def ours(model: str, size: int, precision: str) -> Work:
     import torch
 
-    from localization.cam import cut_pass, grad_cam
-    from pretrained_models import cam_layer
+    from localization.cut import cut_pass
+    from localization.gradients import grad_cam
+    from localization.layers import find_layers
 
     network, architecture, device = _network(model, True)
-    layer = cam_layer(network, architecture, size)
+    layers = find_layers(network, architecture, size)
 
     def call(inputs: torch.Tensor) -> torch.Tensor:
         targets = torch.full((len(inputs),), CLASS, device=device)
-        return grad_cam(cut_pass(network, layer, inputs, targets, precision)).cpu()
+        (features,) = cut_pass(network, layers, inputs, targets, precision).features
+        return grad_cam(features.activations, features.gradients).cpu()
 
     return _timed(precision, call, device, size, True)
+
+
+def family(model: str, size: int, precision: str) -> Work:
+    """All seven methods that one pass serves; the maps kept are Grad-CAM's."""
+    import torch
+
+    from localization.cam import METHODS, Explainer
+
+    network, architecture, device = _network(model, True)
+    explainer = Explainer(network, architecture, size, precision)
+
+    def call(inputs: torch.Tensor) -> torch.Tensor:
+        explanation = explainer.explain(inputs, torch.full((len(inputs),), CLASS, device=device))
+        maps = {name: METHODS[name].function(explanation).cpu() for name in FAMILY}
+        return maps["gradcam"]
+
+    return _timed("family", call, device, size, True)
 
 
 def forward(model: str, size: int, precision: str) -> Work:
@@ -115,10 +135,10 @@ def forward(model: str, size: int, precision: str) -> Work:
 
 
 def rival(name: str, model: str, size: int) -> Work:
-    from pretrained_models import cam_layer
+    from localization.layers import find_layers
 
     network, architecture, device = _network(model, False)
-    target = network.get_submodule(cam_layer(network, architecture, size).name)
+    target = network.get_submodule(find_layers(network, architecture, size)[0].name)
     if name == "grad-cam":
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -164,7 +184,8 @@ def _contests(
 ) -> dict[int, tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, np.ndarray]]]:
     """By batch: the rates of everybody, our ratios to them, and the maps."""
     found = {count: ({}, {}, {}) for count in batches}
-    setups = {"forward": (forward, model, size, precision)} | {n: (rival, n, model, size) for n in RIVALS}
+    setups = {"forward": (forward, model, size, precision), "family": (family, model, size, precision)}
+    setups |= {n: (rival, n, model, size) for n in RIVALS}
     for name, setup in setups.items():  # one at a time: all together want more memory than the machine has
         with contest(Contestant("ours", ours, model, size, precision), Contestant(name, *setup)) as pair:
             for count, (rates, against, maps) in found.items():
@@ -207,8 +228,8 @@ def speed_table(models: list[str], batches: list[int], size: int, repeats: int) 
                 }
             )
     columns = {"model": "model", "batch": "batch", "precision": "precision", "ours": "ours, maps/s", "fp32": "in fp32"}
-    columns |= {"forward": "forward", **{name: name for name in RIVALS}}
-    columns |= {f"to_{name}": f"ours / {name}" for name in ("forward", *RIVALS)}
+    columns |= {"forward": "forward", "family": "seven methods", **{name: name for name in RIVALS}}
+    columns |= {f"to_{name}": f"ours / {name}" for name in ("forward", "family", *RIVALS)}
     report("cam_speed", columns | {"difference": "largest difference"}, rows, measured | {"size": size})
 
 
@@ -217,8 +238,9 @@ def agreement_table() -> None:
     import torch
 
     from config import compose_config
-    from localization.cam import cut_pass, grad_cam
-    from pretrained_models import cam_layer
+    from localization.cut import cut_pass
+    from localization.gradients import grad_cam
+    from localization.layers import find_layers
     from training.checkpoints import load_checkpoint
     from training.selection import select
     from training.trainer import train
@@ -232,14 +254,14 @@ def agreement_table() -> None:
         part = chosen.dataset().part("test")
         model = checkpoint.model().to(chosen.device)
     architecture = checkpoint.architecture
-    layer = cam_layer(model, architecture, checkpoint.size)
+    layers = find_layers(model, architecture, checkpoint.size)
     maps = {"fp32": [], "bf16": []}
     for item in part.batches(chosen.device, 32, part.side, architecture.mean, architecture.std):
         targets = None
         for precision, found in maps.items():
-            cut = cut_pass(model, layer, item.inputs, targets, precision)
+            cut = cut_pass(model, layers, item.inputs, targets, precision)
             targets = cut.targets  # both explain the class that fp32 predicts
-            found.append(grad_cam(cut).cpu())
+            found.append(grad_cam(cut.features[0].activations, cut.features[0].gradients).cpu())
     full, half = (torch.cat(found).numpy() for found in maps.values())
     seen = full.max((1, 2)) > 0
     flat = [m[seen].reshape(seen.sum(), -1) for m in (full, half)]

@@ -34,7 +34,6 @@ from evaluation.phrases import (
 from utils import PROJECT
 
 Facts = dict[str, str | None]
-METHODS = {"gradcam": "Grad-CAM"}
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
@@ -320,10 +319,12 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
         facts["subgroups"] = "; ".join(f"by {column}, {_accuracies(rows)}" for column, rows in groups.items())
     if inputs.maps.table is not None:
         maps = inputs.maps.table
-        empty = int((maps["status"] != "ok").sum())
-        methods = join(METHODS.get(name, name) for name in sorted(maps["method"].unique()))
+        empty = int((maps["status"] == "empty").sum())
+        spread = int((maps["status"] == "diffuse").sum())
+        methods = join(inputs.maps.titles.get(name, name) for name in sorted(maps["method"].unique()))
         images = count(maps["path"].nunique(), "image")
-        facts["explainability"] = f"{methods} of {images}, {empty} without positive evidence"
+        facts["explainability"] = f"{methods} of {images}, {empty} of {len(maps)} maps without positive evidence"
+        facts["explainability"] += f", {spread} spread out like a uniform map" if spread else ""
     return facts
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from dataset.readers import UnreadableImage, file_sha256, read_image, to_uint8
-from evaluation.inputs import Maps
+from evaluation.inputs import FIRST_METHOD, Maps
 from evaluation.predictions import Predictions
 
 MOST_ERRORS = 12
@@ -21,6 +21,10 @@ SIDE = 448  # pixels: what a picture's longer side is shrunk to
 QUALITY = 82  # of JPEG
 BOX = "Radiograph"  # the text chunk of an overlay that says where the radiograph lies: left,top,right,bottom
 NO_MAP = {"empty": "no positive evidence for {}: the map is empty", "nan": "the map of {} is not finite"}
+DOUBTFUL = {
+    "diffuse": "the map of {} is spread out like a uniform one",
+    "border": "most of the map of {} lies at the picture's edge",
+}
 
 
 @dataclass
@@ -64,12 +68,14 @@ def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path
     record = predictions.table.iloc[row]
     drawn = _map_of(record, maps.table)
     overlay, boxed, raw, notes = None, False, None, []
-    if drawn is not None and drawn["status"] != "ok":
+    if drawn is not None and drawn["status"] not in ("ok", *DOUBTFUL):
         notes.append(NO_MAP.get(drawn["status"], "no map").format(drawn["target"]))
     elif drawn is not None:
         overlay, boxed = _read_overlay(maps.folder / Path(drawn["file"]).name)
         if overlay is None:
             notes.append("its map cannot be read")
+        elif drawn["status"] in DOUBTFUL:
+            notes.append(DOUBTFUL[drawn["status"]].format(drawn["target"]))
     try:
         raw = _read_radiograph(record, folders)
     except UnreadableImage as reason:
@@ -116,14 +122,16 @@ def _read_radiograph(record: pd.Series, folders: Sequence[Path]) -> Image.Image:
 
 
 def _map_of(record: pd.Series, maps: pd.DataFrame | None) -> pd.Series | None:
-    """The map of this radiograph: that of the predicted class, else the first."""
+    """The map of this radiograph: of the predicted class if there is one, of `FIRST_METHOD` if there is one,
+    and of what is left the first in the file.
+    """
     if maps is None:
         return None
     own = maps[maps["path"] == record["path"]]
-    if own.empty:
-        return None
-    wanted = own[own["target"] == record["predicted"]]
-    return (own if wanted.empty else wanted).iloc[0]
+    for column, wanted in (("target", record["predicted"]), ("method", FIRST_METHOD)):
+        matching = own[own[column] == wanted]
+        own = own if matching.empty else matching
+    return None if own.empty else own.iloc[0]
 
 
 def _read_overlay(path: Path) -> tuple[Image.Image | None, bool]:

@@ -14,6 +14,7 @@ from evaluation.metrics import OVERALL, PER_CLASS
 from evaluation.predictions import Predictions, read_predictions
 from utils import UserError, read_json
 
+FIRST_METHOD = "gradcam"  # whose maps are shown where several methods drew
 ENTRY = ("value", "low", "high")
 NEEDED = ("n", "classes", "confusion", "ece_bins", "methods", "per_class", *OVERALL)  # of metrics.json, by the report
 OPTIONAL = {  # parts of metrics.json that may be absent or empty, and what each, or each of its rows, then needs
@@ -37,12 +38,14 @@ class Maps:
         folder: where the pictures lie.
         table: cams.csv, all columns text. None where it is missing, or where other weights drew the maps.
         mean: the picture of the classes' mean maps; None where it is missing, or of other images.
+        titles: what each method in the table is called.
         refused, mean_refused: why maps, or the mean maps, that are there are left out: a sentence, else empty.
     """
 
     folder: Path | None = None
     table: pd.DataFrame | None = None
     mean: Path | None = None
+    titles: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     mean_refused: str = ""
 
@@ -107,10 +110,12 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
 
 def read_maps(folder: Path, about: dict[str, Any]) -> Maps:
     """The maps in `folder`, where its cams.json says that the weights of the evaluation `about` drew them."""
-    table, mean = _table(folder / "cams.csv", str), folder / "mean_gradcam.png"
     if not folder.is_dir():
         return Maps()
     record, weights = _json(folder / "cams.json"), about.get("fingerprints") or []
+    titles = record.get("methods") or {FIRST_METHOD: "Grad-CAM"}
+    shown = FIRST_METHOD if FIRST_METHOD in titles else next(iter(titles))
+    table, mean = _table(folder / "cams.csv", str), folder / f"mean_{shown}.png"
     reason = ""
     if not record.get("weights"):
         reason = "nothing records which weights drew them"
@@ -123,8 +128,8 @@ def read_maps(folder: Path, about: dict[str, Any]) -> Maps:
         return Maps(folder, refused=refused, mean_refused=refused if mean.is_file() else "")
     if mean.is_file() and (record.get("kind") is None or record["kind"] != about.get("kind")):
         of_others = f"The mean maps in {folder.name}/ are left out: they are of other images."
-        return Maps(folder, table, mean_refused=of_others)
-    return Maps(folder, table, mean if mean.is_file() else None)
+        return Maps(folder, table, titles=titles, mean_refused=of_others)
+    return Maps(folder, table, mean if mean.is_file() else None, titles)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""A part's maps: computed a batch at a time, scored, drawn and tabulated into a CAM folder."""
+"""A part's maps: computed a batch at a time, measured, drawn and tabulated into a CAM folder."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,118 +14,138 @@ import torch
 
 from dataset.batches import MASKS, Part
 from dataset.readers import read_image, to_uint8
-from localization.cam import METHODS, cut_pass
-from localization.overlay import OverlayDrawer, draw_means
-from localization.scoring import map_status, mask_scores
-from pretrained_models import cam_layer
+from localization.cam import METHODS, Explainer
+from localization.means import draw_means
+from localization.measure import COLUMNS, CONTROL_COLUMNS, Controls, Measurer
+from localization.overlay import COLORMAP, OverlayDrawer, Square
+from localization.panel import Entry, PanelDrawer, Subject
+from localization.scoring import SCORED, TOLERANCE
 from utils import atomic_write, log, make_folder, write_csv
 
 if TYPE_CHECKING:
     from training.checkpoints import Checkpoint
 
-SCORES = ("energy", "area", "lift", "hit")
-COLUMNS = [
-    "file",
-    "path",
-    "label",
-    "predicted",
-    "target",
-    "method",
-    "status",
-    "peak",
-    *(f"{mask.removesuffix('_mask')}_{score}" for mask in MASKS for score in SCORES),
-]
-_METHOD = "(" + "|".join(METHODS) + ")"
-OURS = re.compile(rf"\d{{4,}}_.*__(raw|{_METHOD}__.*)\.(png|npy)|mean_{_METHOD}\.png|cams\.json")
+SCALES = ("image", "batch", "shared")
+_METHOD = "(" + "|".join(map(re.escape, METHODS)) + ")"
+OURS = re.compile(
+    rf"\d{{4,}}_.*__(raw|panel__.*|{_METHOD}__.*)\.(png|npy)|(mean|difference)_{_METHOD}\.png"
+    r"|cams\.json|controls\.csv|(scores|sanity)\.(csv|png)"
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How maps are drawn.
+
+    Attributes:
+        scale: what the top of the colours is: each map's own peak (`image`), the highest peak of the method within the
+            batch (`batch`), or among all maps of the method (`shared`, which keeps all maps until the last is known).
+        colormap: a name of matplotlib's.
+        tolerance: of the pointing game.
+    """
+
+    scale: str = "image"
+    colormap: str = COLORMAP
+    tolerance: float = TOLERANCE
+
+
+@dataclass
+class Drawn:
+    """What was found of a part by one model.
+
+    Attributes:
+        name: of the model.
+        rows, controls: as `Measurer.rows` gives them.
+        maps: (path, method) → map, where they were to be kept.
+        means: per method.
+    """
+
+    name: str
+    part: Part
+    square: Square
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    means: dict[str, Means] = field(default_factory=dict)
 
 
 def draw_maps(
     checkpoint: Checkpoint,
+    explainer: Explainer,
     part: Part,
+    methods: Sequence[str],
+    name: str,
     folder: Path,
     save: Path | None,
     *,
     label: str | None,
     device: torch.device,
-    precision: str,
     batch: int,
-) -> list[dict[str, Any]]:
-    """Draw and score every picture of `part` into `folder`, and return its rows, those of `cams.csv` and `group`.
+    style: Style,
+    controls: Controls | None = None,
+    keep: bool = False,
+) -> Drawn:
+    """Draw and measure every picture of `part` into `folder`, with `cams.csv` and, of controls, `controls.csv`.
 
     Args:
+        methods: keys of `METHODS` that the architecture can have.
+        name: of the model.
         save: where the raw pictures and the maps (.npy) go, or None.
         label: the class of the checkpoint to explain; None: the predicted one of each picture.
+        controls: of the scores; None: no controls and no faithfulness.
+        keep: keep the maps in memory, for what compares them afterwards.
 
-    Raises: `UserError` for a folder that cannot be written, or a model without a spatial feature map.
+    Raises: `UserError` for a folder that cannot be written.
     """
     from tqdm import tqdm
 
     classes, architecture = checkpoint.classes, checkpoint.architecture
     for path, flag in ((folder, "--output"), (save, "--save")):
         if path is not None:
-            _clear(make_folder(path, flag))
-    model = checkpoint.model().to(device)
-    layer = cam_layer(model, architecture, checkpoint.size)
-    drawer, rows, means = OverlayDrawer(), [], {method: _Means(part) for method in METHODS}
-    with tqdm(total=len(part), desc="Grad-CAM", unit="image", leave=False) as bar:
+            clear_folder(make_folder(path, flag))
+    drawn = Drawn(name, part, Square(checkpoint.fit, checkpoint.size), means={m: Means(part) for m in methods})
+    measurer = Measurer(part, classes, name, controls, style.tolerance)
+    writer = _Writer(drawn, folder, save, style, len(methods) > 1, keep)
+    waiting: list[_Picture] = []
+    with tqdm(total=len(part) * len(methods), desc="maps", unit="map", leave=False) as bar:
         for item in part.batches(device, batch, part.side, architecture.mean, architecture.std):
             targets = None if label is None else torch.full((len(item.indices),), classes.index(label), device=device)
-            cut = cut_pass(model, layer, item.inputs, targets, precision)
-            probabilities = cut.scores.softmax(1).cpu().numpy()
-            for method, function in METHODS.items():
-                maps = function(cut).cpu().numpy()
-                for i, index in enumerate(item.indices):
-                    target = int(cut.targets[i])
-                    row = _row(part, int(index), maps[i], method, classes, probabilities[i], target)
-                    _write(
-                        drawer,
-                        part,
-                        int(index),
-                        maps[i],
-                        row,
-                        checkpoint.fit,
-                        float(probabilities[i, target]),
-                        folder,
-                        save,
-                    )
-                    rows.append(row)
-                    means[method].add(int(index), maps[i], row)
-                    bar.update(1 / len(METHODS))
-    for method, mean in means.items():
-        mean.draw(folder / f"mean_{method}.png")
-    write_csv(folder / "cams.csv", [{k: "" if row[k] != row[k] else row[k] for k in COLUMNS} for row in rows], COLUMNS)
-    return rows
+            explanation = explainer.explain(item.inputs, targets)
+            maps = {}
+            for method in methods:
+                bar.set_description(METHODS[method].title)
+                maps[method] = METHODS[method].function(explanation).cpu().numpy()
+                bar.update(len(item.indices) * 0.5)  # the other half: measured and drawn
+            bar.set_description("scores and pictures")
+            rows, beside = measurer.rows(item, explanation, maps)
+            probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
+            for i, index in enumerate(item.indices):
+                of_picture = rows[i * len(methods) : (i + 1) * len(methods)]
+                waiting.append(_Picture(int(index), probabilities[i], of_picture, [maps[m][i] for m in methods]))
+            drawn.rows += rows
+            drawn.controls += beside
+            if style.scale != "shared":
+                writer.draw(waiting, bar)
+                waiting = []
+        writer.draw(waiting, bar)
+    for method, mean in drawn.means.items():
+        mean.draw(folder / f"mean_{method}.png", METHODS[method].title, style.colormap)
+    _write_rows(folder / "cams.csv", drawn.rows, COLUMNS)
+    if controls is not None:
+        _write_rows(folder / "controls.csv", drawn.controls, CONTROL_COLUMNS)
+    return drawn
 
 
-class _Means:
-    """The mean map and the mean picture per class explained: of maps with positive evidence for the true class, or for
-    any class where the true one is not known.
-    """
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
+    """Rows as CSV; what is absent or NaN is empty."""
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.maps: dict[str, np.ndarray] = {}
-        self.pictures: dict[str, np.ndarray] = {}
-        self.counts: dict[str, int] = {}
+    def cell(value: Any) -> Any:
+        return "" if value != value else value
 
-    def add(self, index: int, cam: np.ndarray, row: dict[str, Any]) -> None:
-        """Count the map of one picture in, whatever its peak: each has a mean of 1."""
-        if row["status"] == "ok" and row["label"] in ("", row["target"]):
-            name = row["target"]
-            picture = self.part.gather("image", np.array([index]))[0]
-            self.maps[name] = self.maps.get(name, 0) + cam / cam.mean(dtype=np.float64)
-            self.pictures[name] = self.pictures.get(name, 0) + picture.astype(np.float64)
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def draw(self, path: Path) -> None:
-        """Save the picture of the means; nothing where no map had positive evidence."""
-        if self.counts:
-            names = sorted(self.counts)
-            pictures = {name: self.pictures[name] / self.counts[name] for name in names}
-            draw_means(path, pictures, {name: self.maps[name] / self.counts[name] for name in names}, self.counts)
+    write_csv(path, [{column: cell(row.get(column, "")) for column in columns} for row in rows], columns)
 
 
-def _clear(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Take away what an earlier call drew here: pictures of two calls under one table would be misread."""
     earlier = [file for file in folder.iterdir() if OURS.fullmatch(file.name)]
     if earlier:
@@ -132,57 +154,105 @@ def _clear(folder: Path) -> None:
         file.unlink()
 
 
-def _row(
-    part: Part,
-    index: int,
-    cam: np.ndarray,
-    method: str,
-    classes: list[str],
-    probabilities: np.ndarray,
-    target: int,
-) -> dict[str, Any]:
-    record = part.records.iloc[index]
-    status = map_status(cam[None])[0]
-    stem = f"{index:04d}_{Path(record['path']).stem[:100]}__{method}__{classes[target]}".replace("/", "_")
-    row = {
-        "file": f"{stem}.png",
-        "path": record["path"],
-        "group": record["group"],
-        "label": record["label"],
-        "predicted": classes[int(probabilities.argmax())],
-        "target": classes[target],
-        "method": method,
-        "status": status,
-        "peak": float(cam.max()),
-    }
-    for mask in MASKS:
-        scores = dict.fromkeys(SCORES, float("nan"))
-        if status == "ok" and part.has(mask)[index]:
-            scores = mask_scores(cam, part.gather(mask, np.array([index]))[0].astype(bool))
-        row |= {f"{mask.removesuffix('_mask')}_{name}": value for name, value in scores.items()}
-    return row
+class Means:
+    """The mean map and the mean picture per class explained: of maps with positive evidence for the true class, or for
+    any class where the true one is not known.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self._maps: dict[str, np.ndarray] = {}
+        self._pictures: dict[str, np.ndarray] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, index: int, cam: np.ndarray, row: dict[str, Any]) -> None:
+        """Count the map of one picture in, whatever its peak: each has a mean of 1."""
+        if row["status"] in SCORED and row["label"] in ("", row["target"]):
+            name = row["target"]
+            picture = self.part.gather("image", np.array([index]))[0]
+            self._maps[name] = self._maps.get(name, 0) + cam / cam.mean(dtype=np.float64)
+            self._pictures[name] = self._pictures.get(name, 0) + picture.astype(np.float64)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """Per class (h, w), the mean of the maps, each divided by its own mean."""
+        return {name: self._maps[name] / self.counts[name] for name in sorted(self.counts)}
+
+    @property
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Per class (side, side), the mean of the model's input pictures, in [0, 255]."""
+        return {name: self._pictures[name] / self.counts[name] for name in sorted(self.counts)}
+
+    def draw(self, path: Path, title: str, colormap: str) -> None:
+        """Save the picture of the means; nothing where no map had positive evidence."""
+        if self.counts:
+            draw_means(path, self.pictures, self.maps, self.counts, title, colormap)
 
 
-def _write(
-    drawer: OverlayDrawer,
-    part: Part,
-    index: int,
-    cam: np.ndarray,
-    row: dict[str, Any],
-    fit: str,
-    probability: float,
-    folder: Path,
-    save: Path | None,
-) -> None:
-    path = Path(row["path"])
-    radiograph = to_uint8(read_image(path))
-    title = f"{path.stem}\nevidence for {row['target']} (probability {probability:.2f})"
-    if row["label"]:
-        title += f"; true class {row['label']}"
-    drawer.draw(folder / row["file"], radiograph, cam, fit, row["status"], title)
-    if save is not None:
-        stem = row["file"].removesuffix(".png")
-        with atomic_write(save / f"{stem}.npy", "wb") as file:
-            np.save(file, cam.astype(np.float32))
-        with atomic_write(save / f"{index:04d}_{path.stem[:100]}__raw.png", "wb") as file:
-            file.write(cv2.imencode(".png", radiograph)[1].tobytes())
+@dataclass
+class _Picture:
+    """One picture's maps, one row and one map (h, w) per method."""
+
+    index: int
+    probability: float
+    rows: list[dict[str, Any]]
+    maps: list[np.ndarray]
+
+
+class _Writer:
+    """Draws the pictures of a part: an overlay per map, a panel where there are several, and what `save` keeps."""
+
+    def __init__(self, drawn: Drawn, folder: Path, save: Path | None, style: Style, panels: bool, keep: bool) -> None:
+        self.drawn, self.folder, self.save, self.style, self.keep = drawn, folder, save, style, keep
+        self.overlays = OverlayDrawer(drawn.square, style.colormap)
+        self.panels = PanelDrawer(drawn.square, style.colormap) if panels else None
+
+    def draw(self, pictures: Sequence[_Picture], bar: Any) -> None:
+        """Draw these pictures, on one colour scale per method unless each map has its own."""
+        peaks: dict[str, float] = {}
+        if self.style.scale != "image":
+            for row in (row for picture in pictures for row in picture.rows if row["status"] in SCORED):
+                peaks[row["method"]] = max(peaks.get(row["method"], 0.0), row["peak"])
+        for picture in pictures:
+            self._draw(picture, peaks)
+            bar.update(len(picture.rows) * 0.5)
+
+    def _draw(self, picture: _Picture, peaks: dict[str, float]) -> None:
+        part, first = self.drawn.part, picture.rows[0]
+        path = Path(first["path"])
+        radiograph = to_uint8(read_image(path))
+        masks = {m: part.gather(m, np.array([picture.index]))[0] for m in MASKS if part.has(m)[picture.index]}
+        title = f"{path.stem}\nevidence for {first['target']} (probability {picture.probability:.2f})"
+        if first["label"]:
+            title += f"; true class {first['label']}"
+        entries = []
+        for row, cam in zip(picture.rows, picture.maps, strict=True):
+            method, peak = METHODS[row["method"]].title, peaks.get(row["method"])
+            self.overlays.draw(
+                self.folder / row["file"], radiograph, cam, row["status"], title, method=method, peak=peak, masks=masks
+            )
+            entries.append(Entry(method, cam, row["status"], peak, _note(row)))
+            self.drawn.means[row["method"]].add(picture.index, cam, row)
+            if self.keep:
+                self.drawn.maps[row["path"], row["method"]] = cam
+            if self.save is not None:
+                with atomic_write(self.save / f"{row['file'].removesuffix('.png')}.npy", "wb") as file:
+                    np.save(file, cam.astype(np.float32))
+        stem = f"{picture.index:04d}_{path.stem[:100]}"
+        if self.panels is not None:
+            subject = Subject(path.name, first["target"], picture.probability, first["label"], first["predicted"])
+            target = first["target"].replace("/", "_")
+            self.panels.draw(self.folder / f"{stem}__panel__{target}.png", radiograph, entries, subject, masks)
+        if self.save is not None:
+            with atomic_write(self.save / f"{stem}__raw.png", "wb") as file:
+                file.write(cv2.imencode(".png", radiograph)[1].tobytes())
+
+
+def _note(row: dict[str, Any]) -> str:
+    """The lifts of a map, in few words."""
+    return ", ".join(
+        f"{name} lift {row[f'{kind}_lift']:.2f}"
+        for kind, name in (("lung", "lung"), ("lesion", "lesion"))
+        if row.get(f"{kind}_lift", np.nan) == row.get(f"{kind}_lift", np.nan)
+    )

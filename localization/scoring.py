@@ -1,117 +1,177 @@
-"""Scores of a map against masks: how much of it lies inside, and how much that is beyond chance."""
+"""Maps against masks: the state of a map, its scores, and the maps that it has to beat.
+
+A map is (h, w) float32, ≥ 0, not rescaled, on its method's own grid; a mask is (height, width) bool, of the size of the
+model's input. A score is taken from the map enlarged to the mask (`enlarge`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import special
 
-RESAMPLES = 2000
+SCORED = ("ok", "diffuse", "border")  # states of the maps that are scored and drawn; `empty` and `nan` are counted
+COARSE = 14  # cells a side, at most, on which the effective area is taken: noise of single pixels is not spread
+DIFFUSE = 0.9  # of the picture: the effective area from which on a map is as good as uniform
+FINE = 100  # pixels a side, at least, on which the frame is measured
+TENTHS = 10  # the frame is a tenth of the side wide
+BORDER = 0.5  # of the energy: with more than this in the frame a map is one of the border
+TOLERANCE = 0.03  # of the side: Zhang's 15 pixels on pictures of about 500
+SPREAD = 0.25  # of the side: the standard deviation of the Gaussian control
 
 
 def map_status(maps: np.ndarray) -> list[str]:
-    """`nan`, `empty` (no positive evidence anywhere) or `ok` for each map of (n, h, w)."""
-    return ["nan" if not np.isfinite(m).all() else "ok" if m.max() > 0 else "empty" for m in maps]
+    """The state of each map of (n, h, w); of several that hold, the first.
+
+    `nan`: a value is not finite. `empty`: no value is positive, there is no evidence for the class. `border`: more than
+    half of the energy lies in the outer frame, a tenth of the side wide, where a uniform map has 36 %: padding and
+    burnt-in letters lie there, rarely anatomy. `diffuse`: the map says nearly nothing of the place. Averaged to at most
+    14×14 cells, its effective area, exp(entropy in nats) / cells, is at least 0.9; a uniform map has 1, a ramp from 0
+    at one edge to its peak at the other 0.82, the Gaussian control 0.78, one cell of 7×7 0.02. `ok`: none of these.
+    A map of one cell is uniform, so diffuse.
+    """
+    finite = np.isfinite(maps).all((1, 2))
+    status = np.where(finite, "empty", "nan").astype(object)
+    usable = np.flatnonzero(finite & (maps.max((1, 2)) > 0))
+    found = maps[usable].astype(np.float64)
+    spread = np.where(_effective_area(found) >= DIFFUSE, "diffuse", "ok")
+    status[usable] = np.where(_frame_share(found) > BORDER, "border", spread)
+    return status.tolist()
+
+
+def _effective_area(maps: np.ndarray) -> np.ndarray:
+    height, width = (min(side, COARSE) for side in maps.shape[1:])
+    cells = average(maps, height, width)
+    entropy = special.entr(cells / cells.sum((1, 2), keepdims=True)).sum((1, 2))
+    return np.exp(entropy) / (height * width)
+
+
+def _frame_share(maps: np.ndarray) -> np.ndarray:
+    """The share of the energy in the outer frame; coarse grids are enlarged, so that the frame lies between pixels."""
+    height, width = maps.shape[1:]
+    if min(height, width) < FINE:
+        maps = enlarge(maps, max(height, FINE), max(width, FINE))
+    blocks = average(maps, TENTHS, TENTHS)
+    return 1 - blocks[:, 1:-1, 1:-1].sum((1, 2)) / blocks.sum((1, 2))
 
 
 def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Maps (n, h, w) on the feature grid as (n, height, width) float32: bilinear, each cell's value at its centre."""
-    tensor = torch.from_numpy(np.ascontiguousarray(maps, np.float32))[:, None]
-    return F.interpolate(tensor, (height, width), mode="bilinear", align_corners=False)[:, 0].numpy()
+    """Maps (n, h, w) on their grid as (n, height, width) float32: bilinear, each cell's value at its centre.
 
-
-def mask_scores(cam: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Scores of one map (h, w) ≥ 0 on the feature grid, with a positive sum, against one mask (height, width) bool.
-
-    `energy`: share of the map's sum inside the mask, in [0, 1] (Wang 2020). `area`: the mask's share of the picture.
-    `lift`: energy / area, 1 for a map that does not know of the mask, NaN for an empty mask. `hit`: 1 where the centre
-    of the hottest cell lies inside (the pointing game, Zhang 2018), else 0; chance is `area`. The cell's centre, not
-    the first pixel of the enlarged map's peak: at the border that is a plateau, which would count left unlike right.
+    In double precision, so that what is equal stays equal: rounding would rank the pixels of a uniform map.
     """
-    large = enlarge(cam[None], *mask.shape)[0]
-    energy, area = float(large[mask].sum(dtype=np.float64) / large.sum(dtype=np.float64)), float(mask.mean())
-    cell = np.unravel_index(cam.argmax(), cam.shape)
-    peak = tuple(int((c + 0.5) * size / cells) for c, size, cells in zip(cell, mask.shape, cam.shape, strict=True))
-    return {
-        "energy": energy,
-        "area": area,
-        "lift": energy / area if area else float("nan"),
-        "hit": float(mask[peak]) if area else float("nan"),
-    }
+    tensor = torch.from_numpy(np.ascontiguousarray(maps, np.float64))[:, None]
+    return F.interpolate(tensor, (height, width), mode="bilinear", align_corners=False)[:, 0].float().numpy()
 
 
-def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of (n,) values and its 95 % interval: percentile bootstrap over patients, `RESAMPLES` resamples.
+def average(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(…, h, w) averaged over the cells of a (height, width) grid, float64: exact where a cell's edge cuts a pixel."""
+    return _overlap(maps.shape[-2], height) @ maps @ _overlap(maps.shape[-1], width).T
 
-    Images of one patient are not independent, so patients are resampled, not images (Efron and Tibshirani 1993).
-    NaN values are left out; without any, all three are NaN; with one group, the limits are NaN.
+
+@lru_cache(64)
+def _overlap(side: int, cells: int) -> np.ndarray:
+    """(cells, side): which share of a cell each pixel covers, both being equal parts of one length."""
+    edges, pixels = np.arange(cells + 1) * side / cells, np.arange(side)
+    ends = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.maximum(ends, 0) * cells / side
+
+
+class MaskScorer:
+    """Scores maps against one mask; what all maps of a picture share is computed once.
+
+    Args:
+        mask: (height, width) bool.
+        tolerance: of the pointing game, as a share of the mask's longer side.
     """
-    kept = ~np.isnan(values)
-    values, groups = values[kept], np.asarray(groups)[kept]
-    if not len(values):
-        return (float("nan"),) * 3
-    number = np.unique(groups, return_inverse=True)[1]
-    sums, counts = np.bincount(number, weights=values), np.bincount(number).astype(np.float64)
-    mean = float(values.mean())
-    if len(sums) < 2:
-        return mean, float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return mean, float(low), float(high)
+
+    def __init__(self, mask: np.ndarray, tolerance: float = TOLERANCE) -> None:
+        self.mask, self.radius = mask, tolerance * max(mask.shape)
+        self.pixels = int(mask.sum())
+        self.area = self.pixels / mask.size
+        self._near: dict[tuple[int, ...], np.ndarray] = {}
+        if self.pixels:
+            self._distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            self.hit_area = float((self._distance <= self.radius).mean())
+
+    def scores(self, cam: np.ndarray) -> dict[str, float]:
+        """Scores of one map (h, w) with a positive sum. All but `area` are NaN for an empty mask.
+
+        `energy`: share of the map's sum inside the mask, in [0, 1] (Wang 2020). `area`: the mask's share of the
+        picture. `lift`: energy / area, 1 for a map that does not know of the mask.
+        `hit`: 1 where the centre of the hottest cell lies within the tolerance of the mask, else 0 (the pointing game,
+        Zhang 2018); cells that tie share the hit. The cell's centre, not the first pixel of the enlarged map's peak: at
+        the border that is a plateau, which would count left unlike right. `hit_area`: the share of the picture within
+        the tolerance, what chance would hit.
+        `iou`: intersection over union of the mask and as many of the hottest pixels as the mask has. Of the pixels that
+        tie at the threshold a share is kept, and overlaps as expected: a uniform map has area / (2 - area).
+        `ap`: average precision of the enlarged map as a score of each pixel for lying in the mask (scikit-learn's
+        definition, ties included); a uniform map has `area`.
+        """
+        if not self.pixels:
+            return dict.fromkeys(("energy", "lift", "hit", "hit_area", "iou", "ap"), np.nan) | {"area": 0.0}
+        large = enlarge(cam[None], *self.mask.shape)[0]
+        inside, everywhere = np.sort(large[self.mask]), np.sort(large, axis=None)
+        energy = float(inside.sum(dtype=np.float64) / everywhere.sum(dtype=np.float64))
+        overlap = _expected_overlap(inside, everywhere)
+        return {
+            "energy": energy,
+            "area": self.area,
+            "lift": energy / self.area,
+            "hit": float(self._within_reach(cam.shape)[cam == cam.max()].mean()),
+            "hit_area": self.hit_area,
+            "iou": overlap / (2 * self.pixels - overlap),
+            "ap": _average_precision(inside, everywhere),
+        }
+
+    def _within_reach(self, grid: tuple[int, ...]) -> np.ndarray:
+        """Which cells of a grid have their centre within the tolerance: bool; distances between pixels bilinear."""
+        if grid not in self._near:
+            self._near[grid] = enlarge(self._distance[None], *grid)[0] <= self.radius
+        return self._near[grid]
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per class: maps, empty maps, and lift and hit rate against lungs and lesion with intervals over patients.
+def _expected_overlap(inside: np.ndarray, everywhere: np.ndarray) -> float:
+    """How many of the len(inside) hottest pixels lie in the mask; (k,) and (n,) ascending."""
+    threshold = everywhere[-len(inside)]
+    above, reached = (len(everywhere) - np.searchsorted(everywhere, threshold, side) for side in ("right", "left"))
+    sure, possible = (len(inside) - np.searchsorted(inside, threshold, side) for side in ("right", "left"))
+    return float(sure + (possible - sure) * (len(inside) - above) / (reached - above))
 
-    Over the maps with status `ok`. Of labelled pictures those count that are correctly classified and whose map
-    explains that class; pictures without a label are summed up by the class explained, in parentheses. Rows need
-    `group`.
+
+def _average_precision(inside: np.ndarray, everywhere: np.ndarray) -> float:
+    """The mean over the mask's pixels of the precision at each one's value: (k,) and (n,) ascending.
+
+    Each pixel of the mask raises the recall by 1 / k, so this is the sum of precision × step of recall.
     """
-    chosen_by: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if not row["label"]:
-            chosen_by.setdefault(f"({row['target']})", []).append(row)
-        elif row["label"] == row["predicted"] == row["target"]:
-            chosen_by.setdefault(row["label"], []).append(row)
-    summary = []
-    for label, chosen in sorted(chosen_by.items()):
-        usable = [row for row in chosen if row["status"] == "ok"]
-        line: dict[str, Any] = {"label": label, "maps": len(chosen), "empty": len(chosen) - len(usable)}
-        patients = np.array([row["group"] for row in usable])
-        for name in ("lung_lift", "lesion_lift", "lesion_hit", "lesion_area"):
-            values = np.array([row[name] for row in usable], np.float64)
-            line[name] = bootstrap_mean(values, patients)
-        summary.append(line)
-    return summary
+    kept_inside = len(inside) - np.searchsorted(inside, inside, "left")
+    kept = len(everywhere) - np.searchsorted(everywhere, inside, "left")
+    return float((kept_inside / kept).mean())
 
 
-def format_summary(summary: list[dict[str, Any]]) -> str:
-    """The summary as a table for a terminal; empty text where no map has a mask."""
-    import pandas as pd
+def uniform_map(height: int, width: int) -> np.ndarray:
+    """The map that knows nothing: ones, (height, width) float32. Its lift is 1."""
+    return np.ones((height, width), np.float32)
 
-    def interval(entry: tuple[float, float, float], form: str) -> str:
-        mean, low, high = entry
-        if np.isnan(mean):
-            return "-"
-        return f"{mean:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
-    if all(np.isnan(line[name][0]) for line in summary for name in ("lung_lift", "lesion_lift")):
-        return ""
-    table = pd.DataFrame(
-        [
-            {
-                "label": line["label"],
-                "maps": line["maps"],
-                "no evidence": line["empty"],
-                "lung lift": interval(line["lung_lift"], ".2f"),
-                "lesion lift": interval(line["lesion_lift"], ".2f"),
-                "peak in lesion": interval(line["lesion_hit"], ".0%"),
-                "by chance": interval((line["lesion_area"][0], np.nan, np.nan), ".0%"),
-            }
-            for line in summary
-        ]
-    )
-    return table.to_string(index=False)
+def gaussian_map(height: int, width: int) -> np.ndarray:
+    """The map that only knows that radiographs are centred: an isotropic Gaussian, (height, width) float32.
+
+    Its standard deviation is a quarter of the side, so that the middle half, where a chest film has its lungs, lies
+    within one, and the edges at two.
+    """
+    y, x = (((np.arange(cells) + 0.5) / cells - 0.5) / SPREAD for cells in (height, width))
+    return np.exp(-(y[:, None] ** 2 + x**2) / 2).astype(np.float32)
+
+
+def oracle_map(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The map that knows the mask: in each cell of the grid the mask's share of it, (height, width) float32 in [0, 1].
+
+    What a map of this grid reaches that shows the whole mask evenly. It is no upper bound of every score: all energy
+    in the cell that the mask covers most has at least its lift.
+    """
+    return average(mask, height, width).astype(np.float32)

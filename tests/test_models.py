@@ -13,9 +13,9 @@ import torch
 from conftest import SHARED, needs_shared
 
 import pretrained_models
+from localization.layers import find_layers
 from pretrained_models import (
     build_model,
-    cam_layer,
     canonical_name,
     check_size,
     default_size,
@@ -43,7 +43,7 @@ def test_heads_and_layers(name: str, head: str, layer: str, features: int) -> No
     model, architecture, init = build_model(name, 5)
     assert architecture.name == name.lower()
     assert architecture.head == head
-    assert cam_layer(model, architecture, 96).name == layer
+    assert [found.name for found in find_layers(model, architecture, 96)] == [layer]
     shapes = []
     handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: shapes.append(o.shape))
     with torch.no_grad():
@@ -59,15 +59,10 @@ def test_vgg_layer_is_its_last_relu() -> None:
         import torchvision
 
         model = torchvision.models.vgg16()
-    layer = cam_layer(model, pretrained_models.Architecture("vgg16", "classifier.6", 224, (0.5,) * 3, (0.5,) * 3), 224)
+    architecture = pretrained_models.Architecture("vgg16", "classifier.6", 224, (0.5,) * 3, (0.5,) * 3)
+    (layer,) = find_layers(model, architecture, 224)
     assert layer.name == "features.29"
     assert isinstance(model.get_submodule(layer.name), torch.nn.ReLU)
-
-
-def test_tokens_are_no_feature_map() -> None:
-    model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
-    with pytest.raises(UserError, match="feature map"):
-        cam_layer(model, architecture, 224)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from sklearn import metrics as sk
 
 from evaluation.curves import class_curves
 from evaluation.facts import collect_facts
+from evaluation.gallery import error_tiles
 from evaluation.inputs import read_inputs
 from evaluation.metrics import compute_metrics
 from evaluation.plots import precision_recall_figure, roc_figure, shown_curves
@@ -204,6 +205,41 @@ def test_an_image_that_a_map_explains_for_another_class(own: Case) -> None:
     maps.loc[maps["path"] == first["path"], "target"] = other
     maps.to_csv(own.run / "cams" / "cams.csv", index=False)
     assert f"map of {other}" in own.report().root.find("ul", class_="gallery")[0].find("li")[0].words()
+
+
+def test_a_doubtful_map_is_shown_with_a_word_of_caution(own: Case) -> None:
+    maps = pd.read_csv(own.run / "cams" / "cams.csv").set_index("path")
+    states = ["ok", "diffuse", "border", "nan", "of a later version"]
+    first = wrong_rows(own.table).iloc[: len(states)]
+    maps.loc[first["path"], "status"] = states
+    maps.reset_index().to_csv(own.run / "cams" / "cams.csv", index=False)
+    tiles = own.report().root.find("ul", class_="gallery")[0].find("li")[: len(states)]
+    assert [bool(tile.find("button")) for tile in tiles] == [True, True, True, False, False]
+    said = ["", "is spread out like a uniform one", "lies at the picture's edge", "is not finite", "no map"]
+    for tile, words, target in zip(tiles, said, first["predicted"], strict=True):
+        assert words in tile.words()
+        assert (f"map of {target}" in tile.words()) == (words not in ("", "no map"))
+
+
+def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case) -> None:
+    """The overlays differ in grey, the file's order decides nothing but between other methods."""
+    path = own.run / "cams" / "cams.csv"
+    maps, first = pd.read_csv(path), wrong_rows(own.table).iloc[0]
+    other = next(c for c in CLASSES if c not in (first["label"], first["predicted"]))
+    greys = {(other, "gradcam"): 40, (first["predicted"], "layercam"): 90, (first["predicted"], "gradcam"): 140}
+    rows = []
+    for (target, method), grey in greys.items():
+        name = f"{target}-{method}.png"
+        draw_overlay(own.run / "cams" / name, np.full((64, 96), grey, np.uint8))
+        rows.append({"file": name, "path": first["path"], "target": target, "method": method, "status": "ok"})
+    rest = maps[maps["path"] != first["path"]]
+    for left_out, wanted in ((None, 140), ("gradcam", 90)):
+        kept = [row for row in rows if (row["target"], row["method"]) != (first["predicted"], left_out)]
+        pd.concat([pd.DataFrame(kept), rest]).to_csv(path, index=False)
+        inputs = read_inputs(own.folder, own.run)
+        overlay = error_tiles(inputs.predictions, inputs.maps, [])[0].overlay
+        with Image.open(BytesIO(base64.b64decode(overlay.split(",")[1]))) as picture:
+            assert np.asarray(picture.convert("L")).mean() == pytest.approx(wanted, abs=2)
 
 
 def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:

@@ -1,0 +1,189 @@
+"""What is known of each map of a batch: its row of `cams.csv`, and the rows of the controls that it has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset.batches import MASKS, Batch, Part
+from localization.cam import METHODS, Explainer, Explanation
+from localization.faithfulness import FAITHFULNESS, ROUNDING, Faithfulness
+from localization.scoring import SCORED, TOLERANCE, MaskScorer, gaussian_map, map_status, oracle_map, uniform_map
+from localization.summary import SCORES
+
+COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak", *SCORES]
+CONTROL_COLUMNS = ["path", "target", "method", "control", "status", *SCORES]
+HALF_ROUNDING = 0.01  # of a probability in bfloat16, whose numbers have 8 bits
+Maps = Mapping[str, np.ndarray]  # method → (n, h, w)
+
+
+@dataclass
+class Controls:
+    """What `--score` adds: controls beside every map, and faithfulness on some pictures.
+
+    Attributes:
+        randomised: the same model with fresh weights.
+        faithful: the pictures (rows of the part) whose maps' faithfulness is scored: it costs forward passes.
+        seed: of the methods' noise and of ties.
+    """
+
+    randomised: Explainer
+    faithful: frozenset[int]
+    seed: int = 0
+
+
+class Measurer:
+    """Makes the rows of a part's maps.
+
+    Args:
+        part: the pictures, with their masks.
+        classes: of the model.
+        name: of the model, for tables over several.
+        controls: None: the model's own maps alone.
+        tolerance: of the pointing game, as a share of the picture's side.
+    """
+
+    def __init__(
+        self, part: Part, classes: Sequence[str], name: str, controls: Controls | None, tolerance: float = TOLERANCE
+    ) -> None:
+        self.part, self.classes, self.name = part, classes, name
+        self.controls, self.tolerance = controls, tolerance
+
+    def rows(self, item: Batch, explanation: Explanation, maps: Maps) -> tuple[list[dict], list[dict]]:
+        """The rows of the maps, picture by picture, methods in order; and those of their controls.
+
+        Rows have the `COLUMNS` and `model`, `group`, `control`; a score is absent where there is none.
+        """
+        scorers = [self._scorers(int(index)) for index in item.indices]
+        bases = [self._base(int(index), explanation, i) for i, index in enumerate(item.indices)]
+        own = {method: self._of_masks(found, scorers) for method, found in maps.items()}
+        others = self._control_maps(explanation, maps, scorers) if self.controls else {}
+        faithful = self._faithful(item, explanation)
+        for method, found in maps.items():
+            self._add_faithfulness(own[method], found, faithful)
+        rows = [
+            bases[i]
+            | {"method": method, "control": "", "file": self._file(int(index), method, bases[i])}
+            | own[method][i]
+            for i, index in enumerate(item.indices)
+            for method in maps
+        ]
+        beside = []
+        shared: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = {}
+        for method, found in maps.items():
+            for control, theirs in others.get(method, {}).items():
+                key = (control, found.shape[1:]) if control != "randomised" else (method, ())
+                if key not in shared:
+                    shared[key] = self._of_controls(theirs, scorers, faithful)
+                beside += [
+                    base | {"method": method, "control": control} | scores
+                    for base, scores in zip(bases, shared[key], strict=True)
+                ]
+        return rows, beside
+
+    def _scorers(self, index: int) -> dict[str, MaskScorer]:
+        """What scores maps of one picture against each mask that it has, by the scores' prefix."""
+        found = {}
+        for name in MASKS:
+            if self.part.has(name)[index]:
+                mask = self.part.gather(name, np.array([index]))[0].astype(bool)
+                found[name.removesuffix("_mask")] = MaskScorer(mask, self.tolerance)
+        return found
+
+    def _base(self, index: int, explanation: Explanation, i: int) -> dict[str, Any]:
+        record = self.part.records.iloc[index]
+        return {
+            "model": self.name,
+            "path": record["path"],
+            "group": record["group"],
+            "label": record["label"],
+            "predicted": self.classes[int(explanation.scores[i].argmax())],
+            "target": self.classes[int(explanation.targets[i])],
+        }
+
+    def _file(self, index: int, method: str, base: Mapping[str, Any]) -> str:
+        stem = f"{index:04d}_{Path(base['path']).stem[:100]}__{method}__{base['target']}"
+        return f"{stem}.png".replace("/", "_")
+
+    def _of_masks(
+        self, maps: np.ndarray | Mapping[str, np.ndarray], scorers: Sequence[Mapping[str, MaskScorer]]
+    ) -> list[dict[str, Any]]:
+        """Status, peak and mask scores of one map per picture; a mapping holds one map for each kind of mask."""
+        by_mask = maps if isinstance(maps, Mapping) else {"lung": maps, "lesion": maps}
+        first = next(iter(by_mask.values()))
+        found = [
+            {"status": status, "peak": float(cam.max())} for status, cam in zip(map_status(first), first, strict=True)
+        ]
+        for kind, of_kind in by_mask.items():
+            for i, status in enumerate(map_status(of_kind)):
+                if status in SCORED and kind in scorers[i]:
+                    scores = scorers[i][kind].scores(of_kind[i])
+                    found[i] |= {f"{kind}_{name}": value for name, value in scores.items()}
+        return found
+
+    def _control_maps(
+        self, explanation: Explanation, maps: Maps, scorers: Sequence[Mapping[str, MaskScorer]]
+    ) -> dict[str, dict[str, Any]]:
+        """Per method its controls' maps: uniform, Gaussian and oracle on its own grid, and it on the random model."""
+        other = self.controls.randomised.explain(explanation.inputs, explanation.targets)
+        found = {}
+        for method, own in maps.items():
+            n, height, width = own.shape
+            nothing = np.zeros((height, width), np.float32)
+            found[method] = {
+                "uniform": np.repeat(uniform_map(height, width)[None], n, 0),
+                "gaussian": np.repeat(gaussian_map(height, width)[None], n, 0),
+                "randomised": METHODS[method].function(other).cpu().numpy(),
+                "oracle": {
+                    kind: np.stack([oracle_map(s[kind].mask, height, width) if kind in s else nothing for s in scorers])
+                    for kind in ("lesion", "lung")
+                },
+            }
+        return found
+
+    def _of_controls(
+        self, maps: Any, scorers: Sequence[Mapping[str, MaskScorer]], faithful: tuple[np.ndarray, Faithfulness] | None
+    ) -> list[dict[str, Any]]:
+        """Scores of a control's maps. The oracle's faithfulness is that of the lesion, without one of the lungs."""
+        scores = self._of_masks(maps, scorers)
+        if isinstance(maps, Mapping):
+            lesion, lung = maps["lesion"], maps["lung"]
+            maps = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)
+        self._add_faithfulness(scores, maps, faithful)
+        return scores
+
+    def _faithful(self, item: Batch, explanation: Explanation) -> tuple[np.ndarray, Faithfulness] | None:
+        """Which pictures of the batch are asked for faithfulness, and what asks them; None: none of them."""
+        if self.controls is None:
+            return None
+        chosen = np.flatnonzero([int(index) in self.controls.faithful for index in item.indices])
+        if not len(chosen):
+            return None
+        places = torch.from_numpy(chosen).to(explanation.inputs.device)
+
+        def probabilities(inputs: torch.Tensor) -> torch.Tensor:
+            return explanation.predict(inputs).softmax(1)
+
+        inputs, targets = explanation.inputs[places], explanation.targets[places]
+        return chosen, Faithfulness(
+            probabilities,
+            inputs,
+            targets,
+            explanation.budget.batch,
+            self.controls.seed,
+            ROUNDING if explanation.precision == "fp32" else HALF_ROUNDING,
+        )
+
+    def _add_faithfulness(
+        self, rows: list[dict[str, Any]], maps: np.ndarray, faithful: tuple[np.ndarray, Faithfulness] | None
+    ) -> None:
+        if faithful is not None:
+            chosen, asked = faithful
+            found = asked.scores(torch.from_numpy(np.ascontiguousarray(maps[chosen])))
+            for place, i in enumerate(chosen):
+                rows[i] |= {name: float(found[name][place]) for name in FAITHFULNESS}
