@@ -76,9 +76,10 @@ def parser() -> Parser:
     add(
         "--score-count",
         type=int,
-        default=24,
+        default=16,
         metavar="N",
-        help="pictures on which deletion, insertion, drop, increase and ROAD are scored (default 24; 0: none)",
+        help="pictures on which deletion, insertion, drop, increase and ROAD are scored, and on which costly methods "
+        "are tried with random weights (default 16)",
     )
     add(
         "--tolerance", type=float, default=0.03, metavar="SHARE", help="of the pointing game (default 0.03 of the side)"

@@ -97,7 +97,7 @@ class Explanation:
                 leaf = (part.clone() if part.is_inference() else part.detach()).requires_grad_()
                 with autocast(leaf.device, self.precision):
                     scores = self.model(leaf).float()
-                found.append(torch.autograd.grad(scores.gather(1, wanted[:, None]).sum(), leaf)[0].float())
+                found.append(torch.autograd.grad(scores.gather(1, wanted.clone()[:, None]).sum(), leaf)[0].float())
         return torch.cat(found)
 
 
@@ -110,6 +110,7 @@ class Method:
         function: of an `Explanation`: maps (n, h, w) float32 ≥ 0, not rescaled, on the method's own grid.
         needs: `layer`, `attention` (from every token to every other), `relu`: what an architecture must have for it.
         knows_class: whether the map depends on the class explained.
+        costly: whether a map takes more than a few passes of its picture.
         known_failure: what published sanity checks hold against it; empty where none is known.
     """
 
@@ -117,6 +118,7 @@ class Method:
     function: Callable[[Explanation], torch.Tensor]
     needs: tuple[str, ...] = ()
     knows_class: bool = True
+    costly: bool = False
     known_failure: str = ""
 
 
@@ -138,11 +140,11 @@ METHODS: dict[str, Method] = {
     "layercam": Method("LayerCAM", _from_features(gradients.layer_cam), ("layer",)),
     "eigencam": Method("Eigen-CAM", _from_features(gradients.eigen_cam), ("layer",), knows_class=False),
     "eigengradcam": Method("Eigen-Grad-CAM", _from_features(gradients.eigen_grad_cam), ("layer",)),
-    "scorecam": Method("Score-CAM", perturbation.score_cam, ("layer",)),
-    "ablationcam": Method("Ablation-CAM", perturbation.ablation_cam, ("layer",)),
-    "occlusion": Method("Occlusion", perturbation.occlusion),
-    "integrated_gradients": Method("Integrated gradients", pixels.integrated_gradients),
-    "smoothgrad": Method("SmoothGrad", pixels.smooth_grad),
+    "scorecam": Method("Score-CAM", perturbation.score_cam, ("layer",), costly=True),
+    "ablationcam": Method("Ablation-CAM", perturbation.ablation_cam, ("layer",), costly=True),
+    "occlusion": Method("Occlusion", perturbation.occlusion, costly=True),
+    "integrated_gradients": Method("Integrated gradients", pixels.integrated_gradients, costly=True),
+    "smoothgrad": Method("SmoothGrad", pixels.smooth_grad, costly=True),
     "guided_gradcam": Method("Guided Grad-CAM", pixels.guided_grad_cam, ("layer", "relu"), known_failure=_ADEBAYO),
     "rollout": Method("Attention rollout", attention.rollout, ("attention",), knows_class=False),
     "gradient_rollout": Method("Gradient rollout", attention.gradient_rollout, ("attention",)),

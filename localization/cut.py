@@ -108,7 +108,7 @@ def cut_pass(
         autocast(inputs.device, precision),
     ):
         scores = _widened(model(inputs.clone() if inputs.is_inference() else inputs.detach()))
-        targets = scores.argmax(1) if targets is None else targets.to(scores.device)
+        targets = scores.argmax(1) if targets is None else targets.to(scores.device).clone()  # no inference tensor
         outputs = [kept[layer.name] for layer in layers]
         for layer, output in zip(layers, outputs, strict=True):
             layer.to_maps(output.detach(), picture)

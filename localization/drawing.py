@@ -116,8 +116,8 @@ def draw_maps(
                 bar.set_description(METHODS[method].title)
                 maps[method] = METHODS[method].function(explanation).cpu().numpy()
                 bar.update(len(item.indices) * 0.5)  # the other half: measured and drawn
-            bar.set_description("scores and pictures")
-            rows, beside = measurer.rows(item, explanation, maps)
+            rows, beside = measurer.rows(item, explanation, maps, bar.set_description)
+            bar.set_description("pictures")
             probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
             for i, index in enumerate(item.indices):
                 of_picture = rows[i * len(methods) : (i + 1) * len(methods)]

@@ -45,7 +45,7 @@ class Wanted:
     label: str | None = None
     style: Style = field(default_factory=Style)
     score: bool = False
-    score_count: int = 24
+    score_count: int = 16
     sanity: bool = False
     sanity_count: int = 4
     max_channels: int = Budget.max_channels

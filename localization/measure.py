@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class Controls:
 
     Attributes:
         randomised: the same model with fresh weights.
-        faithful: the pictures (rows of the part) whose maps' faithfulness is scored: it costs forward passes.
+        faithful: the pictures (rows of the part) whose maps' faithfulness is scored, and on which costly methods are
+            tried on the randomised model.
         seed: of the methods' noise and of ties.
     """
 
@@ -54,16 +55,22 @@ class Measurer:
         self.part, self.classes, self.name = part, classes, name
         self.controls, self.tolerance = controls, tolerance
 
-    def rows(self, item: Batch, explanation: Explanation, maps: Maps) -> tuple[list[dict], list[dict]]:
+    def rows(
+        self, item: Batch, explanation: Explanation, maps: Maps, say: Callable[[str], None]
+    ) -> tuple[list[dict], list[dict]]:
         """The rows of the maps, picture by picture, methods in order; and those of their controls.
 
         Rows have the `COLUMNS` and `model`, `group`, `control`; a score is absent where there is none.
+
+        Args:
+            say: is told what is being done, for a bar.
         """
         scorers = [self._scorers(int(index)) for index in item.indices]
         bases = [self._base(int(index), explanation, i) for i, index in enumerate(item.indices)]
         own = {method: self._of_masks(found, scorers) for method, found in maps.items()}
-        others = self._control_maps(explanation, maps, scorers) if self.controls else {}
         faithful = self._faithful(item, explanation)
+        others = self._control_maps(explanation, maps, scorers, faithful, say) if self.controls else {}
+        say("scores")
         for method, found in maps.items():
             self._add_faithfulness(own[method], found, faithful)
         rows = [
@@ -80,9 +87,13 @@ class Measurer:
                 key = (control, found.shape[1:]) if control != "randomised" else (method, ())
                 if key not in shared:
                     shared[key] = self._of_controls(theirs, scorers, faithful)
+                asked = set(range(len(bases)))
+                if control == "randomised" and METHODS[method].costly:
+                    asked = set(faithful[0].tolist()) if faithful else set()
                 beside += [
                     base | {"method": method, "control": control} | scores
-                    for base, scores in zip(bases, shared[key], strict=True)
+                    for i, (base, scores) in enumerate(zip(bases, shared[key], strict=True))
+                    if i in asked
                 ]
         return rows, beside
 
@@ -127,18 +138,33 @@ class Measurer:
         return found
 
     def _control_maps(
-        self, explanation: Explanation, maps: Maps, scorers: Sequence[Mapping[str, MaskScorer]]
+        self,
+        explanation: Explanation,
+        maps: Maps,
+        scorers: Sequence[Mapping[str, MaskScorer]],
+        faithful: tuple[np.ndarray, Faithfulness] | None,
+        say: Callable[[str], None],
     ) -> dict[str, dict[str, Any]]:
         """Per method its controls' maps: uniform, Gaussian and oracle on its own grid, and it on the random model."""
-        other = self.controls.randomised.explain(explanation.inputs, explanation.targets)
+        random = self.controls.randomised
+        everywhere = random.explain(explanation.inputs, explanation.targets)
+        chosen = faithful[0] if faithful else np.zeros(0, np.int64)
+        places = torch.from_numpy(chosen).to(explanation.inputs.device)
+        few = random.explain(explanation.inputs[places], explanation.targets[places])
         found = {}
         for method, own in maps.items():
             n, height, width = own.shape
             nothing = np.zeros((height, width), np.float32)
+            say(f"{METHODS[method].title}, random weights")
+            other = np.full(own.shape, np.nan, np.float32)
+            if not METHODS[method].costly:
+                other[:] = METHODS[method].function(everywhere).cpu().numpy()
+            elif len(chosen):
+                other[chosen] = METHODS[method].function(few).cpu().numpy()
             found[method] = {
                 "uniform": np.repeat(uniform_map(height, width)[None], n, 0),
                 "gaussian": np.repeat(gaussian_map(height, width)[None], n, 0),
-                "randomised": METHODS[method].function(other).cpu().numpy(),
+                "randomised": other,
                 "oracle": {
                     kind: np.stack([oracle_map(s[kind].mask, height, width) if kind in s else nothing for s in scorers])
                     for kind in ("lesion", "lung")

@@ -112,11 +112,11 @@ def smooth_grad(explanation: Explanation) -> torch.Tensor:
     planes = torch.cat([_noise(explanation.seed, sample, pictures) for sample in range(samples)])
     maps = []
     for picture, target in zip(pictures, explanation.targets, strict=True):
-        total = torch.zeros_like(picture)
+        total, spread = torch.zeros_like(picture), NOISE * (picture.max() - picture.min())
         for part in planes.split(explanation.budget.batch):
-            noisy = picture + NOISE * (picture.max() - picture.min()) * part
-            total += explanation.score_gradients(noisy, target.expand(len(part))).sum(0)
-        maps.append((total / samples).sum(0).abs())
+            total += explanation.score_gradients(picture + spread * part, target.expand(len(part))).sum(0)
+        # a picture that is not finite has no map; ReLUs would hide it
+        maps.append((total / samples).sum(0).abs() + 0 * spread)
     return torch.stack(maps)
 
 

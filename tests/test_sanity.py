@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import csv
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import nn
 
 from localization.cam import METHODS, Explainer, Explanation, Method
+from localization.randomise import STAGES, fully_randomised, randomised, stages
 from localization.sanity import (
     CHECKS,
     Finding,
+    differences,
+    has_ranks,
+    on_common_grid,
     run_sanity,
+    similarity,
     verdict_of,
 )
-from pretrained_models import Architecture
+from localization.sanity_report import format_sanity, write_sanity
+from pretrained_models import Architecture, build_model
 
 SIZE = 32
 ARCHITECTURE = Architecture("small", "fc", SIZE, (0.0, 0.0), (1.0, 1.0))
@@ -88,13 +101,17 @@ def _any_class(explanation: Explanation) -> torch.Tensor:
     return _cam(replace(explanation, wanted=torch.zeros_like(explanation.targets)))
 
 
-def _noise(share: float) -> Callable[[Explanation], torch.Tensor]:
-    def maps(explanation: Explanation) -> torch.Tensor:
-        found = _cam(explanation)
-        generator = torch.Generator().manual_seed(explanation.seed)
-        return found + share * found.amax((1, 2), keepdim=True) * torch.rand(found.shape[1:], generator=generator)
+def _quiet(explanation: Explanation) -> torch.Tensor:
+    """A little noise on the cells that are hot."""
+    generator = torch.Generator().manual_seed(explanation.seed)
+    return _cam(explanation) * (1 + 0.05 * torch.rand(8, 8, generator=generator))
 
-    return maps
+
+def _loud(explanation: Explanation) -> torch.Tensor:
+    """Next to nothing but noise."""
+    generator = torch.Generator().manual_seed(explanation.seed)
+    found = _cam(explanation)
+    return found + 20 * found.amax((1, 2), keepdim=True) * torch.rand(8, 8, generator=generator)
 
 
 def _unseeded(explanation: Explanation) -> torch.Tensor:
@@ -118,8 +135,8 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Method]]:
         "edges": Method("Edges", _edges, knows_class=False, known_failure="an edge detector"),
         "of_the_batch": Method("Of the batch", _of_the_batch),
         "any_class": Method("Any class", _any_class),
-        "quiet": Method("Quiet", _noise(0.002)),
-        "loud": Method("Loud", _noise(20)),
+        "quiet": Method("Quiet", _quiet),
+        "loud": Method("Loud", _loud),
         "unseeded": Method("Unseeded", _unseeded),
         "left": Method("Left", _left),
         "only_trained": Method("Only trained", _only_trained),
@@ -142,6 +159,7 @@ FAILS = {
     "of_the_batch": {"batch"},
     "any_class": {"class"},
     "quiet": set(),
+    "loud": {"cascade", "flip", "seed", "class"},
     "unseeded": {"batch", "seed"},
     "left": {"cascade", "flip", "class"},
     "only_trained": set(),
@@ -155,3 +173,227 @@ def test_each_fault_fails_its_own_checks(explainer: Explainer, pictures: torch.T
     assert {check for check, finding in found.items() if finding.verdict == "fail"} == FAILS[method]
     assert {finding.verdict for finding in found.values()} <= {"pass", "fail"}
     assert verdict_of(list(found.values()), method) == ("fail" if FAILS[method] else "pass")
+
+
+@pytest.mark.usefixtures("methods")
+def test_the_notes_say_what_was_seen(explainer: Explainer, pictures: torch.Tensor) -> None:
+    cam, edges = _findings(explainer, pictures, "cam"), _findings(explainer, pictures, "edges")
+    assert cam["seed"].note == "draws no noise"
+    assert cam["batch"].value < 1e-6
+    assert cam["cascade"].n == 4
+    assert cam["cascade"].low <= cam["cascade"].value <= cam["cascade"].high
+    assert edges["class"].note == "knows no class"
+    assert edges["cascade"].note == "known failure: an edge detector"
+    shares, values = zip(*edges["cascade"].curve, strict=True)
+    assert shares == (0, 0.25, 0.5, 0.75, 1)  # fc, conv2, bn1, conv1
+    assert values == pytest.approx([1] * 5)
+    assert edges["cascade"].area == pytest.approx(1)
+    lost = _findings(explainer, pictures, "only_trained")["cascade"]
+    assert (lost.verdict, lost.value) == ("pass", 0)
+    assert lost.note == "no map from the random models in 12 of 12: similarity 0"
+
+
+@pytest.mark.usefixtures("methods")
+def test_without_two_maps_there_is_no_verdict(explainer: Explainer, pictures: torch.Tensor) -> None:
+    empty, single = _findings(explainer, pictures, "empty"), _findings(explainer, pictures[:1], "cam")
+    assert {finding.verdict for finding in (*empty.values(), *single.values())} == {"n/a"}
+    assert all("0 of 4 pictures" in finding.note and "4 empty" in finding.note for finding in empty.values())
+    assert np.isnan(empty["flip"].value)
+    assert verdict_of(list(empty.values()), "empty") == "n/a"
+
+
+@pytest.mark.usefixtures("methods")
+def test_the_same_seed_gives_the_same_findings(explainer: Explainer, pictures: torch.Tensor) -> None:
+    runs = [run_sanity(explainer, pictures, None, ["cam", "gradcam"], seed) for seed in (3, 3, 4)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_costly_methods_see_less_of_the_cascade(
+    explainer: Explainer, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costly(explanation: Explanation) -> torch.Tensor:
+        explanation.predict(explanation.inputs.repeat(9, 1, 1, 1))
+        return _cam(explanation)
+
+    monkeypatch.setitem(METHODS, "costly", Method("Costly", costly))
+    monkeypatch.setitem(METHODS, "cam", Method("CAM", _cam))
+    found = run_sanity(explainer, pictures, None, ["cam", "costly"])
+    curves = {finding.method: finding for finding in found if finding.check == "cascade"}
+    assert [share for share, _ in curves["costly"].curve] == pytest.approx([0, 0.5, 1])
+    assert "stages 2 and 4 of 4 alone" in curves["costly"].note
+    assert curves["cam"].note == ""
+    assert curves["costly"].curve[1] == curves["cam"].curve[2]  # under the same random model
+
+
+@pytest.mark.usefixtures("methods")
+def test_every_file_and_word_of_the_report(explainer: Explainer, pictures: torch.Tensor, tmp_path: Path) -> None:
+    methods = ["cam", "edges", "empty"]
+    found = run_sanity(explainer, pictures, None, methods)
+    titles = {name: METHODS[name].title for name in methods}
+    write_sanity(tmp_path, found, titles)
+    with open(tmp_path / "sanity.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["check"]) for row in rows] == [(m, c) for m in methods for c in CHECKS]
+    assert {row["verdict"] for row in rows if row["method"] == "empty"} == {"n/a"}
+    first = found[0]
+    assert float(rows[0]["value"]) == pytest.approx(first.value, abs=1e-5)
+    assert float(rows[0]["area"]) == pytest.approx(first.area, abs=1e-5)
+    assert cv2.imread(str(tmp_path / "sanity.png")).shape[1] == pytest.approx(1209, abs=2)
+    heading, *lines = format_sanity(found, titles).splitlines()
+    assert heading.split()[:2] == ["method", "verdict"]
+    assert lines[0].startswith("CAM     pass")
+    assert lines[1].startswith("Edges   FAIL     FAIL 1.00 [1.00, 1.00]")
+    assert lines[1].endswith("FAIL knows no class   an edge detector")
+    assert lines[2].split() == ["Empty", *["n/a"] * 6]
+
+
+def test_similarity_is_scipy_s_and_a_lost_map_is_like_none() -> None:
+    generator = np.random.default_rng(0)
+    maps, others = generator.random((2, 6, 5, 7)).round(1)  # rounded: ties
+    maps[0] += others[0]
+    expected = [spearmanr(a, b).statistic for a, b in zip(maps.reshape(6, -1), others.reshape(6, -1), strict=True)]
+    np.testing.assert_allclose(similarity(maps, others), expected, atol=1e-12)
+    others[1], others[2], others[3, 0, 0], others[4] = 0, 3, np.nan, 3 * maps[4] + 1
+    assert has_ranks(others).tolist() == [True, False, False, False, True, True]
+    assert similarity(maps, others)[1:5] == pytest.approx([0, 0, 0, 1])
+    assert similarity(others, maps)[1:5] == pytest.approx([0, 0, 0, 1])
+    assert differences(np.array([[[1.0, 4.0]]] * 2), np.array([[[1.5, 4.0]], [[np.nan, 4.0]]])).tolist() == [
+        0.125,
+        np.inf,
+    ]
+
+
+def test_the_common_grid_averages_areas() -> None:
+    fine = torch.arange(28.0).expand(1, 42, 28)
+    found = on_common_grid(fine)
+    assert found.shape == (1, 14, 14)
+    np.testing.assert_allclose(found[0, 0], np.arange(28).reshape(14, 2).mean(1))
+    assert on_common_grid(torch.rand(2, 7, 5)).shape == (2, 7, 5)
+
+
+def test_stages_run_from_the_head_to_the_first_layer() -> None:
+    model, architecture, _ = build_model("resnet18", 4)
+    groups = stages(model, architecture, torch.randn(1, 3, 64, 64))
+    own = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    assert groups[0] == ["fc"]
+    assert groups[-1][-1] == "conv1"
+    assert len(groups) == STAGES
+    assert sorted(chain(*groups)) == sorted(own)
+    assert {len(group) for group in groups[1:]} == {10}  # 20 convolutions and 20 normalisations
+    order = list(chain(*groups))
+    places = [order.index(f"layer{i}.0.conv1") for i in (4, 3, 2, 1)]
+    assert places == sorted(places)
+
+
+def _small_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4)
+    with torch.no_grad():
+        for parameter in model.parameters():  # the constructor's class token and head are zeros
+            parameter.normal_()
+    return model
+
+
+VIT = Architecture("small_vit", "heads.head", 32, (0.0,) * 3, (1.0,) * 3)
+
+
+def test_parameters_whose_module_is_never_called_have_their_place() -> None:
+    order = list(chain(*stages(_small_vit(), VIT, torch.zeros(1, 3, 32, 32))))
+    attention = "encoder.layers.encoder_layer_{}.self_attention"
+    wanted = [
+        "heads.head",
+        "encoder.layers.encoder_layer_1.mlp.0",
+        attention.format(1) + ".out_proj",  # its weights are read by its parent
+        "encoder.layers.encoder_layer_0.mlp.0",
+        attention.format(0),
+        "encoder",  # the position embedding
+        "conv_proj",
+        "",  # the class token
+    ]
+    assert [name for name in order if name in wanted] == wanted
+
+
+def _changed(model: nn.Module, other: nn.Module) -> set[str]:
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, other.state_dict()[name])}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3, STAGES])
+def test_a_random_copy_changes_its_stages_alone_and_leaves_the_model(stage: int) -> None:
+    torch.manual_seed(0)
+    model, architecture, _ = build_model("resnet18", 4)
+    inputs = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("bias", "bn1.weight", "bn2.weight", "1.weight", "running_mean", "running_var")):
+                tensor.add_(0.1 * torch.rand_like(tensor))  # else zeros and ones, that a shuffle leaves
+    model.train()
+    before = copy.deepcopy(model)
+    with torch.inference_mode():
+        fresh = randomised(model, architecture, inputs, stage)
+        again, other = (randomised(model, architecture, inputs, stage, seed) for seed in (0, 1))
+    assert not _changed(model, before)
+    assert model.training
+    assert not any(len(m._forward_pre_hooks) for m in (*model.modules(), *fresh.modules()))
+    in_stages = {name for group in stages(model, architecture, inputs)[:stage] for name in group}
+    assert _changed(model, fresh) == {n for n in model.state_dict() if n.rpartition(".")[0] in in_stages}
+    assert not _changed(fresh, again)
+    assert bool(_changed(fresh, other)) == (stage > 0)
+    assert not fresh.training
+    scores = fresh(inputs)
+    assert torch.isfinite(scores).all()
+    scores.sum().backward()  # the copy's weights are no inference tensors
+    if stage > 1:
+        less = randomised(model, architecture, inputs, 1)
+        assert torch.equal(less.fc.weight, fresh.fc.weight)
+
+
+def test_statistics_are_those_of_the_pictures() -> None:
+    torch.manual_seed(0)
+    model, architecture, _ = build_model("resnet18", 4)
+    inputs = 5 + 3 * torch.randn(6, 3, 64, 64)
+    fresh = fully_randomised(model, architecture, inputs)
+    seen = {}
+    for name, module in fresh.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, (i[0], o.clone())))
+    with torch.no_grad():
+        fresh(inputs)
+    for name, (taken, given) in seen.items():
+        module = fresh.get_submodule(name)
+        torch.testing.assert_close(module.running_mean, taken.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(given.mean((0, 2, 3)), torch.zeros(module.num_features), rtol=0, atol=1e-3)
+        assert module.momentum == 0.1
+    assert len(seen) == 20
+    assert torch.isfinite(fully_randomised(model, architecture, inputs[:1])(inputs)).all()  # one picture is enough
+
+
+def test_a_random_network_without_normalisation_still_tells_pictures_apart() -> None:
+    torch.manual_seed(0)
+    layers = [layer for i in range(13) for layer in (nn.Conv2d(16 if i else 2, 16, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    inputs = torch.randn(4, 2, 32, 32) + 2 * torch.randn(4, 2, 1, 1)
+    fresh = fully_randomised(model, replace(ARCHITECTURE, head="28"), inputs)
+
+    def variety(network: nn.Module) -> float:
+        with torch.no_grad():
+            scores = network(inputs)
+        return float(scores.std(0).mean() / scores.abs().mean())
+
+    assert variety(fresh) > 0.03
+    assert variety(model) < 1e-3  # the modules' own initialisation, which is not used for that
+
+
+def test_what_has_no_fan_in_is_shuffled() -> None:
+    model = _small_vit()
+    fresh = fully_randomised(model, VIT, torch.randn(2, 3, 32, 32))
+    old, new = dict(model.named_parameters()), dict(fresh.named_parameters())
+    shuffled = ["class_token", "encoder.pos_embedding", "encoder.ln.weight"]
+    for name in shuffled:
+        assert not torch.equal(old[name], new[name])
+        assert torch.equal(old[name].flatten().sort()[0], new[name].flatten().sort()[0])
+    assert all(not tensor.any() for name, tensor in new.items() if name.endswith("bias"))
+    projection = new["encoder.layers.encoder_layer_0.self_attention.in_proj_weight"]
+    assert float(projection.detach().std()) == pytest.approx(1 / 4, rel=0.1)  # 16 inputs
