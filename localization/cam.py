@@ -30,7 +30,7 @@ class Budget:
     """
 
     max_channels: int = 64
-    steps: int = 32
+    steps: int = 24
     samples: int = 16
     cells: int = 14
     batch: int = 32

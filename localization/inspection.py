@@ -159,5 +159,5 @@ def _check_sanity(
         targets = torch.full((len(batch.indices),), part.classes.index(wanted.label), device=device)
     findings = run_sanity(explainer, batch.inputs, targets, methods, wanted.seed, statistics)
     write_sanity(folder, findings, TITLES)
-    log.info(f"Sanity, on {len(batch.indices)} images:\n{format_sanity(findings, TITLES)}")
+    log.info(f"Sanity, on {len(batch.indices)} images (mean and range over them):\n{format_sanity(findings, TITLES)}")
     return findings

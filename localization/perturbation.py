@@ -119,7 +119,7 @@ def _ablated(
     size = (picture.shape[-2], picture.shape[-1])
 
     def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        output = F.relu(output) if layer.relu_after else output
+        # before a ReLU of `forward` (DenseNet's) as good as behind it: what is 0 stays 0
         return layer.with_maps(output, layer.to_maps(output, size).masked_fill(~kept[:, :, None, None], 0))
 
     handle = explanation.model.get_submodule(layer.name).register_forward_hook(edit)

@@ -143,12 +143,15 @@ def guided_gradients(explanation: Explanation) -> torch.Tensor:
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black picture."""
+    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black picture.
+
+    It takes a ReLU that the picture passes: those of Swin V2 only make its position biases.
+    """
     parameter = next(model.parameters())
-    picture = torch.zeros(1, len(architecture.mean), size, size, device=parameter.device, dtype=parameter.dtype)
     guided = _Guided()
-    with torch.no_grad(), evaluating(model), guided:
-        model(picture)
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:
+        picture = torch.zeros(1, len(architecture.mean), size, size, device=parameter.device, dtype=parameter.dtype)
+        model(picture.requires_grad_())
     if guided.rectifiers:
         return ""
     others = ", ".join(sorted(guided.others)) or "none at all"
@@ -200,7 +203,7 @@ class _Guided(TorchFunctionMode):
     """While it is entered, every rectifier that this thread calls is a guided one, functions and in-place ones too.
 
     Attributes:
-        rectifiers: how many there were.
+        rectifiers: how many there were, of those that a gradient comes back to.
         others: the names of activations that were no rectifiers.
     """
 
@@ -214,7 +217,7 @@ class _Guided(TorchFunctionMode):
     ) -> Any:
         bounds = _RECTIFIERS[func](*args, **(kwargs or {})) if func in _RECTIFIERS else None
         if bounds is not None:
-            self.rectifiers += 1
+            self.rectifiers += bounds[0].requires_grad
             return _Rectify.apply(*bounds)
         if func in _OTHER_ACTIVATIONS:
             self.others.add(func.__name__)

@@ -280,7 +280,7 @@ def _verdict(line: Mapping[str, Any] | None, word: str) -> str:
     rivals = {control: name for control, name in rivals.items() if not np.isnan(line[control])}
     open_ones = [f"{name} ({line[c]:.2f})" for c, name in rivals.items() if c not in line["better_than"]]
     if open_ones:
-        return f"above chance on the {word} {lift}, but no better than {_join(open_ones, 'or')}"
+        return f"above chance on the {word} {lift}, but not shown to be above {_join(open_ones, 'or')}"
     return f"above chance on the {word} {lift}" + (f", and above {_join(rivals.values())}" if rivals else "")
 
 

@@ -339,6 +339,13 @@ def test_bf16_changes_little(method: Callable[[Explanation], torch.Tensor]) -> N
         assert not torch.equal(maps, others)
 
 
+def test_ablation_cam_s_weights_are_never_rounded() -> None:
+    exact, rounded = _explain(_model()), _explain(_model())
+    rounded.precision = "bf16"
+    rounded.cut = exact.cut  # the same activations
+    assert torch.equal(ablation_cam(rounded), ablation_cam(exact))
+
+
 @pytest.mark.parametrize("method", [score_cam, ablation_cam])
 def test_nothing_active_is_an_empty_map_and_nan_stays_nan(method: Callable[[Explanation], torch.Tensor]) -> None:
     model = _model()

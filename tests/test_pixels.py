@@ -154,6 +154,21 @@ def test_nodes_are_tripled_and_weighted_anew_where_they_miss() -> None:
     torch.testing.assert_close(ours.sum((1, 2, 3)), change, rtol=1e-3, atol=1e-4)
 
 
+def test_no_node_gets_a_negative_weight() -> None:
+    """A change that no weights can give: the node of the lowest slope then counts for nothing, no less."""
+    explanation = _explain(_wavy(), steps=8)
+    black, x = BLACK[:, None, None].expand(3, SIDE, SIDE), explanation.inputs[0]
+    path = pixels._Path(explanation, black, x, TARGETS[0])
+    path.walk((torch.arange(8) + 0.5) / 8)
+    offset = path.slopes - path.slopes.mean()
+    mean_of_products = (path.slopes * (1 + offset / offset.abs().max())).mean()
+    found = path.completed(torch.tensor(1e9)).double().sum()
+    torch.testing.assert_close(found, mean_of_products, rtol=1e-4, atol=1e-4)
+    level = pixels._Path(_explain(_Function(lambda x: x.mean((2, 3)))), black, x, TARGETS[0])  # one slope everywhere
+    level.walk(torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(level.completed(2 * level.slopes.mean()), level.mean, rtol=1e-4, atol=1e-4)
+
+
 def test_no_more_nodes_than_needed() -> None:
     """Pictures that are complete at once cost `steps` gradients, the others three times as many, none twice."""
     spent = []
@@ -210,7 +225,7 @@ def test_guided_gradients_equal_captum_s() -> None:
 
 
 def test_guided_gradients_equal_the_grad_cam_package_s() -> None:
-    """resnet18 uses its ReLU modules twice, in place: captum refuses it."""
+    """resnet18 uses each of its ReLU modules twice, in place."""
     from pytorch_grad_cam import GuidedBackpropReLUModel
 
     torch.manual_seed(0)
@@ -321,6 +336,18 @@ def test_who_cannot_have_guided_backpropagation(activation: Callable[[], nn.Modu
     found = why_not(_model(activation), Architecture("small", "6", SIDE, (0.5,) * 3, (0.5,) * 3), SIDE)
     assert reason in found
     assert bool(found) == bool(reason)
+
+
+def test_a_relu_that_the_picture_does_not_pass_is_none() -> None:
+    class Biased(_Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + F.relu(self[-1].bias)
+
+    architecture = Architecture("small", "6", SIDE, (0.5,) * 3, (0.5,) * 3)
+    smooth, rectified = Biased(nn.GELU), Biased(nn.ReLU)
+    with torch.inference_mode():
+        assert "gelu" in why_not(smooth, architecture, SIDE)
+        assert not why_not(rectified, architecture, SIDE)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -352,22 +352,25 @@ def test_a_random_copy_changes_its_stages_alone_and_leaves_the_model(stage: int)
 
 def test_statistics_are_those_of_the_pictures() -> None:
     torch.manual_seed(0)
-    model, architecture, _ = build_model("resnet18", 4)
-    inputs = 5 + 3 * torch.randn(6, 3, 64, 64)
+    blocks = [(nn.Conv2d(i, 8, 3), nn.BatchNorm2d(8, momentum=0.2), nn.ReLU()) for i in (2, 8, 8)]
+    model = nn.Sequential(*chain(*blocks), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
+    architecture, inputs = replace(ARCHITECTURE, head="12"), 5 + 3 * torch.randn(8, 2, SIZE, SIZE)
     fresh = fully_randomised(model, architecture, inputs)
     seen = {}
-    for name, module in fresh.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, (i[0], o.clone())))
+    for name in ("1", "4", "7"):
+        hook = lambda m, i, o, name=name: seen.__setitem__(name, (i[0], o.clone()))  # noqa: E731
+        fresh.get_submodule(name).register_forward_hook(hook)
     with torch.no_grad():
         fresh(inputs)
     for name, (taken, given) in seen.items():
         module = fresh.get_submodule(name)
         torch.testing.assert_close(module.running_mean, taken.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(given.mean((0, 2, 3)), torch.zeros(module.num_features), rtol=0, atol=1e-3)
-        assert module.momentum == 0.1
-    assert len(seen) == 20
-    assert torch.isfinite(fully_randomised(model, architecture, inputs[:1])(inputs)).all()  # one picture is enough
+        torch.testing.assert_close(module.running_var, taken.var((0, 2, 3)), rtol=1e-2, atol=0)
+        torch.testing.assert_close(given.mean((0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-2)
+        assert module.momentum == 0.2
+    assert len(seen) == 3
+    single = fully_randomised(model, architecture, inputs[:1])  # one value a channel behind the pooling
+    assert torch.isfinite(single(inputs)).all()
 
 
 def test_a_random_network_without_normalisation_still_tells_pictures_apart() -> None:

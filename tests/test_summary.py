@@ -272,11 +272,11 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
         (_line(NAN, 1.2, NAN), "one patient alone says nothing of the lesions (lift 1.20)."),
         (
             _line(1.1, 1.2, 1.3, ("uniform", "randomised")),
-            "above chance on the lesions (lift 1.20 [1.10, 1.30]), but no better than a centred Gaussian (1.30).",
+            "above chance on the lesions (lift 1.20 [1.10, 1.30]), but not shown to be above a centred Gaussian (1.30).",
         ),
         (
             _line(1.1, 1.2, 1.3, ("uniform",)),
-            "but no better than a centred Gaussian (1.30) or the same on a randomised model (1.10).",
+            "but not shown to be above a centred Gaussian (1.30) or the same on a randomised model (1.10).",
         ),
         (
             _line(1.6, 1.7, 1.8, ("uniform", "gaussian", "randomised")),
