@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import Config, Parser, compose_config
 from dataset.data import add_data_flags
-from utils import UserError, log, make_folder, run_verb, write_json
+from utils import UserError, log, make_folder, run_verb, shortened, write_json
 
 if TYPE_CHECKING:
     from localization.drawing import Drawn
@@ -155,6 +155,37 @@ def _name(chosen: Selection) -> str:
     return chosen.run.name if path.name == "best.pt" else f"{chosen.run.name}-{path.stem}"
 
 
+def _names(config: Config, weights: Sequence[Path | None], given: dict[str, Any]) -> dict[str, Path | None]:
+    """What each of several checkpoints is called; a single one is named when it is loaded.
+
+    Raises: `UserError`, before anything is drawn, for one that cannot be used or is given twice.
+    """
+    from training.selection import select
+
+    if len(weights) == 1:
+        return {"": weights[0]}
+    names: dict[str, Path | None] = {}
+    for path in weights:
+        name = _name(select(config, path, given))
+        other = names.get(name)
+        if other is not None and other.resolve() == path.resolve():
+            raise UserError(f"--weights {path}: it is given twice")
+        if other is not None:  # another of that name: its folder tells them apart
+            name = f"{path.resolve().parent.name}-{name}"
+        if name in names:
+            raise UserError(f"--weights {path}: another one is called {name} too; rename its folder")
+        names[name] = path
+    return names
+
+
+def _keep_images(images: Sequence[Path] | None, *folders: Path | None) -> None:
+    """Refuse to write into a folder that given images lie in: what an earlier call drew there is taken away."""
+    places = {folder.resolve() for folder in folders if folder is not None}
+    for image in images or ():
+        if image.resolve() in places or image.resolve().parent in places:
+            raise UserError(f"--image {image}: it lies where the maps go; name another --output or --save folder")
+
+
 def _wanted(arguments: argparse.Namespace, config: Config) -> Wanted:
     from localization.drawing import Style
     from localization.inspection import Wanted
@@ -229,24 +260,25 @@ def main(argv: Sequence[str]) -> None:
     every_run = config.model.lower() == "all"
     if every_run:
         given.pop("model")
+    names = _names(config, weights, given)
     wanted, drawn, failed = _wanted(arguments, config), [], False
-    for path in weights:
+    for name, path in names.items():
         chosen = select(config, path, given)
-        name = _name(chosen)
-        if name in (one.name for one in drawn):
-            raise UserError(f"--weights {path}: there is {name} already; give each once")
         part = chosen_images(chosen, arguments.image, arguments.count, config.seed, arguments.errors)
         folder, save = arguments.output or chosen.output_folder("cams"), arguments.save
+        name = name or _name(chosen)
         if len(weights) > 1 or every_run:  # one folder per run, wherever they go
             folder = folder / name if arguments.output else folder
             save = save / name if isinstance(save, Path) else save
+        save = folder if save is True else save
+        _keep_images(arguments.image, folder, save)
         found, findings = inspect_model(
             chosen.checkpoint,
             part,
             wanted,
             name,
             folder,
-            folder if save is True else save,
+            save,
             chosen.device,
             chosen.precision,
             keep=_are_compared(arguments),
@@ -255,8 +287,8 @@ def main(argv: Sequence[str]) -> None:
         failed |= any(finding.verdict == "fail" for finding in findings)
         _record(chosen, folder, arguments, list(found.means))
     if len(drawn) > 1 and (arguments.score or _are_compared(arguments)):
-        together = "localization-" + "-vs-".join(one.name for one in drawn)
-        _together(arguments.output or runs_folder(config) / together[:LONGEST], drawn, arguments)
+        together = shortened("localization-" + "-vs-".join(one.name for one in drawn), LONGEST)
+        _together(arguments.output or runs_folder(config) / together, drawn, arguments)
     if arguments.strict and failed:
         raise SystemExit(1)
 

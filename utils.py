@@ -185,6 +185,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def shortened(text: str, most: int) -> str:
+    """`text` cut to at most `most` bytes of UTF-8: file systems take 255 for a name, and count bytes."""
+    return text.encode()[:most].decode(errors="ignore")
+
+
 def make_folder(path: Path, flag: str) -> Path:
     """Make `path` and its parents; a `UserError` names `flag` where that, or writing there, is not possible."""
     path = Path(path)

@@ -34,6 +34,12 @@ from evaluation.phrases import (
 from utils import PROJECT
 
 Facts = dict[str, str | None]
+STATES = {  # of maps that are not simply ok
+    "empty": "without positive evidence",
+    "nan": "not finite",
+    "diffuse": "spread out like a uniform map",
+    "border": "with most of it at the picture's edge",
+}
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
@@ -319,12 +325,12 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
         facts["subgroups"] = "; ".join(f"by {column}, {_accuracies(rows)}" for column, rows in groups.items())
     if inputs.maps.table is not None:
         maps = inputs.maps.table
-        empty = int((maps["status"] == "empty").sum())
-        spread = int((maps["status"] == "diffuse").sum())
+        states = {state: int((maps["status"] == state).sum()) for state in STATES}
         methods = join(inputs.maps.titles.get(name, name) for name in sorted(maps["method"].unique()))
         images = count(maps["path"].nunique(), "image")
-        facts["explainability"] = f"{methods} of {images}, {empty} of {len(maps)} maps without positive evidence"
-        facts["explainability"] += f", {spread} spread out like a uniform map" if spread else ""
+        facts["explainability"] = f"{methods} of {images}, {len(maps)} maps" + "".join(
+            f", {number} {STATES[state]}" for state, number in states.items() if number or state == "empty"
+        )
     return facts
 
 

@@ -16,7 +16,7 @@ from dataset.batches import MASKS, Part
 from dataset.readers import read_image, to_uint8
 from localization.cam import METHODS, Explainer
 from localization.means import draw_means
-from localization.measure import COLUMNS, CONTROL_COLUMNS, Controls, Measurer
+from localization.measure import COLUMNS, CONTROL_COLUMNS, Controls, Measurer, file_name, numbered
 from localization.overlay import COLORMAP, OverlayDrawer, Square
 from localization.panel import Entry, PanelDrawer, Subject
 from localization.scoring import SCORED, TOLERANCE
@@ -25,12 +25,9 @@ from utils import atomic_write, log, make_folder, write_csv
 if TYPE_CHECKING:
     from training.checkpoints import Checkpoint
 
-SCALES = ("image", "batch", "shared")
 _METHOD = "(" + "|".join(map(re.escape, METHODS)) + ")"
-OURS = re.compile(
-    rf"\d{{4,}}_.*__(raw|panel__.*|{_METHOD}__.*)\.(png|npy)|(mean|difference)_{_METHOD}\.png"
-    r"|cams\.json|controls\.csv|(scores|sanity)\.(csv|png)"
-)
+OURS = re.compile(rf"\d{{4,}}_.*__(raw|panel__.*|{_METHOD}__.*)\.(png|npy)|(mean|difference)_{_METHOD}\.png|cams\.json")
+TABLES = ("cams.csv", "controls.csv", "scores.csv", "scores.png", "sanity.csv", "sanity.png")
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,18 @@ class Style:
             batch (`batch`), or among all maps of the method (`shared`, which keeps all maps until the last is known).
         colormap: a name of matplotlib's.
         tolerance: of the pointing game.
+        rescaled: whether the maps of a layer are means of several layers', each divided by its peak.
     """
 
     scale: str = "image"
     colormap: str = COLORMAP
     tolerance: float = TOLERANCE
+    rescaled: bool = False
+
+    def unit(self, method: str) -> str:
+        """What the colour bar of a method shows."""
+        averaged = self.rescaled and "layer" in METHODS[method].needs
+        return f"{METHODS[method].title} ({'mean of layers, each ÷ its peak' if averaged else 'not rescaled'})"
 
 
 @dataclass
@@ -104,7 +108,7 @@ def draw_maps(
         if path is not None:
             clear_folder(make_folder(path, flag))
     drawn = Drawn(name, part, Square(checkpoint.fit, checkpoint.size), means={m: Means(part) for m in methods})
-    measurer = Measurer(part, classes, name, controls, style.tolerance)
+    measurer = Measurer(part, checkpoint.fit, classes, name, controls, style.tolerance)
     writer = _Writer(drawn, folder, save, style, len(methods) > 1, keep)
     waiting: list[_Picture] = []
     with tqdm(total=len(part) * len(methods), desc="maps", unit="map", leave=False) as bar:
@@ -147,7 +151,8 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: list[str]) 
 
 def clear_folder(folder: Path) -> None:
     """Take away what an earlier call drew here: pictures of two calls under one table would be misread."""
-    earlier = [file for file in folder.iterdir() if OURS.fullmatch(file.name)]
+    names = TABLES if (folder / "cams.json").is_file() else ()  # else somebody else's may have these names
+    earlier = [file for file in folder.iterdir() if OURS.fullmatch(file.name) or file.name in names]
     if earlier:
         log.info(f"replacing the earlier maps in {folder}")
     for file in earlier:
@@ -229,8 +234,9 @@ class _Writer:
         entries = []
         for row, cam in zip(picture.rows, picture.maps, strict=True):
             method, peak = METHODS[row["method"]].title, peaks.get(row["method"])
+            unit = self.style.unit(row["method"])
             self.overlays.draw(
-                self.folder / row["file"], radiograph, cam, row["status"], title, method=method, peak=peak, masks=masks
+                self.folder / row["file"], radiograph, cam, row["status"], title, unit=unit, peak=peak, masks=masks
             )
             entries.append(Entry(method, cam, row["status"], peak, _note(row)))
             self.drawn.means[row["method"]].add(picture.index, cam, row)
@@ -239,11 +245,11 @@ class _Writer:
             if self.save is not None:
                 with atomic_write(self.save / f"{row['file'].removesuffix('.png')}.npy", "wb") as file:
                     np.save(file, cam.astype(np.float32))
-        stem = f"{picture.index:04d}_{path.stem[:100]}"
+        stem = numbered(picture.index, first["path"])
         if self.panels is not None:
             subject = Subject(path.name, first["target"], picture.probability, first["label"], first["predicted"])
-            target = first["target"].replace("/", "_")
-            self.panels.draw(self.folder / f"{stem}__panel__{target}.png", radiograph, entries, subject, masks)
+            panel = self.folder / f"{stem}__panel__{file_name(first['target'])}.png"
+            self.panels.draw(panel, radiograph, entries, subject, masks, self.style.rescaled)
         if self.save is not None:
             with atomic_write(self.save / f"{stem}__raw.png", "wb") as file:
                 file.write(cv2.imencode(".png", radiograph)[1].tobytes())

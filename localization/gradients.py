@@ -50,6 +50,9 @@ def layer_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tenso
 def eigen_cam(activations: torch.Tensor, _gradients: torch.Tensor) -> torch.Tensor:
     """Eigen-CAM (Muhammad and Yeasin 2020): the cells' first principal component, rectified. It knows no class.
 
+    The cells are centred first, as principal components ask for (and the grad-cam package does); the paper's formula, a
+    decomposition of the activations as they are, leaves that out.
+
     A principal component has no sign of its own. Ours correlates with the mean activation: hot is where the layer is
     more active than elsewhere.
     """
@@ -83,7 +86,12 @@ def _weighted(weights: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
 
 
 def _first_component(values: torch.Tensor) -> torch.Tensor:
-    """Each cell's projection on the first principal axis of the cells of its picture: (n, h, w), signed, rectified."""
+    """Each cell's projection on the first principal axis of the cells of its picture: (n, h, w), signed, rectified.
+
+    NaN for a picture with a value that is not finite.
+    """
+    finite = values.isfinite().flatten(1).all(1)[:, None, None]
+    values = values.where(finite[..., None], 0)
     n, channels, height, width = values.shape
     cells = values.flatten(2).double()
     cells = cells - cells.mean(2, keepdim=True)
@@ -95,7 +103,7 @@ def _first_component(values: torch.Tensor) -> torch.Tensor:
         vector = _top_eigenvector(cells.mT @ cells)
         component = vector * (cells @ vector[:, :, None]).norm(dim=1)
     sign = torch.where((component * total).sum(1, keepdim=True) < 0, -1.0, 1.0)
-    return F.relu(sign * component).view(n, height, width).float()
+    return F.relu(sign * component).view(n, height, width).float().where(finite, torch.nan)
 
 
 def _top_eigenvector(matrices: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from dataset.batches import Batch, Part
 from localization.cam import METHODS, Budget, Explainer
 from localization.drawing import Drawn, Style, draw_maps
 from localization.measure import Controls
-from localization.randomise import fully_randomised
+from localization.randomise import MOST_PICTURES, fully_randomised
 from localization.sanity import Finding, run_sanity
 from localization.sanity_report import format_sanity, write_sanity
 from localization.summary import format_summary, summarise, verdict_lines, write_summary
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from training.checkpoints import Checkpoint
 
 TITLES = {name: method.title for name, method in METHODS.items()}
-STATISTICS = 32  # pictures from which a random network's batch statistics are taken
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,12 @@ def inspect_model(
         wanted.seed,
     )
     methods = explainer.choose(wanted.methods)
+    if wanted.layers and not any("layer" in METHODS[method].needs for method in methods):
+        raise UserError(f"--layer {','.join(wanted.layers)}: {', '.join(methods)} has no layer; leave it out")
+    if len(wanted.layers) > 1 and wanted.style.scale != "image":
+        raise UserError(
+            f"--scale {wanted.style.scale}: maps of several layers are each divided by their peak; leave it out"
+        )
     _say_what_is_lacking(explainer, methods, wanted, name)
     controls = _controls(explainer, part, wanted, device) if wanted.score else None
     drawn = draw_maps(
@@ -98,7 +103,7 @@ def inspect_model(
         label=wanted.label,
         device=device,
         batch=wanted.batch,
-        style=wanted.style,
+        style=replace(wanted.style, rescaled=len(explainer.layers) > 1),
         controls=controls,
         keep=keep,
     )
@@ -115,12 +120,18 @@ def inspect_model(
     if table:
         log.info(
             "Maps of correctly classified images, or of unlabelled ones (lift: 1 is chance; 95 % intervals over "
-            f"patients):\n{table}"
+            f"{_unit(part)}):\n{table}"
         )
         for line in verdict_lines(summary, TITLES):
             log.info(line)
     findings = _check_sanity(explainer, part, methods, wanted, folder, device) if wanted.sanity else []
     return drawn, findings
+
+
+def _unit(part: Part) -> str:
+    """What the intervals take as independent."""
+    known = (part.records["group"] != part.records["path"]).any()
+    return "patients" if known else "images, as the patients are not known: --group-pattern"
 
 
 def _say_what_is_lacking(explainer: Explainer, methods: Sequence[str], wanted: Wanted, name: str) -> None:
@@ -129,7 +140,8 @@ def _say_what_is_lacking(explainer: Explainer, methods: Sequence[str], wanted: W
         reasons = "; ".join(dict.fromkeys(explainer.why_not(method) for method in lacking))
         log.info(f"{name}: without {', '.join(TITLES[method] for method in lacking)}: {reasons}")
     if any("layer" in METHODS[method].needs for method in methods):
-        log.info(f"{name}: target layer {', '.join(layer.name for layer in explainer.layers)}")
+        several = ", averaged, each map divided by its peak" if len(explainer.layers) > 1 else ""
+        log.info(f"{name}: target layer {', '.join(layer.name for layer in explainer.layers)}{several}")
 
 
 def _pictures(part: Part, explainer: Explainer, count: int, seed: int, device: torch.device) -> Batch:
@@ -142,7 +154,7 @@ def _pictures(part: Part, explainer: Explainer, count: int, seed: int, device: t
 
 def _controls(explainer: Explainer, part: Part, wanted: Wanted, device: torch.device) -> Controls:
     seed = derived_seed(wanted.seed, 1)
-    sample = _pictures(part, explainer, STATISTICS, seed, device)
+    sample = _pictures(part, explainer, MOST_PICTURES, seed, device)
     model = fully_randomised(explainer.model, explainer.architecture, sample.inputs, wanted.seed)
     random = explainer.of(model)
     faithful = np.random.default_rng(derived_seed(wanted.seed, 2)).permutation(len(part))[: wanted.score_count]
@@ -153,7 +165,7 @@ def _check_sanity(
     explainer: Explainer, part: Part, methods: Sequence[str], wanted: Wanted, folder: Path, device: torch.device
 ) -> list[Finding]:
     batch = _pictures(part, explainer, wanted.sanity_count, derived_seed(wanted.seed, 3), device)
-    statistics = _pictures(part, explainer, STATISTICS, derived_seed(wanted.seed, 1), device).inputs
+    statistics = _pictures(part, explainer, MOST_PICTURES, derived_seed(wanted.seed, 1), device).inputs
     targets = None
     if wanted.label is not None:
         targets = torch.full((len(batch.indices),), part.classes.index(wanted.label), device=device)

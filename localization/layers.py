@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,8 +92,8 @@ def find_layers(
             raise UserError(
                 f"--layer {name}: {architecture.name} has no such layer; near it: {', '.join(near) or 'none'}"
             )
-    row = None if names else _from_table(model, architecture)
-    if row is not None:
+    row = _from_table(model, architecture)
+    if row is not None and set(names) <= {row.name}:
         return (Layer(row.name, relu_after=row.relu_after),)
     found = probe(model, architecture, size)
     for name in names:
@@ -109,7 +109,9 @@ def find_layers(
                 "token is read); choose an earlier layer"
             )
     if names:
-        return tuple(found[name][0] for name in names)
+        return tuple(
+            replace(found[n][0], relu_after=row is not None and n == row.name and row.relu_after) for n in names
+        )
     reached = [layer for layer, reach in found.values() if reach > 0.5]
     if not reached:
         raise UserError(f"{architecture.name} has no layer whose output is a feature map of more than one cell")
@@ -169,7 +171,7 @@ def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, 
         if gradient is None:
             found[name] = layer, 0.0
         else:
-            reach = layer.to_maps(gradient, (size, size)).abs().sum(1) > 0
+            reach = (layer.to_maps(gradient, (size, size)) != 0).any(1)  # what is not a number counts too
             found[name] = layer, float(reach.float().mean())
     return found
 

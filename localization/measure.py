@@ -11,15 +11,36 @@ import numpy as np
 import torch
 
 from dataset.batches import MASKS, Batch, Part
+from dataset.readers import image_size, letterbox_frame
 from localization.cam import METHODS, Explainer, Explanation
 from localization.faithfulness import FAITHFULNESS, ROUNDING, Faithfulness
-from localization.scoring import SCORED, TOLERANCE, MaskScorer, gaussian_map, map_status, oracle_map, uniform_map
+from localization.scoring import (
+    SCORED,
+    TOLERANCE,
+    MaskScorer,
+    enlarge,
+    gaussian_map,
+    map_status,
+    oracle_map,
+    uniform_map,
+)
 from localization.summary import SCORES
+from utils import shortened
 
 COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak", *SCORES]
 CONTROL_COLUMNS = ["path", "target", "method", "control", "status", *SCORES]
 HALF_ROUNDING = 0.01  # of a probability in bfloat16, whose numbers have 8 bits
 Maps = Mapping[str, np.ndarray]  # method → (n, h, w)
+
+
+def numbered(index: int, path: str) -> str:
+    """How the files of a picture begin: its number and its stem."""
+    return f"{index:04d}_{shortened(Path(path).stem, 100)}"
+
+
+def file_name(name: str) -> str:
+    """A class's name as a part of a file's."""
+    return shortened(name.replace("/", "_"), 80)
 
 
 @dataclass
@@ -38,11 +59,31 @@ class Controls:
     seed: int = 0
 
 
+@dataclass
+class _Seen:
+    """A picture as it is measured: without a letterbox's padding, which is no part of it.
+
+    Attributes:
+        frame: where the picture lies in the model's square, rows and columns in pixels; None: all of it.
+        squares: kind of mask (`lung`, `lesion`) → the mask over the square, (side, side) bool.
+        scorers: the same kinds.
+    """
+
+    frame: tuple[slice, slice] | None
+    squares: dict[str, np.ndarray]
+    scorers: dict[str, MaskScorer]
+
+    def cut(self, cam: np.ndarray, side: int) -> np.ndarray:
+        """A map (h, w) over the square as one over the picture."""
+        return cam if self.frame is None else enlarge(cam[None], side, side)[0][self.frame]
+
+
 class Measurer:
     """Makes the rows of a part's maps.
 
     Args:
         part: the pictures, with their masks.
+        fit: how they became squares; padding is neither scored nor counted as a part of the picture.
         classes: of the model.
         name: of the model, for tables over several.
         controls: None: the model's own maps alone.
@@ -50,9 +91,15 @@ class Measurer:
     """
 
     def __init__(
-        self, part: Part, classes: Sequence[str], name: str, controls: Controls | None, tolerance: float = TOLERANCE
+        self,
+        part: Part,
+        fit: str,
+        classes: Sequence[str],
+        name: str,
+        controls: Controls | None,
+        tolerance: float = TOLERANCE,
     ) -> None:
-        self.part, self.classes, self.name = part, classes, name
+        self.part, self.fit, self.classes, self.name = part, fit, classes, name
         self.controls, self.tolerance = controls, tolerance
 
     def rows(
@@ -65,11 +112,11 @@ class Measurer:
         Args:
             say: is told what is being done, for a bar.
         """
-        scorers = [self._scorers(int(index)) for index in item.indices]
+        seen = [self._seen(int(index)) for index in item.indices]
         bases = [self._base(int(index), explanation, i) for i, index in enumerate(item.indices)]
-        own = {method: self._of_masks(found, scorers) for method, found in maps.items()}
+        own = {method: self._of_masks(found, seen) for method, found in maps.items()}
         faithful = self._faithful(item, explanation)
-        others = self._control_maps(explanation, maps, scorers, faithful, say) if self.controls else {}
+        others = self._control_maps(explanation, maps, seen, faithful, say) if self.controls else {}
         say("scores")
         for method, found in maps.items():
             self._add_faithfulness(own[method], found, faithful)
@@ -86,7 +133,7 @@ class Measurer:
             for control, theirs in others.get(method, {}).items():
                 key = (control, found.shape[1:]) if control != "randomised" else (method, ())
                 if key not in shared:
-                    shared[key] = self._of_controls(theirs, scorers, faithful)
+                    shared[key] = self._of_controls(theirs, seen, faithful)
                 asked = set(range(len(bases)))
                 if control == "randomised" and METHODS[method].costly:
                     asked = set(faithful[0].tolist()) if faithful else set()
@@ -97,14 +144,19 @@ class Measurer:
                 ]
         return rows, beside
 
-    def _scorers(self, index: int) -> dict[str, MaskScorer]:
-        """What scores maps of one picture against each mask that it has, by the scores' prefix."""
-        found = {}
-        for name in MASKS:
-            if self.part.has(name)[index]:
-                mask = self.part.gather(name, np.array([index]))[0].astype(bool)
-                found[name.removesuffix("_mask")] = MaskScorer(mask, self.tolerance)
-        return found
+    def _seen(self, index: int) -> _Seen:
+        frame = None
+        if self.fit == "letterbox":
+            size = image_size(Path(self.part.records["path"].iloc[index]))
+            top, left, height, width = letterbox_frame(*size, self.part.side)
+            frame = slice(top, top + height), slice(left, left + width)
+        squares = {
+            name.removesuffix("_mask"): self.part.gather(name, np.array([index]))[0].astype(bool)
+            for name in MASKS
+            if self.part.has(name)[index]
+        }
+        cut = {kind: mask if frame is None else mask[frame] for kind, mask in squares.items()}
+        return _Seen(frame, squares, {kind: MaskScorer(mask, self.tolerance) for kind, mask in cut.items()})
 
     def _base(self, index: int, explanation: Explanation, i: int) -> dict[str, Any]:
         record = self.part.records.iloc[index]
@@ -118,30 +170,35 @@ class Measurer:
         }
 
     def _file(self, index: int, method: str, base: Mapping[str, Any]) -> str:
-        stem = f"{index:04d}_{Path(base['path']).stem[:100]}__{method}__{base['target']}"
-        return f"{stem}.png".replace("/", "_")
+        return f"{numbered(index, base['path'])}__{method}__{file_name(base['target'])}.png"
 
-    def _of_masks(
-        self, maps: np.ndarray | Mapping[str, np.ndarray], scorers: Sequence[Mapping[str, MaskScorer]]
-    ) -> list[dict[str, Any]]:
-        """Status, peak and mask scores of one map per picture; a mapping holds one map for each kind of mask."""
-        by_mask = maps if isinstance(maps, Mapping) else {"lung": maps, "lesion": maps}
-        first = next(iter(by_mask.values()))
-        found = [
-            {"status": status, "peak": float(cam.max())} for status, cam in zip(map_status(first), first, strict=True)
-        ]
-        for kind, of_kind in by_mask.items():
-            for i, status in enumerate(map_status(of_kind)):
-                if status in SCORED and kind in scorers[i]:
-                    scores = scorers[i][kind].scores(of_kind[i])
-                    found[i] |= {f"{kind}_{name}": value for name, value in scores.items()}
+    def _of_masks(self, maps: np.ndarray | Mapping[str, np.ndarray], seen: Sequence[_Seen]) -> list[dict[str, Any]]:
+        """Status, peak and mask scores of one map per picture. A mapping holds one map for each kind of mask: then the
+        status is that of the first kind that the picture has.
+        """
+        by_kind = maps if isinstance(maps, Mapping) else {"lung": maps, "lesion": maps}
+        found = []
+        for i, picture in enumerate(seen):
+            kind = next((kind for kind in by_kind if kind in picture.scorers), next(iter(by_kind)))
+            cam = by_kind[kind][i]
+            row: dict[str, Any] = {"status": self._status(cam, picture), "peak": float(cam.max())}
+            for kind, scorer in picture.scorers.items():
+                cam = by_kind[kind][i]
+                if self._status(cam, picture) in SCORED:
+                    scores = scorer.scores(picture.cut(cam, self.part.side))
+                    row |= {f"{kind}_{name}": value for name, value in scores.items()}
+            found.append(row)
         return found
+
+    def _status(self, cam: np.ndarray, picture: _Seen) -> str:
+        """The state of a map on the picture; one whose energy all lies over the padding has no evidence in it."""
+        return map_status(picture.cut(cam, self.part.side)[None])[0]
 
     def _control_maps(
         self,
         explanation: Explanation,
         maps: Maps,
-        scorers: Sequence[Mapping[str, MaskScorer]],
+        seen: Sequence[_Seen],
         faithful: tuple[np.ndarray, Faithfulness] | None,
         say: Callable[[str], None],
     ) -> dict[str, dict[str, Any]]:
@@ -166,17 +223,19 @@ class Measurer:
                 "gaussian": np.repeat(gaussian_map(height, width)[None], n, 0),
                 "randomised": other,
                 "oracle": {
-                    kind: np.stack([oracle_map(s[kind].mask, height, width) if kind in s else nothing for s in scorers])
+                    kind: np.stack(
+                        [oracle_map(s.squares[kind], height, width) if kind in s.squares else nothing for s in seen]
+                    )
                     for kind in ("lesion", "lung")
                 },
             }
         return found
 
     def _of_controls(
-        self, maps: Any, scorers: Sequence[Mapping[str, MaskScorer]], faithful: tuple[np.ndarray, Faithfulness] | None
+        self, maps: Any, seen: Sequence[_Seen], faithful: tuple[np.ndarray, Faithfulness] | None
     ) -> list[dict[str, Any]]:
         """Scores of a control's maps. The oracle's faithfulness is that of the lesion, without one of the lungs."""
-        scores = self._of_masks(maps, scorers)
+        scores = self._of_masks(maps, seen)
         if isinstance(maps, Mapping):
             lesion, lung = maps["lesion"], maps["lung"]
             maps = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)

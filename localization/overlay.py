@@ -229,7 +229,7 @@ class OverlayDrawer:
         status: str,
         title: str,
         *,
-        method: str,
+        unit: str,
         peak: float | None = None,
         masks: Mapping[str, np.ndarray] | None = None,
     ) -> None:
@@ -241,7 +241,7 @@ class OverlayDrawer:
             cam: (h, w) float32 over the square, on its own grid, not rescaled.
             status: an `empty` or `nan` map has no colours; any status but `ok` is said in words.
             title: class, probability and the like; a line that is too long loses its middle.
-            method: the method's title, for the colour bar.
+            unit: what the colour bar shows.
             peak: the top of the colours, > 0; None: the map's own peak. A map far below it looks weak.
             masks: of `OUTLINES`, (side, side) over the square, to be outlined.
         """
@@ -260,7 +260,7 @@ class OverlayDrawer:
             scale = Scale(own if peak is None else peak, self.colormap)
             ax.imshow(blend(radiograph, lay_back(cam, *full, self.square, size), scale))
             place = self.figure.add_axes((0.85, 0.14, 0.03, 0.7))
-            draw_bar(place, scale, f"{method} (not rescaled)", None if scale.top == own else own)
+            draw_bar(place, scale, unit, None if scale.top == own else own)
         if status in WORDS:
             _say(ax, WORDS[status])
         lines = [fitted(self.figure, line, 0.8 * self.figure.bbox.width, fontsize=10) for line in title.split("\n")]

@@ -45,7 +45,12 @@ def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
             Subject(f"{path.name}: {METHODS[method].title}", a["target"], None, a["label"]),
             masks,
         )
-    for method in (method for method in first.means if method in second.means):
+    alike = first.square.fit == second.square.fit
+    if not alike:
+        log.warning(
+            f"WARNING: {first.name} and {second.name} see their pictures fitted differently: no mean differences"
+        )
+    for method in (method for method in first.means if alike and method in second.means):
         means = first.means[method], second.means[method]
         pictures = means[1].pictures | means[0].pictures
         if pictures:

@@ -126,6 +126,7 @@ class PanelDrawer:
         entries: Sequence[Entry],
         subject: Subject,
         masks: Mapping[str, np.ndarray] | None = None,
+        rescaled: bool = False,
     ) -> None:
         """Save the panel of one radiograph as PNG.
 
@@ -134,6 +135,7 @@ class PanelDrawer:
             radiograph: (height, width) uint8; its longer side becomes `SIDE` pixels.
             entries: one per method.
             masks: of `OUTLINES`, (side, side) over the square, outlined on every tile.
+            rescaled: whether the maps are means of several layers', each divided by its peak.
         """
         small = _small(radiograph)
         curves = outline(masks or {}, *radiograph.shape, self.square)
@@ -149,7 +151,8 @@ class PanelDrawer:
                 tile.pixels = blend(small, heat, tile.scale)
             tiles.append(tile)
             shared |= tile.mark is not None
-        foot = "Maps are not rescaled. Colours run from 0 to "
+        foot = "Of several layers, each divided by its peak, the mean. " if rescaled else "Maps are not rescaled. "
+        foot += "Colours run from 0 to "
         foot += "the top of a shared scale; a mark and a number: this map's own peak." if shared else "each map's peak."
         self._save(path, subject, tiles, curves, foot)
 

@@ -22,18 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from localization.cam import METHODS, Explainer
 from localization.randomise import randomised, stages
+from localization.scoring import COARSE, average
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 # check → how its value must stand to its threshold
 CHECKS: dict[str, str] = {"cascade": "<", "flip": "≥", "batch": "≤", "seed": "≥", "class": "<"}
-GRID = 14
 FLAT = 1e-6  # of the peak: a map that varies by no more has no ranks
 FEWEST = 2  # pictures with a map, below which there is no verdict
 MOST_LEFT = 0.5  # cascade: at a rank correlation of 0.5 a quarter of the ranks' variance is the same
@@ -299,9 +298,9 @@ class _Suite:
 
 
 def on_common_grid(maps: torch.Tensor) -> np.ndarray:
-    """Maps (n, h, w) as (n, h', w') float64, area averages on at most `GRID` cells along each side."""
-    grid = min(GRID, maps.shape[1]), min(GRID, maps.shape[2])
-    return F.adaptive_avg_pool2d(maps.detach().double()[:, None], grid)[:, 0].cpu().numpy()
+    """Maps (n, h, w) as (n, h', w') float64, area averages on at most `COARSE` cells along each side."""
+    grid = min(COARSE, maps.shape[1]), min(COARSE, maps.shape[2])
+    return average(maps.detach().double().cpu().numpy(), *grid)
 
 
 def has_ranks(maps: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ ALL = "all"
 STATES = ("nan", "empty", "border", "diffuse")  # that a table counts
 MOST_CLASSES = 6  # each with a panel and a sentence of its own
 COLUMNS = ["model", "class", "method", "score", "value", "low", "high", "n", "patients", *CONTROLS]
-COLUMNS += ["of_oracle", "better_than"]
+COLUMNS += ["n_randomised", "of_oracle", "better_than"]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -46,7 +46,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns: per line the `COLUMNS`, `maps` and `states` (how many maps of each state).
         `value`: the mean over the images whose map is ok, diffuse or border; `low`, `high`: its 95 % limits with the
         patient as the unit, NaN for one patient; `n`, `patients`: how many.
-        A control's column: its mean over those of these images for which it is known.
+        A control's column: its mean over those of these images for which it is known; `n_randomised` of them for the
+            randomised model, on which costly methods are tried on few.
         `of_oracle`: value / the oracle's, of lift, energy, iou and ap.
         `better_than`: the controls whose paired difference per image has its 95 % interval wholly on the good side
         (lower for deletion and drop), each by itself: no correction for the number of methods.
@@ -110,7 +111,10 @@ def _compared(score: str, own: np.ndarray, controls: dict[str, np.ndarray], pati
     for control, theirs in controls.items():
         both = known & ~np.isnan(theirs)
         line[control] = float(theirs[both].mean()) if both.any() else np.nan
-        if both.any() and _beats(score, own[both], theirs[both], patients[both]):
+        if control == "randomised":
+            line["n_randomised"] = int(both.sum())
+        asked = not (control == "uniform" and score in ("drop", "increase"))
+        if asked and both.any() and _beats(score, own[both], theirs[both], patients[both]):
             better.append(control)
         if control == "oracle" and score in OF_ORACLE and line[control] > 0:
             line["of_oracle"] = float(own[both].mean() / line[control])
@@ -167,8 +171,13 @@ def _cell(value: Any) -> Any:
 
 def beats_controls(line: Mapping[str, Any]) -> bool:
     """Whether the method is better than each of uniform, Gaussian and randomised that is known."""
-    known = [control for control in TO_BEAT if not np.isnan(line[control])]
+    known = [control for control in TO_BEAT if not np.isnan(line[control]) and not _too_few(line, control)]
     return bool(known) and set(known) <= set(line["better_than"])
+
+
+def _too_few(line: Mapping[str, Any], control: str) -> bool:
+    """Whether the control is known of one image alone, which no difference can be told from."""
+    return control == "randomised" and line["n_randomised"] < 2
 
 
 def by_method(summary: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Mapping[str, Any]]]:
@@ -275,9 +284,9 @@ def _verdict(line: Mapping[str, Any] | None, word: str) -> str:
     if np.isnan(line["low"]):
         return f"one patient alone says nothing of the {word} {lift}"
     if line["low"] <= 1:
-        return f"{'less' if line['high'] < 1 else 'no better'} than chance on the {word} {lift}"
-    rivals = {"gaussian": "a centred Gaussian", "randomised": "the same on a randomised model"}
-    rivals = {control: name for control, name in rivals.items() if not np.isnan(line[control])}
+        return f"{'less' if line['high'] < 1 else 'not shown to be better'} than chance on the {word} {lift}"
+    rivals = {"gaussian": "a centred Gaussian", "randomised": "the same on one randomised model"}
+    rivals = {c: name for c, name in rivals.items() if not np.isnan(line[c]) and not _too_few(line, c)}
     open_ones = [f"{name} ({line[c]:.2f})" for c, name in rivals.items() if c not in line["better_than"]]
     if open_ones:
         return f"above chance on the {word} {lift}, but not shown to be above {_join(open_ones, 'or')}"
@@ -297,7 +306,7 @@ def _winners(cells: Mapping[tuple[str, str, str], Mapping[str, Any]], titles: Ma
         if known:
             better = [title for title, line in lines.items() if beats_controls(line)]
             if not better:
-                return [f"No method is better on the {MASKS[mask]} than each of these: {_join(known)}."]
+                return [f"No method is shown to be better on the {MASKS[mask]} than each of these: {_join(known)}."]
             alone = f" (each at 95 %, not corrected for {len(lines)} methods)" if len(lines) > 1 else ""
             return [f"Better on the {MASKS[mask]} than {_join(known)}: {_join(better)}{alone}."]
     return []

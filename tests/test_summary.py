@@ -256,14 +256,14 @@ def test_the_table_of_many() -> None:
 
 def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
     line = {"model": "m", "class": "A", "method": "gradcam", "score": "lesion_lift", "states": {}, "maps": 9, "n": 9}
-    line |= {"value": value, "low": low, "high": high, "better_than": better}
+    line |= {"value": value, "low": low, "high": high, "better_than": better, "n_randomised": 9}
     return line | {"uniform": 1.0, "gaussian": 1.3, "randomised": 1.1, "oracle": 4.0, "of_oracle": 0.3} | more
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (_line(0.89, 1.06, 1.23), "no better than chance on the lesions (lift 1.06 [0.89, 1.23])."),
+        (_line(0.89, 1.06, 1.23), "not shown to be better than chance on the lesions (lift 1.06 [0.89, 1.23])."),
         (_line(0.5, 0.6, 0.7), "less than chance on the lesions (lift 0.60 [0.50, 0.70])."),
         (
             _line(1.1, 1.2, 1.3, ("uniform",), score="lung_lift", gaussian=NAN, randomised=NAN),
@@ -272,15 +272,16 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
         (_line(NAN, 1.2, NAN), "one patient alone says nothing of the lesions (lift 1.20)."),
         (
             _line(1.1, 1.2, 1.3, ("uniform", "randomised")),
-            "above chance on the lesions (lift 1.20 [1.10, 1.30]), but not shown to be above a centred Gaussian (1.30).",
+            "above chance on the lesions (lift 1.20 [1.10, 1.30]), "
+            "but not shown to be above a centred Gaussian (1.30).",
         ),
         (
             _line(1.1, 1.2, 1.3, ("uniform",)),
-            "but not shown to be above a centred Gaussian (1.30) or the same on a randomised model (1.10).",
+            "but not shown to be above a centred Gaussian (1.30) or the same on one randomised model (1.10).",
         ),
         (
             _line(1.6, 1.7, 1.8, ("uniform", "gaussian", "randomised")),
-            "and above a centred Gaussian and the same on a randomised model.",
+            "and above a centred Gaussian and the same on one randomised model.",
         ),
     ],
 )
@@ -288,7 +289,9 @@ def test_verdicts(line: dict[str, Any], said: str) -> None:
     first, _ = verdict_lines([line], TITLES)
     assert first.startswith("Grad-CAM, A: ")
     assert said in first
-    assert ("no better" in first or "less" in first) == ("no better" in said or "less" in said)
+    assert ("not shown to be better" in first or "less" in first) == (
+        "not shown to be better" in said or "less" in said
+    )
 
 
 def test_the_verdict_on_all_methods() -> None:
@@ -299,7 +302,7 @@ def test_the_verdict_on_all_methods() -> None:
         "(each at 95 %, not corrected for 2 methods)."
     ]
     assert verdict_lines([two, two | {"method": "gradcam"}], TITLES)[1:] == [
-        "No method is better on the lesions than each of these: uniform, Gaussian and randomised."
+        "No method is shown to be better on the lesions than each of these: uniform, Gaussian and randomised."
     ]
     # of several classes, those together decide; each has a sentence of its own, up to six
     classes = [two | {"class": f"class {i}"} for i in range(6)]

@@ -15,6 +15,7 @@ from config import Config, DataConfig, config_from_plain, load_run_config
 from dataset.batches import MASKS, Part, cache_folder, make_part
 from dataset.cache import hash_files
 from dataset.data import RECORD_COLUMNS, Dataset, load_dataset, read_split
+from dataset.layouts import name_groups
 from dataset.masks import give_masks, without_empty_masks
 from dataset.readers import image_size, is_image_file, letterbox_frame
 from evaluation.predictions import read_predictions
@@ -42,6 +43,7 @@ class Selection:
     data: DataConfig
     device: torch.device
     precision: str
+    pattern_given: bool = False  # whether --group-pattern was
 
     def dataset(self) -> Dataset:
         """The images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
@@ -112,7 +114,7 @@ def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selec
     ):
         data.group_pattern = None  # the patients of other data are not named as in the run's
     precision = checkpoint.precision if config.precision == "auto" else config.precision
-    return Selection(checkpoint, run, data, pick_device(config.device), precision)
+    return Selection(checkpoint, run, data, pick_device(config.device), precision, "group_pattern" in keys)
 
 
 def _real(path: str) -> Path:
@@ -171,6 +173,18 @@ def _worst(chosen: Selection, count: int) -> list[str]:
     return list(wrong["sha256"].head(count))
 
 
+def _patients(records: pd.DataFrame, chosen: Selection) -> pd.Series:
+    """The patient of each given image: as the run knows it, else by `--group-pattern`, else by the run's own pattern
+    where the names are like that (other images may be named otherwise), else the image alone.
+    """
+    try:
+        return name_groups(records, chosen.data.group_pattern)
+    except UserError:
+        if chosen.pattern_given:
+            raise
+        return name_groups(records, None)
+
+
 def _given_images(chosen: Selection, images: list[Path]) -> Part:
     checkpoint, data = chosen.checkpoint, chosen.data
     for path in images:
@@ -190,7 +204,7 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
         known = records[["sha256"]].merge(known, how="left", on="sha256").fillna("")
         for column in ("label", "group", "source", *MASKS):
             records[column] = known[column].to_numpy()
-    records["group"] = records["group"].where(records["group"] != "", records["path"])
+    records["group"] = _patients(records, chosen)
     part, unreadable = make_part(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
     part, flat = _without_flat(part, data)
     reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
