@@ -87,7 +87,7 @@ def parser() -> Parser:
     add("--sanity", action="store_true", help="sanity checks of every method, with verdicts: sanity.csv, sanity.png")
     add("--sanity-count", type=int, default=4, metavar="N", help="pictures of the sanity checks (default 4)")
     add("--strict", action="store_true", help="with --sanity: exit code 1 where a method fails")
-    add("--max-channels", type=int, default=64, metavar="N", help="of Score-CAM and Ablation-CAM (default 64)")
+    add("--max-channels", type=int, default=64, metavar="N", help="of Score-CAM; Ablation-CAM: their work (default 64)")
     add("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
     add(
         "--save",
