@@ -21,7 +21,7 @@ help:  ## what there is
 demo: .venv/run  ## train, evaluate, draw CAMs and write a report on synthetic radiographs (about 3 minutes)
 	$(PY) train.py preset=demo
 	$(PY) test.py --model resnet18
-	$(PY) draw_cam.py --model resnet18 --count 60 --errors 12 --score
+	$(PY) draw_cam.py --model resnet18 --count 60 --errors 12
 
 test: .venv/dev  ## ruff, then all tests (under 8 minutes)
 	$(PY) -m ruff check .
