@@ -105,10 +105,8 @@ def sanity_figure(findings: Sequence[Finding], titles: Mapping[str, str]) -> Fig
     left.set_xlim(-0.5, len(CHECKS) - 0.5)
     left.set_ylim(len(methods) - 0.5, -0.5)
     right.set_xlim(-0.06, 1.06)
-    right.set_xticks((0, 0.5, 1), ("trained", "half\nrandom", "all\nrandom"), fontsize=8)
-    right.set_title(
-        "similarity to the trained map, down the cascade\nrow: 0 to 1; dashed: most that passes", fontsize=8
-    )
+    right.set_xticks((0, 0.5, 1), ("trained", "random from\nthe head down", "all\nrandom"), fontsize=8)
+    right.set_title("cascade: similarity, 0 to 1\ndashed: the end must lie below", fontsize=9)
     for ax in (left, right):
         ax.xaxis.set_ticks_position("top" if ax is left else "bottom")
         ax.tick_params(length=0)

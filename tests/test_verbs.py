@@ -81,10 +81,10 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
         assert cam.shape == (2, 2)
         assert cam.dtype == np.float32
         assert row.peak == pytest.approx(cam.max())
-        assert (row.status == "ok") == (cam.max() > 0)
+        assert (row.status in ("ok", "diffuse", "border")) == (cam.max() > 0)
         raw = cv2.imread(str(cams / f"{row.file.split('__')[0]}__raw.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(raw, cv2.imread(row.path, cv2.IMREAD_UNCHANGED))
-    ok = table[(table["status"] == "ok") & (table["label"] != "Normal")]
+    ok = table[(table["peak"] > 0) & (table["label"] != "Normal")]
     assert ok[["lung_energy", "lung_area", "lung_lift", "lung_hit", "lesion_lift", "lesion_hit"]].notna().all().all()
     np.testing.assert_allclose(ok["lesion_lift"], ok["lesion_energy"] / ok["lesion_area"])
 
@@ -213,7 +213,7 @@ def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path
     assert table["lung_lift"].isna().all()
     overlay = cv2.imread(str(run / "cams" / table["file"][0])).astype(int)
     middle = overlay[150:400, 100:400]
-    assert np.abs(middle.max(2) - middle.min(2)).max() <= 2  # grey: no colour at all
+    assert (middle.max(2) - middle.min(2) > 2).mean() < 0.1  # grey: no colour but the outlines of the masks
 
 
 def test_a_checkpoint_away_from_its_run(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
