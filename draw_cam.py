@@ -56,38 +56,8 @@ def parser() -> Parser:
         metavar="N",
         help="besides, the N most confident errors among test.py's predictions for the test split (default 0)",
     )
-    add(
-        "--method",
-        default="gradcam",
-        metavar="A,B,C",
-        help="gradcam (default), gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam, "
-        "ablationcam, occlusion, integrated_gradients, smoothgrad, guided_gradcam, rollout, gradient_rollout; all: "
-        "every one that the architecture can have",
-    )
-    add("--layer", metavar="NAME,NAME", help="the target layer, or several to be averaged (default: found by itself)")
-    add(
-        "--scale",
-        choices=("image", "batch", "shared"),
-        default="image",
-        help="the top of the colours: each map's own peak (default), the highest of the batch, the highest of all",
-    )
-    add("--colormap", default="inferno", metavar="NAME", help="a colormap of matplotlib (default inferno)")
-    add("--score", action="store_true", help="beside controls, with faithfulness: scores.csv, scores.png, controls.csv")
-    add(
-        "--score-count",
-        type=int,
-        default=16,
-        metavar="N",
-        help="pictures on which deletion, insertion, drop, increase and ROAD are scored, and on which costly methods "
-        "are tried with random weights (default 16)",
-    )
-    add(
-        "--tolerance", type=float, default=0.03, metavar="SHARE", help="of the pointing game (default 0.03 of the side)"
-    )
-    add("--sanity", action="store_true", help="sanity checks of every method, with verdicts: sanity.csv, sanity.png")
-    add("--sanity-count", type=int, default=4, metavar="N", help="pictures of the sanity checks (default 4)")
-    add("--strict", action="store_true", help="with --sanity: exit code 1 where a method fails")
-    add("--max-channels", type=int, default=64, metavar="N", help="of Score-CAM; Ablation-CAM: their work (default 64)")
+    _add_map_flags(parser)
+    _add_measure_flags(parser)
     add("--output", type=Path, metavar="DIR", help="where to write (default: the run's cams/)")
     add(
         "--save",
@@ -111,6 +81,48 @@ def parser() -> Parser:
     parser.config_flag("--device", "device")
     parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))
     return parser
+
+
+def _add_map_flags(parser: Parser) -> None:
+    """Which maps, and how they are coloured."""
+    add = parser.add_argument
+    add(
+        "--method",
+        default="gradcam",
+        metavar="A,B,C",
+        help="gradcam (default), gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam, "
+        "ablationcam, occlusion, integrated_gradients, smoothgrad, guided_gradcam, rollout, gradient_rollout; all: "
+        "every one that the architecture can have",
+    )
+    add("--layer", metavar="NAME,NAME", help="the target layer, or several to be averaged (default: found by itself)")
+    add(
+        "--scale",
+        choices=("image", "batch", "shared"),
+        default="image",
+        help="the top of the colours: each map's own peak (default), the highest of the batch, the highest of all",
+    )
+    add("--colormap", default="inferno", metavar="NAME", help="a colormap of matplotlib (default inferno)")
+    add("--max-channels", type=int, default=64, metavar="N", help="of Score-CAM; Ablation-CAM: their work (default 64)")
+
+
+def _add_measure_flags(parser: Parser) -> None:
+    """What is measured of the maps."""
+    add = parser.add_argument
+    add("--score", action="store_true", help="beside controls, with faithfulness: scores.csv, scores.png, controls.csv")
+    add(
+        "--score-count",
+        type=int,
+        default=16,
+        metavar="N",
+        help="pictures on which deletion, insertion, drop, increase and ROAD are scored, and on which costly methods "
+        "are tried with random weights (default 16)",
+    )
+    add(
+        "--tolerance", type=float, default=0.03, metavar="SHARE", help="of the pointing game (default 0.03 of the side)"
+    )
+    add("--sanity", action="store_true", help="sanity checks of every method, with verdicts: sanity.csv, sanity.png")
+    add("--sanity-count", type=int, default=4, metavar="N", help="pictures of the sanity checks (default 4)")
+    add("--strict", action="store_true", help="with --sanity: exit code 1 where a method fails")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -235,7 +235,7 @@ def method_name(word: str) -> str:
     def bare(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum() or c == "+").replace("plusplus", "++")
 
-    known = {bare(name): name for key in METHODS for name in (key,)} | {bare(m.title): k for k, m in METHODS.items()}
+    known = {bare(name): key for key, method in METHODS.items() for name in (key, method.title)}
     if bare(word) in known:
         return known[bare(word)]
     near = difflib.get_close_matches(bare(word), known, n=2, cutoff=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -257,8 +258,5 @@ class _Writer:
 
 def _note(row: dict[str, Any]) -> str:
     """The lifts of a map, in few words."""
-    return ", ".join(
-        f"{name} lift {row[f'{kind}_lift']:.2f}"
-        for kind, name in (("lung", "lung"), ("lesion", "lesion"))
-        if row.get(f"{kind}_lift", np.nan) == row.get(f"{kind}_lift", np.nan)
-    )
+    lifts = {kind: row.get(f"{kind}_lift", math.nan) for kind in ("lung", "lesion")}
+    return ", ".join(f"{kind} lift {lift:.2f}" for kind, lift in lifts.items() if not math.isnan(lift))

@@ -142,3 +142,9 @@ def test_bad_input(verb: Verb, tiny_run: Path) -> None:
     _refused(verb("draw_cam.py", *weights, "--tolerance", 2), "--tolerance 2")
     _refused(verb("draw_cam.py", *weights, "--sanity-count", 1), "--sanity-count 1")
     _refused(verb("draw_cam.py", *weights, "--max-channels", 0), "--max-channels 0")
+
+
+def test_help_names_every_method(verb: Verb) -> None:
+    """`--help` cannot ask the table, which needs torch: this keeps the two together."""
+    words = " ".join(verb("draw_cam.py", "--help").out.split()).replace(",", " ").replace(";", " ").split()
+    assert set(METHODS) <= set(words)

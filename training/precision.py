@@ -42,6 +42,7 @@ def choose_precision(
         log.info("measuring which precision trains faster here ...")
         seconds = measure_precisions(model, size, channels, device, batch)
         remembered = _read(memory) | {key: seconds}
+        cache_dir.mkdir(parents=True, exist_ok=True)
         write_json(memory, remembered)
     seconds = remembered[key]
     chosen = min(CANDIDATES, key=lambda p: seconds[p])
