@@ -25,7 +25,7 @@ demo: .venv/run  ## train, evaluate, draw CAMs and write a report on synthetic r
 
 test: .venv/dev  ## ruff, then all tests (under 8 minutes)
 	$(PY) -m ruff check .
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 bench: .venv/dev  ## every benchmark, beside its rivals, and a table of what was wanted (under 25 minutes)
 	for name in train_speed cam_speed test_speed startup scale; do $(PY) benchmarks/$$name.py || exit 1; done
