@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import Parser, compose_config
+from command_line import Parser
 from dataset.data import add_data_flags
 from utils import UserError, run_verb
 
@@ -42,14 +42,12 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments, words, flags = parser().parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
+    arguments, config, given = parser().read_command(argv)
     from training.trainer import resume, train
 
     if arguments.resume is None:
         train(config, arguments.name)
         return
-    given = {**dict(word.split("=", 1) for word in words), **flags}
     if arguments.config:
         raise UserError("--config: a run that is resumed keeps its configuration")
     if arguments.name:

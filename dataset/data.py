@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a program: the project, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from config import Config, DataConfig, Parser, compose_config
+from command_line import Parser
+from config import Config, DataConfig
 from dataset.batches import Part, cache_folder, make_part
 from utils import PROJECT, UserError, log, run_verb
 
@@ -219,8 +220,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="the contact sheet (default runs/contact_sheet.png)",
     )
-    arguments, words, flags = parser.parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
+    arguments, config, _ = parser.read_command(argv)
     show_dataset(config, arguments.output)
 
 
