@@ -245,7 +245,7 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     arguments, config, given = parser().read_command(argv)
-    unfit = [key for key in given if key not in KEYS]
+    unfit = [f"{key}={value}" for key, value in given.items() if key not in KEYS]
     if unfit:
         raise UserError(f"{unfit[0]}: a comparison reads predictions alone; of the keys only save and seed count here")
     files, baseline = choose(arguments.runs, arguments.kind, arguments.baseline)
