@@ -12,25 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import Parser
-from dataset.data import add_data_flags
+from training.flags import add_training_flags
 from utils import UserError, run_verb
 
 
 def parser() -> Parser:
     parser = Parser(prog="train.py", description=__doc__)
-    add_data_flags(parser)
-    parser.config_flag("--model", "model")
-    parser.config_flag("--init", "init")
-    parser.config_flag("--epochs", "train.epochs", type=int)
-    parser.config_flag("--batch", "train.batch", type=int)
-    parser.config_flag("--learning-rate", "train.lr", type=float)
-    parser.config_flag("--weight-decay", "train.weight_decay", type=float)
-    parser.config_flag("--patience", "train.patience", type=int)
-    parser.config_flag("--freeze-epochs", "train.freeze_epochs", type=int)
-    parser.config_flag("--seed", "seed", type=int)
-    parser.config_flag("--device", "device")
-    parser.config_flag("--precision", "precision")
-    parser.config_flag("--save", "save", metavar="DIR")
+    add_training_flags(parser)
+    parser.config_flag("--track", "track")
     parser.add_argument("--name", help="the run folder's name (default MODEL-YYYYMMDD-HHMMSS)")
     parser.add_argument(
         "--resume",
