@@ -108,6 +108,9 @@ class Config:
     device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: str = key("auto", "auto measures fp32 against bf16", choices=("auto", "fp32", "bf16"))
     save: str = key("runs", "the folder that run folders are made in")
+    track: str = key(
+        "tensorboard", "what shows the training beside its run folder", choices=("tensorboard", "mlflow", "none")
+    )
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
 from training.precision import choose_precision
 from training.run_folder import RunFolder, now, runs_folder, shown
+from training.trackers import check_tracker, tracking
 from utils import UserError, device_name, log, log_to, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.
 RESUMABLE = {
     *("train.epochs", "train.patience", "train.eval_batch", "train.compile", "train.accumulate"),
-    *("data.workers", "data.cache_dir", "data.device_memory"),
+    *("data.workers", "data.cache_dir", "data.device_memory", "track"),
 }
 
 
@@ -44,6 +45,7 @@ def train(config: Config, name: str | None = None, report: Report | None = None)
 
     Raises: `UserError`; once the folder is there, its run.json then says `failed`.
     """
+    check_tracker(config.track)
     with job() as ranks:
         make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
         learner, dataset, init = prepare(config, ranks)
@@ -170,8 +172,9 @@ def _resumable(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoin
     checkpoint = load_checkpoint(folder / "last.pt", "--resume")
     config = load_run_config(folder / "config.yaml")
     for dotted, value in changes.items():
-        group, key = dotted.split(".")
-        setattr(getattr(config, group), key, value)
+        *groups, key = dotted.split(".")
+        setattr(reduce(getattr, groups, config), key, value)
+    check_tracker(config.track)
     history = checkpoint.resume.get("history")
     if not history or "optimizer" not in checkpoint.resume:
         raise UserError(f"--resume {folder}: its last.pt holds no state of a training")
@@ -202,14 +205,16 @@ def _run_epochs(
     with log_to(run.path / "train.log"):
         _log_start(run, learner, dataset)
         hashes = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
-        for row in _epochs(learner, dataset, history):
-            run.update(compiled=learner.forward is not learner.model)
-            _save_epoch(run, learner, dataset, history, hashes)
-            _log_epoch(row, history, learner.config.train)
-            if report is not None:
-                records = dataset.part("val").records
-                report(row, Predictions(prediction_table(records, learner.validated, dataset.classes), dataset.classes))
-        _finish(run, history)
+        with tracking(run, learner, dataset, history) as track_epoch:
+            for row in _epochs(learner, dataset, history):
+                run.update(compiled=learner.forward is not learner.model)
+                _save_epoch(run, learner, dataset, history, hashes)
+                _log_epoch(row, history, learner.config.train)
+                track_epoch()
+                if report is not None:
+                    table = prediction_table(dataset.part("val").records, learner.validated, dataset.classes)
+                    report(row, Predictions(table, dataset.classes))
+            _finish(run, history)
 
 
 def _end_badly(run: RunFolder, status: str, reason: str) -> None:
