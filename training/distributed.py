@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ TIMEOUT = timedelta(hours=1)  # of a collective: rank 0 may be writing, another 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0  # for a rank to end by itself when another one has failed
 NOTE = "failed"  # where the first rank to fail leaves the reason
+_jobs = itertools.count()  # of this process: each has its own keys in torchrun's store
 
 
 class _Told(BaseException):
@@ -240,6 +242,7 @@ def _join() -> Ranks:
     """Meet the other ranks, where torchrun's environment variables say."""
     signal.signal(signal.SIGTERM, _tell)
     store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"{next(_jobs)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=TIMEOUT
