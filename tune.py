@@ -57,9 +57,9 @@ def parser() -> Parser:
     add(
         "--heartbeat",
         type=int,
-        default=10,
+        default=20,
         metavar="SECONDS",
-        help="a worker that gives no sign of life for 6 of these is dead (default 10)",
+        help="a worker that gives no sign of life for 3 of these is dead (default 20)",
     )
     return parser
 
@@ -209,7 +209,7 @@ def _show(search: Search, study: Study) -> None:
     """Write and print the table, the plots and the preset, as far as the search has come."""
     from search.plots import write_plots
     from search.results import best_trial, format_table, write_preset, write_table
-    from search.space import with_values
+    from search.space import says_how_it_learns, with_values
     from training.run_folder import shown
 
     keys, folder = list(search.space), search.folder
@@ -229,8 +229,10 @@ def _show(search: Search, study: Study) -> None:
         + f"\nwritten: {', '.join(files)}, preset/{name}.yaml in {shown(folder)}"
     )
     run = folder / "trials" / f"{best.number:04d}"
-    where = shown(run) if run.is_dir() else f"{run.name} of {folder.name} on {best.user_attrs.get('host')}"
-    words = [f"{key}={value}" for key, value in search.given.items() if key.startswith("data") or key in ("device",)]
+    where = shown(run) if run.is_dir() else f"{run.name} of {folder.name} on {best.user_attrs.get('worker')}"
+    mine = ("preset", "augment", "train", "save")  # the preset has the first three
+    given = {k: v for k, v in search.given.items() if k not in mine and not says_how_it_learns(k)}
+    words = [f"{key}={value}" for key, value in given.items()]
     command = ["python", "train.py", "--config-dir", shown(folder), f"preset={name}", *words]
     if search.arguments.config:
         command += ["--config", str(search.arguments.config)]

@@ -19,8 +19,8 @@ LEAST = 4  # complete trials that an importance needs
 
 
 def importances(study: Study, seed: int) -> dict[str, float]:
-    """The share of the value's variance over the space that each key explains alone (fANOVA, Hutter, Hoos and
-    Leyton-Brown 2014), the largest first; empty where there are fewer than `LEAST` complete trials or all are equal.
+    """How much of the value's variance over the space each key explains alone (fANOVA, Hutter, Hoos and Leyton-Brown
+    2014), in shares that sum to 1, the largest first; empty for fewer than `LEAST` complete trials, or equal values.
     """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -28,7 +28,7 @@ def importances(study: Study, seed: int) -> dict[str, float]:
     values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     if len(values) < LEAST or len(set(values)) < 2:
         return {}
-    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed % 2**32), normalize=False)
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed % 2**32))
 
 
 def importance_figure(found: dict[str, float], metric: Metric, trials: int) -> Figure:
@@ -42,7 +42,7 @@ def importance_figure(found: dict[str, float], metric: Metric, trials: int) -> F
     ax.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=8)
     ax.set_xlim(0, max(0.05, max(shares)) * 1.15)
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    ax.set_xlabel(f"share of the variance of the validation {metric.words}")
+    ax.set_xlabel(f"relative importance for the validation {metric.words}")
     ax.set_title(f"what it depends on (fANOVA, {trials} complete trials)", fontsize=10)
     ax.grid(axis="x", alpha=0.25)
     ax.set_axisbelow(True)

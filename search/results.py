@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import Config, all_keys, to_plain
 from search.metric import Metric
-from search.space import value_of
+from search.space import says_how_it_learns, value_of
 from utils import atomic_write, write_csv
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def state_of(trial: FrozenTrial) -> str:
 
 
 def rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
-    """A row per trial: `COLUMNS`, the searched keys, host and reason; what is not known is None.
+    """A row per trial: `COLUMNS`, the searched keys, worker and reason; what is not known is None.
 
     The value of a pruned trial is the last that was known of it.
     """
@@ -51,7 +51,7 @@ def rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
         found.append(
             {name: known.get(name) for name in COLUMNS}
             | {key: trial.params.get(key) for key in keys}
-            | {name: known.get(name) for name in ("host", "reason")}
+            | {name: known.get(name) for name in ("worker", "reason")}
         )
     return found
 
@@ -59,7 +59,7 @@ def rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
 def write_table(study: Study, keys: list[str], folder: Path) -> list[dict[str, Any]]:
     """Write `trials.csv`, atomically, and return its rows."""
     found = rows(study, keys)
-    write_csv(folder / "trials.csv", found, [*COLUMNS, *keys, "host", "reason"])
+    write_csv(folder / "trials.csv", found, [*COLUMNS, *keys, "worker", "reason"])
     return found
 
 
@@ -67,8 +67,7 @@ def format_table(study: Study, found: list[dict[str, Any]], keys: list[str]) -> 
     """The table for a terminal: the trials in order, of more than `MOST_ROWS` the best."""
     import pandas as pd
 
-    table = pd.DataFrame(found).astype(object)
-    table = table.where(table.notna(), None)
+    table = pd.DataFrame(found, dtype=object)
     note = ""
     if len(table) > MOST_ROWS:
         order = table["value"].astype(float).sort_values(ascending=study.direction.name == "MINIMIZE")
@@ -127,9 +126,7 @@ def write_preset(trial: FrozenTrial, config: Config, plain: Config, metric: Metr
     """
     import yaml
 
-    keys = [
-        k for k in all_keys() if k in ("model", "init", "data.size", "data.fit") or k.startswith(("augment", "train"))
-    ]
+    keys = [key for key in all_keys() if says_how_it_learns(key)]
     nested: dict[str, Any] = {}
     for key in keys:
         value = to_plain(value_of(config, key))
@@ -143,7 +140,7 @@ def write_preset(trial: FrozenTrial, config: Config, plain: Config, metric: Metr
     with atomic_write(folder / "preset" / f"{folder.name}.yaml") as file:
         file.write(
             f"# @package _global_\n# Trial {trial.number} of {folder.name}: {metric.words} {trial.value:.4f} on the "
-            "validation images, which chose it: on others expect less.\n"
+            "validation images.\n# They chose it: on others expect less.\n"
         )
         yaml.safe_dump(nested, file, sort_keys=False, allow_unicode=True)
     return folder.name

@@ -8,10 +8,11 @@ train.batch: {choices: [16, 32, 64]}
 from __future__ import annotations
 
 import difflib
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, field_of, from_plain, set_key, to_plain
+from config import Config, field_of, set_key
 from utils import PROJECT, UserError
 
 if TYPE_CHECKING:
@@ -74,15 +75,18 @@ def _distribution(key: str, said: Any) -> BaseDistribution:
     return _range(key, said)
 
 
+def says_how_it_learns(key: str) -> bool:
+    """Whether a key may be searched and belongs to a preset; the others say on which images and which machine."""
+    return key in ("model", "init", "data.size", "data.fit") or key.startswith(("augment.", "train."))
+
+
 def _check_searchable(key: str) -> None:
     """Only what changes how a model learns, or which model: results on other images or with more luck say nothing."""
-    field_of(key)  # an unknown key
+    kind = field_of(key)[1]  # an unknown key
     if key == "seed":
         raise UserError("seed: a search over seeds finds luck, which does not come again; search something else")
-    if key in ("device", "save") or (key.startswith("data.") and key not in ("data.size", "data.fit")):
-        raise UserError(
-            f"{key}: it does not say how a model learns, and all trials need the same; search something else"
-        )
+    if not (says_how_it_learns(key) or is_dataclass(kind)):
+        raise UserError(f"{key}: all trials need the same: it does not say how a model learns; search something else")
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -193,7 +197,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     """A copy of `config` with other values of dotted keys. Raises: `UserError`."""
     from omegaconf import OmegaConf
 
-    copy = from_plain(to_plain(config), "the configuration")
+    copy = OmegaConf.structured(config)
     for key, value in values.items():
         set_key(copy, key, value, words_for_null=())
     return OmegaConf.to_object(copy)

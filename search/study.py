@@ -26,14 +26,14 @@ from utils import UserError, derived_seed, log
 
 STARTUP = 6  # trials drawn at random before the sampler and the pruner have something to learn from
 MOST_DEATHS = 3  # of one set of parameters: what kills its process every time (memory) is not tried for ever
-ALIVE = 6  # heartbeats without which a process counts as dead
+ALIVE = 3  # heartbeats without which a process counts as dead
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MADE_WITH = "made_with"  # the study's attribute that says what all its trials share
 
 
-class TPEByRank(BaseSampler):
-    """TPE whose random numbers are a function of (seed, how many counting trials came before): a search that was
-    interrupted draws what it would have drawn, and workers never draw the same.
+class TPEByPlace(BaseSampler):
+    """TPE whose random numbers are a function of (seed, the trial's `place`): a search that was interrupted draws what
+    it would have drawn, and workers never draw the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -41,7 +41,7 @@ class TPEByRank(BaseSampler):
         self._tpe = TPESampler(seed=seed, n_startup_trials=STARTUP)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        seed = derived_seed(self._seed, rank(study, trial.number)) % 2**32
+        seed = derived_seed(self._seed, place(study, trial)) % 2**32
         self._tpe = TPESampler(seed=seed, n_startup_trials=STARTUP)
         self._tpe.before_trial(study, trial)
 
@@ -115,7 +115,7 @@ def open_study(
     Raises: `UserError` that says what differs.
     """
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=2)
-    options = {"study_name": name, "storage": storage, "sampler": TPEByRank(seed), "pruner": pruner}
+    options = {"study_name": name, "storage": storage, "sampler": TPEByPlace(seed), "pruner": pruner}
     try:
         study = optuna.create_study(direction=direction, **options)
     except DuplicatedStudyError:
@@ -148,15 +148,13 @@ def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs between two `made_with`, in words: first in the space, then in what is fixed."""
     found = []
-    for key in sorted(before["space"].keys() | after["space"].keys()):
+    for key in {**before["space"], **after["space"]}:
         old, new = before["space"].get(key), after["space"].get(key)
         if old != new:
-            found.append(
-                f"another space ({key} is {'not' if old is None else 'now not' if new is None else 'otherwise'} in it)"
-            )
-    for key in before["fixed"].keys() & after["fixed"].keys():
-        old, new = before["fixed"][key], after["fixed"][key]
-        if old != new:
+            how = "was not" if old is None else "is no more" if new is None else "was otherwise"
+            found.append(f"another space ({key} {how} in it)")
+    for key, old in before["fixed"].items():
+        if old != (new := after["fixed"].get(key, old)):  # a key that a later version does not know says nothing
             found.append(f"{key}={old}, now it is {new}")
     return found
 
@@ -170,6 +168,16 @@ def counting(study: Study) -> list[FrozenTrial]:
 def rank(study: Study, number: int) -> int:
     """How many counting trials have a smaller number."""
     return sum(trial.number < number for trial in counting(study))
+
+
+def place(study: Study, trial: FrozenTrial) -> int:
+    """How many came before, where one that is tried again stands where it stood at first."""
+    others = [t for t in study.get_trials(deepcopy=False) if "surplus" not in t.user_attrs]
+    return len({first for other in others if (first := _first_number(other)) < _first_number(trial)})
+
+
+def _first_number(trial: FrozenTrial) -> int:
+    return (trial.system_attrs.get("retry_history") or [trial.number])[0]
 
 
 def queue_again(study: Study, trial: FrozenTrial) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Worker:
         watch = _Watch(trial, self.metric, config.train.epochs)
         began = time.monotonic()
         try:
-            trial.set_user_attr("host", socket.gethostname())
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
             with quiet_screen():
                 train(config, f"{trial.number:04d}", report=watch)
             if watch.value is None:
