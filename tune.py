@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # What may differ between the workers of one study: where things are, on which machine. Of the data, its content counts.
 OF_THE_MACHINE = {
-    *("save", "device", "data.path", "data.cache_dir", "data.workers", "data.device_memory"),
+    *("save", "device", "track", "data.path", "data.cache_dir", "data.workers", "data.device_memory"),
     *("data.lung_masks", "data.lesion_masks", "data.boxes", "data.group_pattern", "data.max_unreadable"),
 }
 
@@ -143,6 +143,8 @@ def _search(search: Search) -> None:
     _refuse_others(study, runs)
     if "model" not in search.space:
         config.precision = learner.precision  # measured once
+    if "track" not in search.given:
+        config.track = "none"  # the study knows the course of every trial; --track for more
     config.save = str(search.folder / "trials")
     del learner
     log.info(

@@ -122,22 +122,23 @@ def _bowl(trial: optuna.Trial) -> float:
     return (trial.suggest_float("x", -5, 5) - 1) ** 2 + trial.suggest_float("y", -5, 5) ** 2
 
 
-def test_an_interrupted_search_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+def test_an_interrupted_search_draws_what_it_would_have_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a trial died on the way: its parameters come again, and those after it are as they would have been."""
+    monkeypatch.setattr(search.study, "STARTUP", 2)
     drawn = []
     for interrupted in (False, True):
         folder = tmp_path / str(interrupted)
         folder.mkdir()
         study, _ = _open(folder, {"x": 0.0, "y": 0.0}, seed=5)
         if interrupted:
-            study.optimize(_bowl, n_trials=7)
+            study.optimize(_bowl, n_trials=4)
             study, _ = _open(folder, {"x": 0.0, "y": 0.0}, seed=5)
             trial = study.ask()
             suggested = _bowl(trial)
             study.tell(trial, state=TrialState.FAIL)
             search.study.queue_again(study, study.get_trials()[trial.number])
-            assert len(counting(study)) == 8
-        study.optimize(_bowl, n_trials=9 - 7 * interrupted)
+            assert len(counting(study)) == 5
+        study.optimize(_bowl, n_trials=6 - 4 * interrupted)
         drawn.append([trial.params for trial in counting(study)])
     assert drawn[0] == drawn[1]
     assert drawn[0][0] == {"x": 0, "y": 0}
@@ -250,7 +251,8 @@ def test_a_search_leaves_the_best_weights_alone_and_a_preset_that_makes_them(
     words = ["--config-dir", shared_study, f"preset={shared_study.name}", "--data", phantom, "data.split=0.6,0.2,0.2"]
     out = verb("train.py", *words, "--precision", "fp32", "--print-config").out
     made, found = yaml.safe_load(out), yaml.safe_load((run / "config.yaml").read_text())
-    assert {**made, "save": ""} == {**found, "save": ""}
+    own = {"save": "", "track": ""}  # where things go, not how it learns
+    assert {**made, **own} == {**found, **own}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_a_search_leaves_the_best_weights_alone_and_a_preset_that_makes_them(
         (["--metric", "macro_f1"], "--metric=balanced_accuracy, now it is macro_f1"),
         (
             ["--space", "default", "--study", "resnet18-rate"],
-            "another space (train.lr was otherwise in it) (and 6 more)",
+            "another space (train.lr was otherwise in it)",
         ),
         (["data.split_seed=1"], "data.split_seed=0, now it is 1 (and 1 more)"),
     ],
@@ -302,8 +304,6 @@ def test_a_diverging_trial_fails_and_the_search_goes_on(verb: Verb, phantom: Pat
     assert table[0]["state"] == "failed" and "not finite" in table[0]["reason"]
     assert json.loads((tmp_path / "tune-d/trials/0000/run.json").read_text())["status"] == "failed"
     assert len(table) == 2 and table[1]["state"] in ("complete", "failed")
-    again = verb("tune.py", *words, "--trials", 2, "--metric", "log_loss", "--seed", 1)
-    assert again.code == 0 and len(_table(tmp_path / "tune-d")) == 2  # nothing is left to do
 
 
 def test_a_hopeless_trial_stops_early(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
