@@ -19,7 +19,6 @@ from utils import UserError, run_verb
 def parser() -> Parser:
     parser = Parser(prog="train.py", description=__doc__)
     add_training_flags(parser)
-    parser.config_flag("--track", "track")
     parser.add_argument("--name", help="the run folder's name (default MODEL-YYYYMMDD-HHMMSS)")
     parser.add_argument(
         "--resume",

@@ -26,6 +26,7 @@ from utils import UserError, log, make_folder, run_verb
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
     from config import Config
     from dataset.data import Dataset
@@ -210,7 +211,7 @@ def _refuse_others(study: Study, runs: list[Path]) -> None:
 def _show(search: Search, study: Study) -> None:
     """Write and print the table, the plots and the preset, as far as the search has come."""
     from search.plots import write_plots
-    from search.results import best_trial, format_table, write_preset, write_table
+    from search.results import best_trial, default_trial, format_table, write_preset, write_table
     from search.space import says_how_it_learns, with_values
     from training.run_folder import shown
 
@@ -224,21 +225,31 @@ def _show(search: Search, study: Study) -> None:
     files = ["trials.csv", *write_plots(study, search.metric, folder, search.config.seed)]
     config = with_values(search.config, best.params)
     name = write_preset(best, config, search.plain, search.metric, folder)
-    default = next((t.value for t in study.get_trials(deepcopy=False) if t.number == 0), None)
+    default = default_trial(study)
     log.info(
         f"best: trial {best.number}, {search.metric.words} {best.value:.4f} on validation"
-        + (f" (the default: {default:.4f})" if default is not None else "")
+        + (f" (the default: {default.value:.4f})" if default is not None else "")
         + f"\nwritten: {', '.join(files)}, preset/{name}.yaml in {shown(folder)}"
     )
-    run = folder / "trials" / f"{best.number:04d}"
-    where = shown(run) if run.is_dir() else f"{run.name} of {folder.name} on {best.user_attrs.get('worker')}"
     mine = ("preset", "augment", "train", "save")  # the preset has the first three
     given = {k: v for k, v in search.given.items() if k not in mine and not says_how_it_learns(k)}
     words = [f"{key}={value}" for key, value in given.items()]
-    command = ["python", "train.py", "--config-dir", shown(folder), f"preset={name}", *words]
     if search.arguments.config:
-        command += ["--config", str(search.arguments.config)]
-    log.info(f"next:\n  {shlex.join(command)}\n  python test.py --weights {shlex.quote(where)}")
+        words += ["--config", str(search.arguments.config)]
+    train = ["python", "train.py", "--config-dir", shown(folder), f"preset={name}", *words]
+    lines = [shlex.join(train), *_judged([best] if default is None else [best, default], folder)]
+    log.info("next:\n  " + "\n  ".join(lines))
+
+
+def _judged(trials: list[FrozenTrial], folder: Path) -> list[str]:
+    """The commands that judge the best trial on the test images, beside the default."""
+    from training.run_folder import shown
+
+    runs = {folder / "trials" / f"{trial.number:04d}": trial for trial in trials}
+    if far := [trial for run, trial in runs.items() if not (run / "best.pt").is_file()]:
+        return [f"the weights of trial {t.number} are where it was trained, {t.user_attrs.get('worker')}" for t in far]
+    lines = [shlex.join(["python", "test.py", "--weights", shown(run)]) for run in runs]
+    return lines + [shlex.join(["python", "compare.py", *map(shown, runs)])] * (len(runs) > 1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.plots import COLOURS, MEAN_COLOUR, save_figure
 from search.metric import Metric
-from search.results import best_trial, state_of
+from search.results import best_trial, default_trial, state_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,8 +81,8 @@ def history_figure(study: Study, metric: Metric) -> Figure:
         ax.plot(
             failed, [0.02] * len(failed), "v", ms=6, color=COLOURS[3], transform=bottom, label=f"failed ({len(failed)})"
         )
-    if default := [t for t in complete if t.number == 0]:
-        ax.axhline(default[0].value, color=MEAN_COLOUR, lw=0.9, ls=":", label="default (trial 0)")
+    if (default := default_trial(study)) is not None:
+        ax.axhline(default.value, color=MEAN_COLOUR, lw=0.9, ls=":", label=f"default (trial {default.number})")
     ax.set_xlabel("trial")
     ax.set_ylabel(f"validation {metric.words}" + (" (less is better)" if metric.direction == "minimize" else ""))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

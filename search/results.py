@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from config import Config, all_keys, to_plain
 from search.metric import Metric
 from search.space import says_how_it_learns, value_of
+from search.study import first_number
 from utils import atomic_write, write_csv
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ def best_trial(study: Study) -> FrozenTrial | None:
         return None
     sign = 1 if study.direction.name == "MINIMIZE" else -1
     return min(found, key=lambda trial: (sign * trial.value, trial.number))
+
+
+def default_trial(study: Study) -> FrozenTrial | None:
+    """The complete trial of the configuration itself; None while there is none."""
+    return next(
+        (t for t in study.get_trials(deepcopy=False) if first_number(t) == 0 and state_of(t) == "complete"), None
+    )
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -78,8 +86,11 @@ def format_table(study: Study, found: list[dict[str, Any]], keys: list[str]) -> 
     shown["epochs"] = _texts(table["epochs"], "")
     for key in keys:
         shown[key.removeprefix("train.").removeprefix("augment.")] = [short(value) for value in table[key]]
-    best = best_trial(study)
-    shown[""] = ["default" * (n == 0) + " best" * (best is not None and n == best.number) for n in table["number"]]
+    named = {"default": default_trial(study), "best": best_trial(study)}
+    shown[""] = [
+        " ".join(name for name, trial in named.items() if trial is not None and trial.number == number)
+        for number in table["number"]
+    ]
     return shown.to_string(index=False) + note
 
 
@@ -107,14 +118,14 @@ def result_line(study: Study, trial: FrozenTrial, metric: Metric) -> str:
 
 
 def tidy(study: Study, folder: Path) -> None:
-    """Of the trials that are over, keep the weights of the best one alone, and no state to resume from."""
-    best = best_trial(study)
+    """Of the trials that are over, keep the weights of the best one and of the default, and no state to resume from."""
+    kept = [trial.number for trial in (best_trial(study), default_trial(study)) if trial is not None]
     trials = study.get_trials(deepcopy=False)
     for run in (folder / "trials").glob("[0-9]*"):
         if not run.name.isdigit() or int(run.name) >= len(trials) or not trials[int(run.name)].state.is_finished():
             continue
         (run / "last.pt").unlink(missing_ok=True)
-        if best is None or int(run.name) != best.number:
+        if int(run.name) not in kept:
             (run / "best.pt").unlink(missing_ok=True)
 
 

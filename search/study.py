@@ -16,11 +16,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from utils import UserError, derived_seed, log
 
@@ -59,14 +61,20 @@ class TPEByPlace(BaseSampler):
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
 
 
+class _Storage(RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        """A beat that does not get through is left out: Optuna's thread would end, and so pass for a death."""
+        try:
+            super().record_heartbeat(trial_id)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            log.debug(f"no heartbeat: {_first_line(error)}")
+
+
 def open_storage(url: str, heartbeat: int) -> RDBStorage:
     """Any database that Optuna knows, with a heartbeat every so many seconds.
 
     Raises: `UserError` that names `--storage` and the address, without its password.
     """
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
-
     try:
         address = make_url(url)
     except ArgumentError:
@@ -74,13 +82,14 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
             f"--storage {url}: no database's address, such as postgresql+psycopg://user@host/name"
         ) from None
     shown = address.render_as_string(hide_password=True)
-    # Workers of one SQLite file wait for each other.
-    options = {"connect_args": {"timeout": 60}} if address.get_backend_name() == "sqlite" else {}
+    # Workers of one SQLite file wait for each other; a server may have been started anew since we last spoke.
+    sqlite = address.get_backend_name() == "sqlite"
+    options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     for attempt in range(5):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
-                return RDBStorage(
+                return _Storage(
                     url,
                     engine_kwargs=options,
                     heartbeat_interval=heartbeat,
@@ -173,10 +182,11 @@ def rank(study: Study, number: int) -> int:
 def place(study: Study, trial: FrozenTrial) -> int:
     """How many came before, where one that is tried again stands where it stood at first."""
     others = [t for t in study.get_trials(deepcopy=False) if "surplus" not in t.user_attrs]
-    return len({first for other in others if (first := _first_number(other)) < _first_number(trial)})
+    return len({first for other in others if (first := first_number(other)) < first_number(trial)})
 
 
-def _first_number(trial: FrozenTrial) -> int:
+def first_number(trial: FrozenTrial) -> int:
+    """The number that a trial's parameters had when they were drawn; 0 is the default."""
     return (trial.system_attrs.get("retry_history") or [trial.number])[0]
 
 

@@ -21,3 +21,4 @@ def add_training_flags(parser: Parser) -> None:
     parser.config_flag("--device", "device")
     parser.config_flag("--precision", "precision")
     parser.config_flag("--save", "save", metavar="DIR")
+    parser.config_flag("--track", "track")
