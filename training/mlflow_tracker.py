@@ -118,11 +118,14 @@ class MLflow:
         self._client.log_batch(self.id, metrics=metrics)
 
     def picture(self, name: str, png: bytes, epoch: int) -> None:
-        """As `Backend.picture`."""
+        """As `Backend.picture`, as a file that the next epoch's replaces: in MLflow's charts of pictures by epoch the
+        parameters cover the pictures.
+        """
         from PIL import Image
 
-        key = re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name)  # MLflow takes no others
-        self._client.log_image(self.id, Image.open(io.BytesIO(png)), key=key, step=epoch, synchronous=True)
+        group, own = name.split("/", 1)
+        own = re.sub(r"[^\w -]", "_", own)  # class names may hold what no path may
+        self._client.log_image(self.id, Image.open(io.BytesIO(png)), f"{group}/{own}.png")
 
     def end(self, status: str) -> None:
         """As `Backend.end`: of a run that is finished, its files and its model are kept too."""
@@ -160,9 +163,9 @@ class MLflow:
                         "fit": checkpoint.fit,
                     },
                 )
-            except (torch._dynamo.exc.TorchDynamoException, torch._export.verifier.SpecViolationError) as error:
-                reason = str(error).strip().splitlines()[0]
-                log.warning(f"WARNING: --track mlflow: the model cannot be traced ({reason}); best.pt is there")
+            except Exception as error:  # tracing may fail in as many ways as there are models
+                reason = " ".join(str(error).split())[:200]
+                log.warning(f"WARNING: --track mlflow: {self.place} has best.pt, but no model to serve: {reason}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Events are made by TensorBoard's and torch's own functions, and written at once 
 from __future__ import annotations
 
 import shlex
+import socket
 import struct
 import time
 from pathlib import Path
@@ -23,13 +24,13 @@ TAGS = {
     "valid_loss": "loss/validation",
     "train_accuracy": "accuracy/train",
     "valid_accuracy": "accuracy/validation",
-    "valid_macro_f1": "accuracy/validation_macro_f1",
+    "valid_macro_f1": "macro_f1/validation",
     "learning_rate": "speed/learning_rate",
     "images_per_second": "speed/images_per_second",
     "seconds": "speed/seconds",
 }
 CHARTS = {"training beside validation": {name: ["Multiline", [f"{name}/.*"]] for name in ("loss", "accuracy")}}
-FILE = "events.out.tfevents."  # in the run folder, numbered: a run that goes on writes another one
+FILE = "events.out.tfevents."  # in the run folder
 
 
 class TensorBoard:
@@ -51,7 +52,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
         earlier = sorted(self.folder.glob(f"{FILE}*"))
-        self._file = self.folder / f"{FILE}{len(earlier) + 1:04d}"
+        self._file = new_file(self.folder)
         known = set().union(*(_epochs(file) for file in earlier))
         self._write(file_version="brain.Event:2")
         if not known:
@@ -68,7 +69,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import scalar
 
         for column, tag in TAGS.items():
-            self._write(scalar(tag, row[column], new_style=True, double_precision=True), row["epoch"])
+            self._write(scalar(tag, row[column]), row["epoch"])
 
     def picture(self, name: str, png: bytes, epoch: int) -> None:
         """As `Backend.picture`."""
@@ -89,6 +90,13 @@ class TensorBoard:
         record = Event(wall_time=time.time(), step=epoch, summary=summary, **event)
         with self._file.open("ab") as file:
             RecordWriter(file).write(record.SerializeToString())
+
+
+def new_file(folder: Path) -> Path:
+    """Where to write: a run that goes on does not append, its last file may end in half a record. No name comes twice,
+    for a TensorBoard that is running reads on where a file of that name ended.
+    """
+    return folder / f"{FILE}{time.time_ns() // 1000}.{socket.gethostname()}"
 
 
 def _epochs(file: Path) -> set[int]:

@@ -143,7 +143,7 @@ class Tracker:
             log.warning(f"WARNING: --track {config.track}: no sample CAMs: {_line(error)}")
             return
         for name, png in cams:
-            backend.picture(f"Grad-CAM/{name}", png, checkpoint.epoch)
+            backend.picture(f"sample Grad-CAM/{name}", png, checkpoint.epoch)
 
     def end(self, status: str) -> None:
         """Close: the run is `finished`, `interrupted` or `failed`."""
