@@ -4,7 +4,7 @@
 
 `tune.py` with its default space on the phantom, ResNet18 from random weights; trial 0 is the default configuration.
 Three fifths of the images are trained on, a fifth decides the search. At the end, once, the default and the winner are
-compared on the last fifth, paired by image, as compare.py does. Under 20 minutes on 2 cores; not a part of `make bench`.
+compared on the last fifth, paired by image, as compare.py does. Under 20 minutes on 2 cores; no part of `make bench`.
 """
 
 from __future__ import annotations

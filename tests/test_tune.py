@@ -25,6 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 import search.study
+import tune
 from config import Config, compose_config
 from search.metric import read_metric
 from search.space import SPACES, find_space, own_values, read_space, suggest, value_of, with_values
@@ -169,14 +170,9 @@ def test_a_dead_trial_is_found_with_and_without_a_heartbeat(tmp_path: Path, monk
     assert [trial.number for trial in counting(study)] == [2, 3]
 
 
-def _command(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:
+def _words(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:
     words = ["--data", phantom, *TINY, f"data.cache_dir={cache_dir}", "--save", folder, "--heartbeat", 1, *argv]
-    return [sys.executable, str(ROOT / "tune.py"), *map(str, words)]
-
-
-def _start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
+    return [str(word) for word in words]
 
 
 def _query(database: Path, query: str) -> list[tuple]:
@@ -197,24 +193,37 @@ def _running(study: Path, process: subprocess.Popen) -> list[Path]:
     return [study / f"trials/{number:04d}/run.json" for (number,) in _query(study / "study.db", query)]
 
 
-def _wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
-    stop = time.monotonic() + 60
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    stop = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < stop and all(p.poll() is None for p in processes)
+        assert time.monotonic() < stop and process.poll() is None
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def shared_study(phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study of 4 trials that two processes worked on; one was killed with SIGKILL in mid-trial."""
+    """The folder of a study of 5 trials that two processes worked on, this one and one that was killed in mid-trial."""
     folder = tmp_path_factory.mktemp("two")
-    command = _command(cache_dir, phantom, folder, "--space", "rate", "--trials", 4)
+    words = _words(cache_dir, phantom, folder, "--space", "rate", "--trials", 5)
     study = folder / "tune-resnet18-rate"
-    first, second = (_start(command, folder / name) for name in ("first.log", "second.log"))
-    _wait_for(lambda: any(path.is_file() for path in _running(study, first)), first, second)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL
-    assert second.wait(60) == 0, (folder / "second.log").read_text()
+    with (folder / "log").open("w") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        other = subprocess.Popen([sys.executable, ROOT / "tune.py", *words], env=environment, stdout=log, stderr=log)
+
+    def trains() -> bool:
+        return any(path.is_file() for path in _running(study, other))
+
+    def kill() -> None:
+        both = "select count(*) from trials where state = 'RUNNING'"
+        _wait_for(lambda: trains() and _query(study / "study.db", both) == [(2,)], other)
+        other.kill()
+
+    _wait_for(trains, other)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    tune.main(words)
+    killer.join()
+    assert other.wait() == -signal.SIGKILL, (folder / "log").read_text()
     return study
 
 
@@ -227,10 +236,10 @@ def test_no_trial_is_lost_when_one_of_two_workers_is_killed(shared_study: Path) 
     table = _table(shared_study)
     whole = [row for row in table if row["state"] in ("complete", "pruned")]
     dead = [row for row in table if row["state"] == "cut short"]
-    assert len(whole) == 4 and len(dead) == 1 and len(table) == 5
+    assert len(whole) == 5 and len(dead) == 1 and len(table) == 6
     key = ("train.lr", "train.weight_decay")
     assert [dead[0][k] for k in key] in [[row[k] for k in key] for row in whole]
-    assert len({tuple(row[k] for k in key) for row in whole}) == 4
+    assert len({tuple(row[k] for k in key) for row in whole}) == 5
     assert {"train.lr": "0.0005", "train.weight_decay": "0.01"}.items() <= table[0].items()  # the default
     assert len({row["worker"] for row in table}) == 2
 
