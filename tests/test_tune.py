@@ -28,6 +28,7 @@ import search.study
 import tune
 from config import Config, compose_config
 from search.metric import read_metric
+from search.results import rows
 from search.space import SPACES, find_space, own_values, read_space, suggest, value_of, with_values
 from search.study import Silent, counting, fail_dead_trials, open_storage, open_study
 from search.worker import Worker
@@ -339,6 +340,16 @@ def test_a_hopeless_trial_stops_early(phantom: Path, cache_dir: Path, tmp_path: 
         losses = [float(row["valid_loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 2  # of 5: the first epoch decides nothing
     assert trial.intermediate_values == pytest.approx({1: losses[0], 2: min(losses)})
+
+
+def test_a_trial_too_many_is_none(tmp_path: Path) -> None:
+    """Two workers may both begin the last one: the second gives it up before it trains."""
+    study, storage = _open(tmp_path, {"x": 0.0, "y": 0.0})
+    study.optimize(_bowl, n_trials=2)
+    Worker(study, storage, Config(), {}, read_metric("log_loss"), tmp_path, 2)._run_trial()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
+    assert [trial.number for trial in counting(study)] == [0, 1]
+    assert [row["number"] for row in rows(study, [])] == [0, 1]
 
 
 @pytest.fixture
