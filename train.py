@@ -4,6 +4,7 @@ python train.py                                            # the phantom: no dat
 python train.py --data DIR --model densenet121             # your folder, from ImageNet weights
 python train.py --data DIR --group-pattern '^(\\d{8})_'     # the file name tells the patient
 python train.py --resume runs/NAME                         # go on after an interruption
+torchrun --nproc-per-node 4 train.py --data DIR            # on four GPUs (or processes of a CPU)
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -38,11 +38,17 @@ TIMEOUT = timedelta(hours=1)  # of a collective: rank 0 may be writing, another 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0  # for a rank to end by itself when another one has failed
 NOTE = "failed"  # where the first rank to fail leaves the reason
+Result = TypeVar("Result")
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
 _jobs = itertools.count()  # of this process: each has its own keys in torchrun's store
 
 
 class _Told(BaseException):
     """This rank was told to end: by torchrun (SIGTERM), or because another rank has failed."""
+
+
+def _nothing(status: str, reason: str) -> None:
+    """The last words of a rank that has none."""
 
 
 @dataclass
@@ -56,10 +62,11 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    last_words: Callable[[str, str], None] = lambda status, reason: None
+    last_words: Callable[[str, str], None] = _nothing
     _store: dist.Store | None = None
     _calls: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
+    _watcher: threading.Thread | None = None
 
     @property
     def leads(self) -> bool:
@@ -163,15 +170,25 @@ class Ranks:
         errors that are none of the user's, which keep their traceback.
         """
         if self.world > 1:
-            for number in (signal.SIGTERM, signal.SIGINT):  # torchrun repeats them
-                signal.signal(number, signal.SIG_IGN)
+            _ignore_signals()
             error = self._agree(error)
         status = {KeyboardInterrupt: "interrupted", Pruned: "pruned"}.get(type(error), "failed")
-        self.last_words(status, str(error) or type(error).__name__)
-        self._over.set()
+        self._say(status, str(error) or type(error).__name__)
+        self.leave()
         if not self.leads and isinstance(error, UserError | KeyboardInterrupt):
             raise SystemExit(2 if isinstance(error, UserError) else 130) from None
         raise error
+
+    def leave(self) -> None:
+        """The job is over for this rank: end the thread that watches, which must not be in torch at exit."""
+        self._over.set()
+        if self._watcher is not None:
+            self._watcher.join(GRACE_SECONDS)
+
+    def _say(self, status: str, reason: str) -> None:
+        """The last words, once: two threads may want to."""
+        words, self.last_words = self.last_words, _nothing
+        words(status, reason)
 
     def _agree(self, error: BaseException) -> BaseException:
         """What ended the job: the note of the first rank to fail, or else our own error, which is noted then."""
@@ -207,7 +224,7 @@ class Ranks:
             _thread.interrupt_main(signal.SIGTERM)
             if not self._over.wait(GRACE_SECONDS):
                 reason = store.get(NOTE).decode()
-                self.last_words("failed", reason)
+                self._say("failed", reason)
                 if self.leads:
                     print(f"{os.path.basename(sys.argv[0])}: {reason}", file=sys.stderr, flush=True)
                 os._exit(2)
@@ -224,23 +241,28 @@ class _Forward(nn.Module):
         return self.run(inputs)
 
 
-@contextlib.contextmanager
-def job() -> Iterator[Ranks]:
-    """The block is a job: of one process, or of those that torchrun has started. When a rank fails, all end."""
+def job(work: Callable[[Ranks], Result]) -> Result:
+    """`work` as a job: of one process, or as this rank of those that torchrun has started. When one fails, all end."""
     ranks = _join() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Ranks()
     try:
-        yield ranks
-        ranks.broadcast()  # the others wait for what rank 0 still writes
+        try:
+            result = work(ranks)
+            ranks.broadcast()  # the others wait for what rank 0 still writes
+        except RuntimeError:
+            time.sleep(0)  # a signal that came while a collective waited in vain is raised here, where it is heard
+            raise
     except BaseException as error:
         ranks.fail(error)
-    ranks._over.set()
+    ranks.leave()
     if ranks.world > 1:
         dist.destroy_process_group()
+    return result
 
 
 def _join() -> Ranks:
     """Meet the other ranks, where torchrun's environment variables say."""
-    signal.signal(signal.SIGTERM, _tell)
+    for number in ENDINGS:
+        signal.signal(number, _tell)
     store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(f"{next(_jobs)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -251,12 +273,20 @@ def _join() -> Ranks:
     ranks = Ranks(rank, world, local["rank"], local["world_size"], _store=dist.PrefixStore("job", store))
     if not ranks.leads:
         log.setLevel(logging.CRITICAL)
-    threading.Thread(target=ranks._watch, daemon=True).start()
+    ranks._watcher = threading.Thread(target=ranks._watch, daemon=True)
+    ranks._watcher.start()
     return ranks
 
 
 def _tell(number: int, frame: object) -> None:
-    raise _Told
+    _ignore_signals()
+    raise KeyboardInterrupt if number == signal.SIGINT else _Told
+
+
+def _ignore_signals() -> None:
+    """One signal is enough: torchrun passes on to every rank what the terminal has sent already, and repeats it."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def synchronise_norms(model: nn.Module, wanted: bool, ranks: Ranks, device: torch.device) -> nn.Module:

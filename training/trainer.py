@@ -45,30 +45,33 @@ def train(config: Config, name: str | None = None, report: Report | None = None)
 
     Raises: `UserError`; once the folder is there, its run.json then says `failed`.
     """
+    return job(lambda ranks: _train(ranks, config, name, report))
+
+
+def _train(ranks: Ranks, config: Config, name: str | None, report: Report | None) -> Path:
     check_tracker(config.track)
-    with job() as ranks:
-        make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
-        learner, dataset, init = prepare(config, ranks)
-        run = RunFolder.create(runs_folder(config), config.model, name) if ranks.leads else None
-        if run is not None:
-            run.start(
-                config,
-                dataset.records,
-                {
-                    "model": config.model,
-                    "seed": config.seed,
-                    "device": device_name(learner.device),
-                    "ranks": ranks.world,
-                    "precision": learner.precision,
-                    "init": init,
-                    "classes": dataset.classes,
-                    "size": dataset.side,
-                    "data": config.data.path or "phantom",
-                    "unreadable": len(dataset.unreadable),
-                },
-            )
-        path = Path(ranks.broadcast(run and str(run.path)))
-        _run_epochs(run, learner, dataset, [], report)
+    make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
+    learner, dataset, init = prepare(config, ranks)
+    run = RunFolder.create(runs_folder(config), config.model, name) if ranks.leads else None
+    if run is not None:
+        run.start(
+            config,
+            dataset.records,
+            {
+                "model": config.model,
+                "seed": config.seed,
+                "device": device_name(learner.device),
+                "ranks": ranks.world,
+                "precision": learner.precision,
+                "init": init,
+                "classes": dataset.classes,
+                "size": dataset.side,
+                "data": config.data.path or "phantom",
+                "unreadable": len(dataset.unreadable),
+            },
+        )
+    path = Path(ranks.broadcast(run and str(run.path)))
+    _run_epochs(run, learner, dataset, [], report)
     return path
 
 
@@ -134,30 +137,31 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
     Raises: `UserError` for a folder without `last.pt`, a key that would make it another experiment, or a finished run.
     """
     folder = path.parent if path.is_file() else path
-    with job() as ranks:
-        config, checkpoint = _resumable(folder, changes)
-        history = checkpoint.resume["history"]
-        ranks.micro_batch(config.train)
-        device = ranks.device(config.device)
-        data = replace(config.data, path=None)  # the images are those of the run's split.csv
-        with ranks.leading():
-            dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
-        trained = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
-        if not torch.equal(trained, checkpoint.train_hashes):
-            raise UserError(
-                f"--resume {folder}: its training images have changed since; restore them, or train a new run"
-            )
-        model = checkpoint.model().to(device)
-        learner = _learner(model, checkpoint.architecture, checkpoint.size, config, device, checkpoint.precision, ranks)
-        learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
-        run = RunFolder.open(folder) if ranks.leads else None
-        if run is not None:
-            resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": ranks.world}
-            run.write_config(config)
-            run.update(status="running", ranks=ranks.world, resumed=[*run.record.get("resumed", []), resumed])
-            log.info(f"resuming {shown(folder)} after epoch {checkpoint.epoch}")
-        _run_epochs(run, learner, dataset, history)
+    job(lambda ranks: _resume(ranks, folder, changes))
     return folder
+
+
+def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
+    config, checkpoint = _resumable(folder, changes)
+    history = checkpoint.resume["history"]
+    ranks.micro_batch(config.train)
+    device = ranks.device(config.device)
+    data = replace(config.data, path=None)  # the images are those of the run's split.csv
+    with ranks.leading():
+        dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
+    trained = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
+    if not torch.equal(trained, checkpoint.train_hashes):
+        raise UserError(f"--resume {folder}: its training images have changed since; restore them, or train a new run")
+    model = checkpoint.model().to(device)
+    learner = _learner(model, checkpoint.architecture, checkpoint.size, config, device, checkpoint.precision, ranks)
+    learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
+    run = RunFolder.open(folder) if ranks.leads else None
+    if run is not None:
+        resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": ranks.world}
+        run.write_config(config)
+        run.update(status="running", ranks=ranks.world, resumed=[*run.record.get("resumed", []), resumed])
+        log.info(f"resuming {shown(folder)} after epoch {checkpoint.epoch}")
+    _run_epochs(run, learner, dataset, history)
 
 
 def _resumable(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoint]:
