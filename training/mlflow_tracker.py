@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from training.checkpoints import load_checkpoint
 from training.run_folder import HISTORY, RunFolder, shown
+from training.trackers import without_password
 from utils import log
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "chest-radiographs"
 FILES = ("config.yaml", "run.json", "history.csv", "curves.png", "best.pt")
-STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED", "pruned": "KILLED"}
 # MLflow's own are 7 tries of 2 minutes: an epoch does not wait for a server that is down. Who sets his own keeps them.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -50,7 +51,7 @@ class MLflow:
         given = os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = given or f"sqlite:///{folder / 'mlflow.db'}"
         self.files = None if given else (folder / "mlflow").as_uri()  # a server knows its own place
-        self.place = re.sub(r"//[^/@]*@", "//", self.uri)  # without a password
+        self.place = without_password(self.uri)
         self.remedy = "make room, or leave it out with --track none"
         self.look = f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
         if given:

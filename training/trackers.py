@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from evaluation.metrics import confusion_matrix
 from training.checkpoints import load_checkpoint
 from training.loop import Learner
 from training.previews import confusion_picture, sample_cams
-from training.run_folder import RunFolder
+from training.run_folder import Pruned, RunFolder
 from utils import UserError, log
 
 
@@ -50,7 +51,7 @@ class Backend(Protocol):
         """Show a PNG as what `name` (`group/name`) was after an epoch."""
 
     def end(self, status: str) -> None:
-        """The run is `finished`, `interrupted` or `failed`."""
+        """The run is `finished`, `interrupted`, `failed` or `pruned`."""
 
 
 def check_tracker(name: str) -> None:
@@ -82,7 +83,8 @@ def tracking(
     try:
         yield tracker.epoch
     except BaseException as error:
-        tracker.end("failed" if isinstance(error, Exception) else "interrupted")
+        status = "pruned" if isinstance(error, Pruned) else "failed" if isinstance(error, Exception) else "interrupted"
+        tracker.end(status)
         raise
     tracker.finish()
 
@@ -146,7 +148,7 @@ class Tracker:
             backend.picture(f"sample Grad-CAM/{name}", png, checkpoint.epoch)
 
     def end(self, status: str) -> None:
-        """Close: the run is `finished`, `interrupted` or `failed`."""
+        """Close: the run is `finished`, `interrupted`, `failed` or `pruned`."""
         self._guarded(lambda backend: backend.end(status))
         self.backend = None
 
@@ -166,9 +168,15 @@ class Tracker:
 
 
 def _line(error: Exception) -> str:
-    """The error in one line of at most 200 characters."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
+    """The error in one line of at most 200 characters: what was tried stands first, why it failed last."""
+    text = without_password(" ".join(str(error).split()))
+    text = text if len(text) <= 200 else f"{text[:99].rstrip()}…{text[-100:].lstrip()}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """The text, its addresses without user and password: it is for screens and logs."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 @contextlib.contextmanager
