@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Parser, compose_config
+from command_line import Parser
 from utils import UserError, log, read_json, run_verb
 
 if TYPE_CHECKING:
@@ -244,9 +244,8 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments, key_words, flags = parser().parse_command(argv)
-    config = compose_config(key_words, flags, arguments.config)
-    unfit = [word for word in key_words if word.split("=")[0] not in KEYS]
+    arguments, config, given = parser().read_command(argv)
+    unfit = [f"{key}={value}" for key, value in given.items() if key not in KEYS]
     if unfit:
         raise UserError(f"{unfit[0]}: a comparison reads predictions alone; of the keys only save and seed count here")
     files, baseline = choose(arguments.runs, arguments.kind, arguments.baseline)

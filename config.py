@@ -7,13 +7,12 @@ Nothing heavy is imported at the top: every verb imports this module before it a
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from utils import PROJECT, UserError
 
@@ -77,7 +76,8 @@ class AugmentConfig:
 @dataclass
 class TrainConfig:
     epochs: int = key(10, "passes over the training images", low=1)
-    batch: int = key(32, "images per step", low=1)
+    batch: int = key(32, "images per step of the optimiser, over all ranks and micro-batches", low=1)
+    accumulate: int = key(1, "micro-batches that a rank's share of a batch is worked off in, to save memory", low=1)
     eval_batch: int = key(64, "images per forward pass where nothing is learnt", low=1)
     lr: float = key(5e-4, "peak learning rate", low=0)
     optimizer: str = key("adamw", "the optimiser", choices=("adamw", "adam", "sgd"))
@@ -91,6 +91,7 @@ class TrainConfig:
     clip_norm: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
     patience: int | None = key(10, "stop after so many epochs without a lower validation loss; null: never", low=1)
     freeze_epochs: int = key(0, "train the head alone for the first so many epochs", low=0)
+    sync_batch_norm: bool = key(False, "batch normalisation over the batches of all ranks; on GPUs only")
     compile: str = key("auto", "torch.compile in training; auto: on a GPU, in long runs", choices=("auto", "on", "off"))
     sampler: str = key(
         "weighted",
@@ -107,12 +108,15 @@ class Config:
     device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: str = key("auto", "auto measures fp32 against bf16", choices=("auto", "fp32", "bf16"))
     save: str = key("runs", "the folder that run folders are made in")
+    track: str = key(
+        "tensorboard", "what shows the training beside its run folder", choices=("tensorboard", "mlflow", "none")
+    )
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def _field_of(dotted: str) -> tuple[Any, type]:
+def field_of(dotted: str) -> tuple[Any, type]:
     """The dataclass field and the type behind a dotted key; an unknown key is a `UserError` that names the nearest."""
     owner: Any = Config
     for index, name in enumerate(dotted.split(".")):
@@ -139,7 +143,7 @@ def all_keys(owner: type = Config, prefix: str = "") -> list[str]:
 
 
 def _check_range(dotted: str, value: Any) -> None:
-    described = _field_of(dotted)[0]
+    described = field_of(dotted)[0]
     low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
     for part in value if isinstance(value, list) else [value]:
         outside = part != part  # NaN
@@ -149,21 +153,22 @@ def _check_range(dotted: str, value: Any) -> None:
         if outside:
             near = difflib.get_close_matches(str(part), choices, n=1)
             raise UserError(
-                f"{dotted}={part}: out of range, expected {_expected(dotted)}"
+                f"{dotted}={part}: out of range, expected {expected(dotted)}"
                 + (f" (did you mean {near[0]}?)" if near else "")
             )
     if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
         raise UserError(f"data.split={value}: three fractions (train, val, test) that sum to 1 are needed")
 
 
-def _expected(dotted: str) -> str:
-    described, kind = _field_of(dotted)
+def expected(dotted: str) -> str:
+    """What a key may be, in words: its choices, or its type and inclusive range."""
+    described, kind = field_of(dotted)
     low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
     if choices:
         return "one of " + ", ".join(choices)
-    text = str(getattr(kind, "__name__", kind)).replace(" | None", " or null")
-    text += f" from {low:g}" if low is not None else ""
-    return text + (f" to {high:g}" if high is not None else " up" if low is not None else "")
+    text = "floats" if kind == list[float] else str(getattr(kind, "__name__", kind)).replace(" | None", " or null")
+    text += f" from {low}" if low is not None else ""
+    return text + (f" to {high}" if high is not None else " up" if low is not None else "")
 
 
 def set_key(
@@ -173,7 +178,7 @@ def set_key(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    kind = _field_of(dotted)[1]
+    kind = field_of(dotted)[1]
     if is_dataclass(kind):
         raise UserError(f"'{dotted}' is a group of keys, not a key: set {dotted}.{fields(kind)[0].name}=… or the like")
     if value == "":
@@ -185,7 +190,7 @@ def set_key(
     try:
         OmegaConf.update(config, dotted, value, merge=False)
     except (OmegaConfBaseException, ValueError, TypeError):
-        raise UserError(f"{dotted}={value}: wrong type, expected {_expected(dotted)}") from None
+        raise UserError(f"{dotted}={value}: wrong type, expected {expected(dotted)}") from None
     value = OmegaConf.select(config, dotted)
     if value is not None:
         _check_range(dotted, list(value) if kind == list[float] else value)
@@ -202,7 +207,7 @@ def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
             raise UserError(f"'{prefix[:-1] or 'the file'}' must be a mapping of keys")
         for name, value in node.items():
             dotted = f"{prefix}{name}"
-            if is_dataclass(_field_of(dotted)[1]):
+            if is_dataclass(field_of(dotted)[1]):
                 walk(value, dotted + ".")
             else:
                 set_key(config, dotted, value)
@@ -221,11 +226,17 @@ def config_from_plain(plain: dict[str, Any], where: str) -> Config:
     return OmegaConf.to_object(from_plain(plain, where))
 
 
-def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
+def compose_config(
+    words: Sequence[str] = (),
+    flags: dict[str, Any] | None = None,
+    file: Path | None = None,
+    folder: Path | None = None,
+) -> Config:
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 
-    Hydra composes the YAML files and their groups. Words and flags are then set with `OmegaConf.update`, never through
-    Hydra's override grammar, which breaks on real paths (spaces, commas, parentheses, `=`).
+    Hydra composes the YAML files and their groups, which lie beside `file` and, one's own, in `folder`. Words and flags
+    are then set with `OmegaConf.update`, never through Hydra's override grammar, which breaks on real paths (spaces,
+    commas, parentheses, `=`). Raises: `UserError`.
     """
     from omegaconf import OmegaConf
 
@@ -233,20 +244,21 @@ def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = Non
     file = Path(file or DEFAULT_CONFIG)
     if not file.is_file():
         raise UserError(f"--config {file}: no such file")
-    pairs = [word.split("=", 1) for word in words]
-    groups = {name: value for name, value in pairs if name in GROUPS}
     if file.suffix != ".yaml":
         raise UserError(f"--config {file}: a file whose name ends in .yaml is needed")
+    choices = _choices(file, folder)
+    pairs = [word.split("=", 1) for word in words]
+    groups = {name: value for name, value in pairs if name in GROUPS}
     named = "data.path" in flags or any(name == "data.path" for name, _ in pairs)
-    if named and (file.parent / "data" / "folder.yaml").is_file():
+    if named and "folder" in choices["data"]:
         groups.setdefault("data", "folder")
     for name, value in groups.items():
-        known = sorted(p.stem for p in (file.parent / name).glob("*.yaml"))
-        if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(known) or 'none'})")
-    config = from_plain(_compose_files(file, groups), str(file))
+        if value not in choices[name]:
+            near = difflib.get_close_matches(value, choices[name], n=3, cutoff=0.5)
+            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(choices[name]) or 'none'})")
+    where = " ".join([str(file), *(f"{name}={value}" for name, value in groups.items())])
+    config = from_plain(_compose_files(file, folder, groups), where)
     for name, value in pairs:
         if name not in GROUPS:
             set_key(config, name, value)
@@ -255,7 +267,32 @@ def compose_config(words: Sequence[str] = (), flags: dict[str, Any] | None = Non
     return OmegaConf.to_object(config)
 
 
-def _compose_files(file: Path, groups: dict[str, str]) -> dict[str, Any]:
+def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
+    """The files of every group, by name: those beside `file` and those in `folder`.
+
+    Raises: `UserError` for a folder without groups, or with a file that the project has too: Hydra takes the first.
+    """
+
+    def found(parent: Path) -> dict[str, list[str]]:
+        return {name: sorted(p.stem for p in (parent / name).glob("*.yaml")) for name in GROUPS}
+
+    choices = found(file.parent)
+    if folder is None:
+        return choices
+    own = found(folder)
+    if not any(own.values()):
+        wanted = ", ".join(f"{name}/" for name in GROUPS)
+        raise UserError(
+            f"--config-dir {folder}: {'no group' if folder.is_dir() else 'no such folder'}; it is a folder "
+            f"with YAML files in {wanted}"
+        )
+    for name, stems in own.items():
+        if twice := sorted(set(stems) & set(choices[name])):
+            raise UserError(f"--config-dir {folder}: {name}/{twice[0]}.yaml lies beside {file} too; rename yours")
+    return {name: sorted(choices[name] + own[name]) for name in GROUPS}
+
+
+def _compose_files(file: Path, folder: Path | None, groups: dict[str, str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -263,13 +300,20 @@ def _compose_files(file: Path, groups: dict[str, str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    def quoted(text: str) -> str:  # for Hydra's override grammar
+        return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+
+    overrides = [f"{name}={quoted(value)}" for name, value in groups.items()]
+    if folder is not None:
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder.resolve()}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(file.resolve().parent)):
-            composed = compose(file.stem, overrides=[f"{name}={value}" for name, value in groups.items()])
+            composed = compose(file.stem, overrides=overrides)
         return OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"--config {file}: {str(error).strip().splitlines()[0]}") from None
+        where = f"--config {file}" + (f" --config-dir {folder}" if folder else "")
+        raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
 
 
 def to_plain(config: Any) -> Any:
@@ -287,60 +331,3 @@ def load_run_config(path: Path) -> Config:
         return config_from_plain(yaml.safe_load(path.read_text()) or {}, str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a run's configuration ({error.__class__.__name__})") from None
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with `-` and `_` alike in flags, no abbreviations, `key=value` words apart, one-line errors.
-
-    A flag added with `config_flag` is present in the result only when it was given, so that it never hides the YAML.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(
-            allow_abbrev=False,
-            epilog="key=value words set any key of configs/ (train.lr=1e-4 "
-            "augment.rotation=10) or choose a group's file (preset=seed).",
-            **kwargs,
-        )
-        self.config_keys: dict[str, str] = {}
-        self.add_argument(
-            "--config",
-            "--connfig",
-            type=Path,
-            metavar="FILE",
-            help="the YAML file to start from (default configs/configs.yaml)",
-        )
-
-    def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
-        """A flag that sets the key `dotted`; its help and its checks are the schema's."""
-        described, _ = _field_of(dotted)
-        kwargs.setdefault("help", described.metadata["help"].replace("%", "%%"))
-        if kwargs.get("action") is None:
-            kwargs.setdefault("metavar", dotted.split(".")[-1].upper())
-        self.config_keys[self.add_argument(flag, default=argparse.SUPPRESS, **kwargs).dest] = dotted
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
-        near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, n=1) if unknown else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
-
-    def parse_command(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
-        """`argv` as (plain arguments, `key=value` words, configuration keys that flags set)."""
-        words, rest, wants_value = [], [], False
-        for word in argv:
-            if not wants_value and re.match(r"[A-Za-z_][\w.]*=", word) and not Path(word).exists():
-                words.append(word)
-                continue
-            if word.startswith("--"):
-                flag, *value = word.split("=", 1)
-                word = "=".join([flag.replace("_", "-"), *value])
-            action = self._option_string_actions.get(word)
-            wants_value = action is not None and action.nargs in (None, "+")
-            rest.append(word)
-        arguments = self.parse_args(rest)
-        flags = {
-            dotted: getattr(arguments, dest) for dest, dotted in self.config_keys.items() if hasattr(arguments, dest)
-        }
-        return arguments, words, flags

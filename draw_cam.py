@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, Parser, compose_config
+from command_line import Parser
+from config import Config
 from dataset.data import add_data_flags
 from utils import UserError, log, make_folder, run_verb, shortened, write_json
 
@@ -260,14 +261,12 @@ def _are_compared(arguments: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments, words, flags = parser().parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
+    arguments, config, given = parser().read_command(argv)
     _check(arguments)
     from localization.inspection import inspect_model
     from training.run_folder import runs_folder
     from training.selection import chosen_images, select
 
-    given = {**dict(word.split("=", 1) for word in words), **flags}
     weights = _weights(arguments, config)
     every_run = config.model.lower() == "all"
     if every_run:

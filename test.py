@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, Parser, compose_config
+from command_line import Parser
+from config import Config
 from dataset.data import add_data_flags
 from utils import UserError, log, make_folder, run_verb
 
@@ -87,9 +88,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments, words, flags = parser().parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
-    given = {**dict(word.split("=", 1) for word in words), **flags}
+    arguments, config, given = parser().read_command(argv)
     _check_flags(arguments, given)
     if arguments.predictions is not None:
         _evaluate_table(arguments)

@@ -4,6 +4,7 @@ python train.py                                            # the phantom: no dat
 python train.py --data DIR --model densenet121             # your folder, from ImageNet weights
 python train.py --data DIR --group-pattern '^(\\d{8})_'     # the file name tells the patient
 python train.py --resume runs/NAME                         # go on after an interruption
+torchrun --nproc-per-node 4 train.py --data DIR            # on four GPUs (or processes of a CPU)
 """
 
 from __future__ import annotations
@@ -11,26 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import Parser, compose_config
-from dataset.data import add_data_flags
+from command_line import Parser
+from training.flags import add_training_flags
 from utils import UserError, run_verb
 
 
 def parser() -> Parser:
     parser = Parser(prog="train.py", description=__doc__)
-    add_data_flags(parser)
-    parser.config_flag("--model", "model")
-    parser.config_flag("--init", "init")
-    parser.config_flag("--epochs", "train.epochs", type=int)
-    parser.config_flag("--batch", "train.batch", type=int)
-    parser.config_flag("--learning-rate", "train.lr", type=float)
-    parser.config_flag("--weight-decay", "train.weight_decay", type=float)
-    parser.config_flag("--patience", "train.patience", type=int)
-    parser.config_flag("--freeze-epochs", "train.freeze_epochs", type=int)
-    parser.config_flag("--seed", "seed", type=int)
-    parser.config_flag("--device", "device")
-    parser.config_flag("--precision", "precision")
-    parser.config_flag("--save", "save", metavar="DIR")
+    add_training_flags(parser)
     parser.add_argument("--name", help="the run folder's name (default MODEL-YYYYMMDD-HHMMSS)")
     parser.add_argument(
         "--resume",
@@ -42,14 +31,12 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments, words, flags = parser().parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
+    arguments, config, given = parser().read_command(argv)
     from training.trainer import resume, train
 
     if arguments.resume is None:
         train(config, arguments.name)
         return
-    given = {**dict(word.split("=", 1) for word in words), **flags}
     if arguments.config:
         raise UserError("--config: a run that is resumed keeps its configuration")
     if arguments.name:

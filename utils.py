@@ -90,6 +90,19 @@ def start_logging() -> None:
 
 
 @contextlib.contextmanager
+def quiet_screen() -> Iterator[None]:
+    """Show errors alone on the screen while the block runs; files (`log_to`) have all that is logged."""
+    screens = [(handler, handler.level) for handler in log.handlers if isinstance(handler, _TqdmHandler)]
+    for handler, _ in screens:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in screens:
+            handler.setLevel(level)
+
+
+@contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Copy the log to `path`, with times, while the block runs. `log.debug` lines reach the file, not the screen."""
     handler = logging.FileHandler(path, encoding="utf-8")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +112,7 @@ class Part:
         std: Sequence[float],
         *,
         order: np.ndarray | None = None,
-        start: int = 0,
+        positions: Sequence[range] | None = None,
         augment: Augment | None = None,
         epoch: int = 0,
         masks: bool = False,
@@ -121,22 +120,23 @@ class Part:
         """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
 
         The next batch is made ready by a thread while the device works on this one; on a GPU that has room for them
-        all pictures are moved once (`resident`). `start` is the place in the epoch of the first picture of `order`:
-        augmentation is a function of (seed, epoch, place).
+        all pictures are moved once (`resident`). `positions` are the places in `order` of every batch, where they are
+        not simply `batch` after `batch`: augmentation is a function of (seed, epoch, place).
         """
         from concurrent.futures import ThreadPoolExecutor
 
         import numpy as np
         import torch
 
+        from dataset.sampling import epoch_steps
         from dataset.transforms import normalise
 
         order = np.arange(len(self)) if order is None else order
-        edges = list(range(0, len(order), batch))
-        if augment is not None and batch > 1 and len(order) % batch == 1 < len(order):
-            # no training batch of one picture: batch normalisation may need two
-            edges = edges[:-1] if batch == 2 else [*edges[:-1], edges[-1] - 1]
-        chunks = [order[i:j] for i, j in pairwise([*edges, len(order)])]
+        if positions is None and augment is not None:
+            positions = epoch_steps(len(order), batch)
+        elif positions is None:
+            positions = [range(i, min(i + batch, len(order))) for i in range(0, len(order), batch)]
+        chunks = [order[places.start : places.stop] for places in positions]
 
         resident = self.resident(device)
 
@@ -156,8 +156,7 @@ class Part:
                 if resident is not None:
                     pixels = resident.index_select(0, pixels)
                 if augment is not None:
-                    positions = start + edges[number] + np.arange(len(chunk))
-                    grey, planes = augment(pixels, epoch, positions, planes)
+                    grey, planes = augment(pixels, epoch, np.array(positions[number]), planes)
                 else:
                     grey = pixels.float().div_(255)
                 assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"

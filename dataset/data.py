@@ -4,10 +4,12 @@ As a program it prints the images per class and split and saves a contact sheet:
 
     python dataset/data.py                          # the phantom
     python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
+    python dataset/data.py --data DIR --write-split split.csv       # the split as a file: --data split.csv has it
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a program: the project, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from config import Config, DataConfig, Parser, compose_config
+from command_line import Parser
+from config import Config, DataConfig
 from dataset.batches import Part, cache_folder, make_part
 from utils import PROJECT, UserError, log, run_verb
 
@@ -219,9 +222,14 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="the contact sheet (default runs/contact_sheet.png)",
     )
-    arguments, words, flags = parser.parse_command(argv)
-    config = compose_config(words, flags, arguments.config)
-    show_dataset(config, arguments.output)
+    parser.add_argument(
+        "--write-split",
+        type=Path,
+        metavar="FILE",
+        help="also write the images, their patients and their split as a CSV, which --data takes like a folder",
+    )
+    arguments, config, _ = parser.read_command(argv)
+    show_dataset(config, arguments.output, arguments.write_split)
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -232,18 +240,39 @@ def add_data_flags(parser: Parser) -> None:
     parser.config_flag("--subset", "data.subset", action="store_true")
 
 
-def show_dataset(config: Config, output: Path) -> None:
-    """Print the images per class and split, and draw a contact sheet: four pictures per class, plain and augmented."""
+def show_dataset(config: Config, output: Path, split: Path | None = None) -> None:
+    """Print the images per class and split, and draw a contact sheet: four pictures per class, plain and augmented.
+
+    With `split`, write the images and their split there too.
+    """
     from dataset.contact_sheet import draw_contact_sheet
     from utils import make_folder
 
-    make_folder(output.parent, "--output")
-    if output.is_dir():
-        raise UserError(f"--output {output}: a folder; name a .png file in it")
+    for flag, file, kind in (("--output", output, ".png"), ("--write-split", split, ".csv")):
+        if file is not None:
+            make_folder(file.parent, flag)
+            if file.is_dir():
+                raise UserError(f"{flag} {file}: a folder; name a {kind} file in it")
     dataset = load_dataset(config.data, config.data.size or 224)
     print(dataset.table().to_string())
     draw_contact_sheet(dataset, config, output)
     print(f"contact sheet: {output}")
+    if split is not None:
+        write_split(dataset.records, split)
+        print(f"split: {split}")
+
+
+def write_split(records: pd.DataFrame, path: Path) -> None:
+    """Write records as a CSV that `--data` takes; its paths are relative to its folder, so that both can move."""
+    from utils import atomic_write
+
+    folder = path.resolve().parent
+    table = records.drop(columns="sha256")
+    table["group"] = table["group"].where(table["group"] != table["path"], "")  # an image without a patient
+    for column in ("path", "lung_mask", "lesion_mask"):
+        table[column] = [os.path.relpath(p, folder) if p else "" for p in table[column]]
+    with atomic_write(path) as file:
+        table.to_csv(file, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
-"""The order of an epoch, and counter-based random numbers: functions of (seed, epoch, position) and nothing else."""
+"""The order of an epoch, how it is dealt out in steps, and counter-based random numbers: functions of (seed, epoch,
+position) and nothing else.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,6 +31,46 @@ def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.n
     drawn = np.repeat(images, times)
     # Rounding of the running sum can make one too many or too few: the order's length is the epoch's length.
     return shuffle.permutation(np.resize(drawn, n))
+
+
+def epoch_steps(images: int, batch: int) -> list[range]:
+    """The positions of every step of an epoch: batches in order, the last as small as it comes, but never of one
+    picture where there are others to join it, because batch normalisation may need two.
+    """
+    edges = list(range(0, images, batch))
+    if batch > 1 and images % batch == 1 < images:
+        edges = edges[:-1] if batch == 2 else [*edges[:-1], edges[-1] - 1]
+    return [range(start, stop) for start, stop in pairwise([*edges, images])]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank does of a step: micro-batches, one after the other.
+
+    Where there are more ranks than a short batch can feed, a rank repeats the batch's first pictures: every rank must
+    take part in the last micro-batch, in which gradients are exchanged. What is repeated does not count.
+    """
+
+    images: int  # of the whole step, over all ranks
+    micro_batches: list[range]  # positions in the epoch
+    counted: list[int]  # images of each micro-batch that count: all, or none
+
+
+def share_of(step: range, micro: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> Share:
+    """The share of `rank` in a step that `world` ranks work on, in at most `accumulate` micro-batches each.
+
+    A whole batch is cut into micro-batches of `micro` images, dealt out in turn. A shorter one is cut evenly, and into
+    fewer where one of them would have a single image (they have up to `micro` + 1 images then).
+    """
+    least = min(2, micro)
+    count = max(1, min(world * accumulate, len(step) // least))
+    edges = [step.start + len(step) * i // count for i in range(count + 1)]
+    cut = [range(start, stop) for start, stop in pairwise(edges)]
+    mine = cut[rank::world]
+    counted = [len(positions) for positions in mine]
+    if rank >= count % world > 0:  # the last round has none for this rank
+        mine, counted = [*mine, cut[0]], [*counted, 0]
+    return Share(len(step), mine, counted)
 
 
 def uniforms(seed: int, epoch: int, positions: np.ndarray, count: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from config import Parser, all_keys, compose_config, load_run_config, to_plain
+from command_line import Parser
+from config import GROUPS, all_keys, compose_config, load_run_config, to_plain
 from utils import UserError
 
 SCRIPTS = ["train.py", "test.py", "draw_cam.py", "dataset/data.py", "dataset/phantom.py"]
@@ -82,7 +83,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, expected: str) -> None
 
 
 def test_every_preset_and_group_composes() -> None:
-    for group in ("data", "augment", "train", "preset"):
+    for group in GROUPS:
         for file in (ROOT / "configs" / group).glob("*.yaml"):
             compose_config([f"{group}={file.stem}"])
 
@@ -136,11 +137,107 @@ def test_wrong_flags_are_one_line_and_not_abbreviated(argv: list[str], capsys: p
     assert "--epochs" in err or argv == ["stray"]
 
 
+OWN = "# @package _global_\n# Mine.\ndefaults:\n  - override /augment: gentle\ntrain:\n  lr: 2.0e-4\n"
+
+
+@pytest.fixture
+def own_dir(tmp_path: Path) -> Path:
+    """A folder of one's own group files, with a name that Hydra's grammar must be told how to read."""
+    folder = tmp_path / "own, it's (x) = y"
+    for file, text in {"preset/mine.yaml": OWN, "augment/gentle.yaml": "# Little.\nrotation: 1\n"}.items():
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(text)
+    return folder
+
+
+def test_own_group_files_lie_beside_the_project_s(own_dir: Path) -> None:
+    config = compose_config(["preset=mine", "train.epochs=3"], folder=own_dir)
+    assert (config.train.lr, config.train.epochs, config.augment.rotation) == (2e-4, 3, 1)
+    assert config.augment.contrast == 0  # gentle has taken the place of chest
+    assert compose_config(["augment=gentle"], folder=own_dir).augment.rotation == 1
+    assert compose_config(["preset=seed"], folder=own_dir) == compose_config(["preset=seed"])
+    (own_dir / "preset" / "it's, (new).yaml").write_text(OWN.replace("2.0e-4", "0.25"))
+    assert compose_config(["preset=it's, (new)"], folder=own_dir).train.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("preset=mien", "mine"), ("preset=fats", "fast"), ("augment=gentel", "gentle")]
+)
+def test_a_wrong_choice_is_told_the_near_names_of_both_folders(own_dir: Path, word: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean {near}") as caught:
+        compose_config([word], folder=own_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_folder_of_group_files_is_named(own_dir: Path, tmp_path: Path) -> None:
+    for folder, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "preset/")):
+        with pytest.raises(UserError, match=words) as caught:
+            compose_config(folder=folder)
+        assert str(folder) in str(caught.value)
+    (own_dir / "preset" / "mine.yaml").write_text(OWN.replace("lr:", "lrr:"))
+    with pytest.raises(UserError, match=r"preset=mine: .*did you mean 'train.lr'"):
+        compose_config(["preset=mine"], folder=own_dir)
+    (own_dir / "preset" / "seed.yaml").write_text(OWN)
+    with pytest.raises(UserError, match=r"preset/seed\.yaml"):
+        compose_config(folder=own_dir)
+
+
+VERBS = [("train.py",), ("test.py",), ("draw_cam.py",), ("compare.py", "a", "b"), ("dataset/data.py",)]
+
+
+@pytest.mark.parametrize("command", VERBS, ids=lambda command: command[0])
+def test_the_printed_configuration_is_the_one_that_is_used(command: tuple[str, ...], own_dir: Path) -> None:
+    """It is printed without torch, and reads back as a file to start from."""
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'pandas', 'cv2', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    words = ["preset=mine", "train.lr=1e-4", "data.path=/ä b/#1: c"]
+    flags = ["--print_config", "--config-dir", str(own_dir)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, *flags, *words], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    printed = own_dir / "printed.yaml"
+    printed.write_text(done.stdout, encoding="utf-8")
+    assert compose_config(file=printed) == compose_config(words, folder=own_dir)
+
+
+def test_a_resumed_run_s_configuration_is_not_printed_from_elsewhere(capsys: pytest.CaptureFixture) -> None:
+    parser = Parser(prog="train.py")
+    parser.add_argument("--resume", type=Path)
+    with pytest.raises(UserError, match=r"runs/x/config\.yaml"):
+        parser.read_command(["--print-config", "--resume", "runs/x"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_page_of_keys_is_current() -> None:
+    """Made anew by the command that it names, and whole: every key, and every file of every group."""
+    done = subprocess.run([sys.executable, "docs/config_keys.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    page = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert done.stdout == page, "run python docs/config_keys.py > configs/README.md"
+    for dotted in all_keys():
+        assert f"| `{dotted}` |" in page
+    for file in (f for group in GROUPS for f in (ROOT / "configs" / group).glob("*.yaml")):
+        assert f"| `{file.parent.name}={file.stem}` |" in page
+    assert "| `train.schedule` | `cosine` | one of cosine, step, constant | of the learning rate |" in page
+    assert "| `augment.rotation` | `7` | float from 0 to 180 |" in page  # as composed, not the schema's 0
+
+
+def test_every_preset_says_what_to_expect() -> None:
+    for file in (ROOT / "configs" / "preset").glob("*.yaml"):
+        if file.stem != "none":
+            assert f"# On the phantom (`python train.py preset={file.stem}" in file.read_text(), file
+
+
 def test_every_key_says_what_it_means() -> None:
-    from config import _field_of
+    from config import field_of
 
     for dotted in all_keys():
-        assert _field_of(dotted)[0].metadata["help"], dotted
+        assert field_of(dotted)[0].metadata["help"], dotted
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import compose_config
 from dataset.layouts import find_records, name_groups
 from dataset.split import assign_groups, merge_copies, split_records, split_targets
 from utils import UserError
@@ -262,3 +266,29 @@ def test_merged_groups_are_the_connected_ones(pictures: list[tuple[int, int]]) -
                 if a[0] == b[0] or a[1] == b[1]:
                     label[i] = label[j] = min(label[i], label[j])
     assert [[a == b for b in found] for a in found] == [[a == b for b in label] for a in label]
+
+
+def test_a_written_split_is_the_same_data_elsewhere(verb: Callable[..., Result], phantom: Path, tmp_path: Path) -> None:
+    """`--write-split`: folder and CSV moved together, it names the same pictures, masks, patients and splits."""
+    from dataset.data import load_dataset
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(phantom, old / "images")
+    words = ["data.size=32", "data.split=0.6,0.2,0.2", "data.split_seed=5", "--output", old / "sheet.png"]
+    done = verb("dataset/data.py", "--data", old / "images", "--write-split", old / "split.csv", *words)
+    assert done.code == 0, done.err
+    table = pd.read_csv(old / "split.csv", keep_default_na=False)
+    assert table["path"].str.startswith("images/").all()
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+    old.rename(new)
+    config = compose_config(
+        ["data.split_seed=6"], {"data.path": str(new / "split.csv"), "data.cache_dir": str(tmp_path)}
+    )
+    records = load_dataset(config.data, 32).records
+    assert records["path"].tolist() == [str(new / path) for path in table["path"]]
+    for column in ("label", "group", "source", "split"):
+        assert records[column].tolist() == table[column].tolist()
+    for column in ("lung_mask", "lesion_mask"):
+        assert records[column].tolist() == [str(new / path) for path in table[column]]
+    done = verb("dataset/data.py", "--data", new / "images", "--write-split", new, *words)
+    assert (done.code, done.err.count("\n")) == (2, 1)

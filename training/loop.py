@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import Config
-from dataset.batches import Part
-from dataset.sampling import epoch_order
+from dataset.batches import Batch, Part
+from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
 from evaluation.calibration import log_losses
 from evaluation.metrics import confusion_matrix, overall_values
 from evaluation.predictions import predict_logits, softmax
 from pretrained_models import Architecture
+from training.distributed import Ranks
 from training.optimisation import freeze_backbone, learning_rate, training_mode
 from utils import UserError, autocast, derived_seed
 
@@ -38,73 +40,102 @@ class Learner:
     device: torch.device
     precision: str
     forward: Callable[[torch.Tensor], torch.Tensor]
+    ranks: Ranks = field(default_factory=Ranks)
+    validated: np.ndarray | None = None  # probabilities (n, classes) of the validation images after the newest epoch
 
 
 def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
     """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss`, `train_accuracy`.
 
-    Order, augmentation and dropout are functions of (seed, epoch), so an epoch can be repeated exactly.
+    Order and augmentation are functions of (seed, epoch, position), dropout is one of (seed, epoch, rank), so an epoch
+    can be repeated exactly. Several ranks share every batch of the one order.
     Raises: `UserError` naming epoch and step where the loss is not finite.
     """
     from tqdm import tqdm
 
-    config, train, model, device = learner.config, learner.config.train, learner.model, learner.device
+    config, train, model, ranks = learner.config, learner.config.train, learner.model, learner.ranks
     order = epoch_order(part.labels, train.sampler, config.seed, epoch)
-    steps = -(-len(order) // train.batch)
+    micro = ranks.micro_batch(train)
+    whole = epoch_steps(len(order), train.batch)
+    whole = epoch_steps(len(order), train.batch)
+    shares = [share_of(step, micro, ranks.rank, ranks.world, train.accumulate) for step in whole]
     frozen = epoch <= train.freeze_epochs
     freeze_backbone(model, learner.architecture.head, frozen)
     training_mode(model, learner.architecture.head, frozen)
-    torch.manual_seed(derived_seed(config.seed, epoch))
-    losses = torch.zeros(steps, device=device)
-    correct = torch.zeros((), device=device)
+    forward = ranks.parallel(model, learner.forward)
+    torch.manual_seed(derived_seed(config.seed, epoch, *([] if ranks.leads else [ranks.rank])))
+    # In the precision of the weights: the loss of every step, summed over its images, and its right answers.
+    tally = torch.zeros((2, len(shares)), dtype=next(model.parameters()).dtype, device=learner.device)
     batches = part.batches(
-        device,
-        train.batch,
+        learner.device,
+        micro,
         learner.augment.side,
         learner.architecture.mean,
         learner.architecture.std,
         order=order,
+        positions=[positions for share in shares for positions in share.micro_batches],
         augment=learner.augment,
         epoch=epoch,
     )
     seen, shown, checked = 0, time.perf_counter(), 0
-    with tqdm(total=len(order), desc=f"epoch {epoch}/{train.epochs}", unit="image", leave=False) as bar:
-        for step, batch in enumerate(batches):
-            rate = learning_rate(train, (epoch - 1) * steps + step, steps)
+    title = f"epoch {epoch}/{train.epochs}"
+    with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=not ranks.leads) as bar:
+        for step, share in enumerate(shares):
+            rate = learning_rate(train, (epoch - 1) * len(shares) + step, len(shares))
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
-            loss, scores = _step(learner, batch.inputs, batch.labels)
-            losses[step] = loss.detach() * len(batch.labels)
-            correct += (scores.detach().argmax(1) == batch.labels).sum()
-            seen += len(batch.labels)
-            bar.update(len(batch.labels))
-            if time.perf_counter() - shown > BAR_SECONDS or step + 1 == steps:
+            tally[:, step] = ranks.sum(_step(learner, forward, share, batches))
+            seen += share.images
+            bar.update(share.images)
+            if time.perf_counter() - shown > BAR_SECONDS or step + 1 == len(shares):
                 shown = time.perf_counter()
-                _check_finite(losses, checked, step + 1, epoch)
+                _check_finite(tally[0], checked, step + 1, epoch)
                 checked = step + 1
-                bar.set_postfix(loss=f"{float(losses.sum()) / seen:.4f}", accuracy=f"{float(correct) / seen:.4f}")
-    return {"learning_rate": rate, "train_loss": float(losses.sum()) / seen, "train_accuracy": float(correct) / seen}
+                loss, correct = (float(row.sum()) / seen for row in tally)
+                bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{correct:.4f}")
+    ranks.share_buffers(model)
+    return {"learning_rate": rate, "train_loss": loss, "train_accuracy": correct}
 
 
-def _step(learner: Learner, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    train = learner.config.train
+def _step(
+    learner: Learner, forward: Callable[[torch.Tensor], torch.Tensor], share: Share, batches: Iterator[Batch]
+) -> torch.Tensor:
+    """One step of the optimiser. Returns: (2,) this rank's sum of losses, and its right answers.
+
+    Each micro-batch counts with its part of the step's images, so that the gradient is that of the whole batch's mean
+    however the batch is cut; DistributedDataParallel takes the mean over the ranks, hence the factor.
+    """
+    train, ranks = learner.config.train, learner.ranks
+    learner.optimizer.zero_grad(set_to_none=True)
+    found = torch.zeros(2, dtype=next(learner.model.parameters()).dtype, device=learner.device)
+    for number, (counted, batch) in enumerate(zip(share.counted, batches, strict=False), 1):
+        last = number == len(share.counted)
+        with contextlib.nullcontext() if ranks.world == 1 or last else forward.no_sync():
+            scores = _scores(learner, forward, batch.inputs)
+            loss = F.cross_entropy(scores, batch.labels, label_smoothing=train.label_smoothing)
+            (loss * (counted * ranks.world / share.images)).backward()
+        if counted:
+            right = (scores.detach().argmax(1) == batch.labels).sum()
+            found += torch.stack([loss.detach() * counted, right.to(loss.dtype)])
+    if train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(learner.model.parameters(), train.clip_norm)
+    learner.optimizer.step()
+    return found
+
+
+def _scores(learner: Learner, forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """The class scores (n, classes), in single precision or better."""
     try:
         with autocast(learner.device, learner.precision):
-            scores = learner.forward(inputs)
+            scores = forward(inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"--batch {len(labels)}: batch normalisation of a map of one pixel needs two images or more at once; raise "
-            "--batch or data.size"
+            f"--batch {learner.config.train.batch}: batch normalisation of a map of one pixel needs two images or more "
+            "at once, on every rank and in every micro-batch; raise --batch or data.size"
         ) from None
-    loss = F.cross_entropy(scores.float(), labels, label_smoothing=train.label_smoothing)
-    learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if train.clip_norm is not None:
-        nn.utils.clip_grad_norm_(learner.model.parameters(), train.clip_norm)
-    learner.optimizer.step()
-    return loss, scores
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> None:
@@ -117,19 +148,22 @@ def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> No
         )
 
 
-def validate(learner: Learner, part: Part) -> dict[str, Any]:
-    """`valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over the whole of `part`."""
+def validate(learner: Learner, part: Part, share: Part | None = None) -> dict[str, Any]:
+    """`valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over the whole of `part`,
+    of which this rank predicts its `share` (`Ranks.share`).
+    """
     logits = predict_logits(
         learner.model,
-        part,
+        part if share is None else share,
         learner.device,
         precision=learner.precision,
         batch=learner.config.train.eval_batch,
         mean=learner.architecture.mean,
         std=learner.architecture.std,
-        title="validation",
+        title="validation" if learner.ranks.leads else "",
     )
-    probabilities = softmax(logits, part.records)
+    logits = learner.ranks.gather(logits)
+    probabilities = learner.validated = softmax(logits, part.records)
     values = overall_values(confusion_matrix(part.labels, probabilities.argmax(1), len(part.classes)))
     return {
         "valid_loss": float(log_losses(probabilities, part.labels).mean()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -25,6 +26,10 @@ HISTORY = [
     "seconds",
     "images_per_second",
 ]
+
+
+class Pruned(Exception):
+    """Who looks on at a training (`train`'s `report`) ends it, because it is hopeless."""
 
 
 class RunFolder:
@@ -71,7 +76,7 @@ class RunFolder:
             records.to_csv(file, index=False, lineterminator="\n")
         self.update(
             status="running",
-            command=shlex.join(["python", *sys.argv]),
+            command=_command(),
             started=now(),
             commit=git_commit(),
             versions=versions(),
@@ -93,6 +98,13 @@ class RunFolder:
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write history.csv, one row per epoch."""
         write_csv(self.path / "history.csv", [{k: row[k] for k in HISTORY} for row in history], HISTORY)
+
+
+def _command() -> str:
+    """The command that runs: of torchrun's, what can be known of it here."""
+    processes, nodes = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    launcher = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes]
+    return shlex.join([*(launcher if os.environ.get("WORLD_SIZE", "1") != "1" else ["python"]), *sys.argv])
 
 
 def now() -> str:

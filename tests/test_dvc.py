@@ -1,0 +1,111 @@
+"""dvc.yaml with the real DVC, in a git repository of its own made from this working tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from conftest import ROOT
+
+from config import all_keys, compose_config, to_plain
+
+TINY = ["preset=demo", "model=timm/test_resnet", "precision=fp32", "track=none", "data.phantom_count=40"]
+TINY += ["data.size=32", "data.split=0.6,0.2,0.2", "train.epochs=1", "train.batch=16"]
+
+
+class Clone:
+    """A git repository with the project's files, and commands run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "clone"
+        names = self._output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT).split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).write_bytes((ROOT / name).read_bytes())
+        who = {f"GIT_{role}_{what}": "x@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = os.environ | who | {"PATH": programs, "DVC_SITE_CACHE_DIR": str(path / "site")}
+        self.run("git", "init", "-q")
+
+    @staticmethod
+    def _output(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def run(self, *command: str) -> str:
+        return self._output(list(command), self.path, self.environment)
+
+    def dvc(self, *words: str) -> str:
+        return self.run(sys.executable, "-m", "dvc", *words)
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", "x")
+
+    def json(self, file: str) -> dict[str, Any]:
+        return json.loads((self.path / file).read_text())
+
+
+def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
+    clone = Clone(tmp_path)
+    config = compose_config([*TINY, "data.path=data/phantom"])
+    (clone.path / "params.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    out = clone.dvc("repro")
+    assert [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")] == [
+        *("phantom", "split", "train", "test", "cams")
+    ]
+    clone.commit()
+    assert clone.run("git", "status", "--short") == ""  # what the stages make is DVC's, and nothing else is left lying
+    split = pd.read_csv(clone.path / "data" / "split.csv").set_index("path")["split"]
+    trained = pd.read_csv(clone.path / "runs" / "dvc" / "split.csv").set_index("path")["split"]
+    assert {str((clone.path / "data" / path).resolve()): part for path, part in split.items()} == trained.to_dict()
+
+    lock = (clone.path / "dvc.lock").read_bytes()
+    assert "Running stage" not in clone.dvc("repro")
+    assert (clone.path / "dvc.lock").read_bytes() == lock
+
+    before = clone.json("runs/dvc/test/metrics.json")
+    out = clone.dvc("exp", "run", "-S", "train.lr=0.05", "-S", "train.epochs=2", "test")
+    assert [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")] == ["train", "test"]
+    after = clone.json("runs/dvc/test/metrics.json")
+    used = yaml.safe_load((clone.path / "runs" / "dvc" / "config.yaml").read_text())["train"]
+    assert (used["lr"], used["epochs"]) == (0.05, 2)
+    params = json.loads(clone.dvc("params", "diff", "--json"))["params.yaml"]
+    assert {key: (change["old"], change["new"]) for key, change in params.items()} == {
+        "train.lr": (0.001, 0.05),
+        "train.epochs": (1, 2),
+    }
+    change = json.loads(clone.dvc("metrics", "diff", "--json"))["runs/dvc/test/metrics.json"]["log_loss.value"]
+    assert (change["old"], change["new"]) == (before["log_loss"]["value"], after["log_loss"]["value"])
+    assert change["old"] != change["new"]
+
+
+def test_the_pipeline_names_what_there_is() -> None:
+    """Its parameters are keys of the schema or groups of them, its code is there, and each other file is made by it."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    made = {next(iter(out)) if isinstance(out, dict) else out for s in stages.values() for out in s.get("outs", [])}
+    made |= {file for stage in stages.values() for kind in ("metrics", "plots") for file in stage.get(kind, [])}
+    for stage in stages.values():
+        for name in stage.get("params", []):
+            assert name in all_keys() or any(key.startswith(f"{name}.") for key in all_keys()), name
+        for file in stage["deps"]:
+            assert file in made or file == "${data.path}" or (ROOT / file).exists(), file
+
+
+def test_every_key_can_be_set_in_the_pipeline() -> None:
+    """DVC sets only keys that params.yaml has, and a configuration that the schema does not know would fail later."""
+    plain = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key in all_keys():
+        value: Any = plain
+        for part in key.split("."):
+            assert part in value, f"params.yaml has no {key}: make it anew, with the command that stands at its head"
+            value = value[part]
+    assert compose_config(file=ROOT / "params.yaml").data.path is not None
