@@ -57,7 +57,6 @@ def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
     order = epoch_order(part.labels, train.sampler, config.seed, epoch)
     micro = ranks.micro_batch(train)
     whole = epoch_steps(len(order), train.batch)
-    whole = epoch_steps(len(order), train.batch)
     shares = [share_of(step, micro, ranks.rank, ranks.world, train.accumulate) for step in whole]
     frozen = epoch <= train.freeze_epochs
     freeze_backbone(model, learner.architecture.head, frozen)
