@@ -3,6 +3,7 @@
 python compare.py runs/A runs/B                             # their test splits; of more runs every pair
 python compare.py runs/A runs/B runs/C --baseline runs/A    # each with A alone
 python compare.py runs/A/external-X other/predictions.csv   # any evaluation folder or table, another program's too
+python compare.py --list                                    # the leaderboard of runs/, nothing is tested
 
 A table of another program needs the columns path, label, and p_CLASS for every class; sha256 and group help.
 """
@@ -20,6 +21,9 @@ from command_line import Parser
 from utils import UserError, log, read_json, run_verb
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from config import Config
     from evaluation.comparison import Comparison, Difference, Pair
 
 KINDS = ("train", "val", "test")
@@ -32,14 +36,15 @@ KEYS = ("save", "seed", "data.cache_dir")  # the last changes nothing here, and 
 def parser() -> Parser:
     parser = Parser(prog="compare.py", description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help=f"a run folder, an evaluation folder, or a {FILE}"
+        "runs", nargs="*", type=Path, metavar="RUN", help=f"a run folder, an evaluation folder, or a {FILE}"
     )
+    parser.add_argument("--list", action="store_true", help="list every run of --save; with --output as CSV too")
     parser.add_argument("--kind", choices=KINDS, default="test", help="which split of the run folders (default test)")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="compare each run with this one alone")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: runs/compare-A-vs-B, by the runs' names)"
     )
-    parser.config_flag("--save", "save", metavar="DIR", help="the folder that the default --output is made in")
+    parser.config_flag("--save", "save", metavar="DIR", help="the runs' folder: of --list and the default --output")
     parser.config_flag("--seed", "seed", type=int, help="of the bootstrap")
     return parser
 
@@ -243,11 +248,35 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
     write_json(folder / "comparison.json", {**facts, **summary, "runs": found.runs, "pairs": pairs, "methods": METHODS})
 
 
+def list_runs(arguments: Namespace, config: Config) -> None:
+    """Print the leaderboard. Raises: `UserError` where there is no run, or with flags of a comparison."""
+    from evaluation.leaderboard import format_leaderboard, leaderboard_rows, read_runs
+    from training.run_folder import runs_folder, shown
+    from utils import make_folder, write_csv
+
+    if arguments.runs or arguments.baseline:
+        raise UserError(f"--list: it lists all of --save DIR; leave {arguments.baseline or arguments.runs[0]} out")
+    parent = runs_folder(config)
+    entries = read_runs(parent, arguments.kind)
+    if not entries:
+        raise UserError(f"--list: no run in {shown(parent)}: train one (python train.py), or name its --save DIR")
+    log.info(format_leaderboard(entries, arguments.kind))
+    if arguments.output is not None:
+        file = make_folder(arguments.output, "--output") / "leaderboard.csv"
+        write_csv(file, leaderboard_rows(entries))
+        log.info(f"\nwritten: {shown(file)}")
+
+
 def main(argv: Sequence[str]) -> None:
     arguments, config, given = parser().read_command(argv)
     unfit = [f"{key}={value}" for key, value in given.items() if key not in KEYS]
     if unfit:
         raise UserError(f"{unfit[0]}: a comparison reads predictions alone; of the keys only save and seed count here")
+    if arguments.list:
+        list_runs(arguments, config)
+        return
+    if not arguments.runs:
+        raise UserError("no RUN given: name two or more, or --list them")
     files, baseline = choose(arguments.runs, arguments.kind, arguments.baseline)
     from evaluation.comparison import align, compare
     from evaluation.predictions import read_predictions

@@ -72,10 +72,12 @@ def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
     assert "Running stage" not in clone.dvc("repro")
     assert (clone.path / "dvc.lock").read_bytes() == lock
 
-    before = clone.json("runs/dvc/test/metrics.json")
-    out = clone.dvc("exp", "run", "-S", "train.lr=0.05", "-S", "train.epochs=2", "test")
-    assert [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")] == ["train", "test"]
-    after = clone.json("runs/dvc/test/metrics.json")
+    shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]["runs/dvc/test/metrics.json"]["data"]
+    assert shown["accuracy"] == clone.json("runs/dvc/test/metrics.json")["accuracy"]
+    before = clone.json("runs/dvc/run.json")["best"]["valid_loss"]
+    out = clone.dvc("exp", "run", "-S", "train.lr=0.05", "-S", "train.epochs=2", "train")
+    assert [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")] == ["train"]
+    after = clone.json("runs/dvc/run.json")["best"]["valid_loss"]
     used = yaml.safe_load((clone.path / "runs" / "dvc" / "config.yaml").read_text())["train"]
     assert (used["lr"], used["epochs"]) == (0.05, 2)
     params = json.loads(clone.dvc("params", "diff", "--json"))["params.yaml"]
@@ -83,9 +85,10 @@ def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
         "train.lr": (0.001, 0.05),
         "train.epochs": (1, 2),
     }
-    change = json.loads(clone.dvc("metrics", "diff", "--json"))["runs/dvc/test/metrics.json"]["log_loss.value"]
-    assert (change["old"], change["new"]) == (before["log_loss"]["value"], after["log_loss"]["value"])
-    assert change["old"] != change["new"]
+    change = json.loads(clone.dvc("metrics", "diff", "--json", "--targets", "runs/dvc/run.json"))
+    change = change["runs/dvc/run.json"]["best.valid_loss"]
+    assert (change["old"], change["new"]) == (before, after)
+    assert before != after
 
 
 def test_the_pipeline_names_what_there_is() -> None:
