@@ -64,7 +64,7 @@ def main() -> None:
             {"which": f"{which}, trial {row['number']}", "validation": f"{float(row['value']):.3f}"}
             for which, row in chosen.items()
         ]
-        measured: dict[str, Any] = {"trials": trials, "seconds": seconds, **vars(arguments), "comparison": None}
+        measured: dict[str, Any] = {**vars(arguments), "table": trials, "seconds": seconds, "comparison": None}
         if best is not trials[0]:
             runs = [folder / "tune-benchmark" / "trials" / f"{int(row['number']):04d}" for row in (best, trials[0])]
             found = measured["comparison"] = compare_on_test(*runs, folder)
