@@ -1,11 +1,12 @@
-"""Is a model that was trained in bf16 worse than one that was trained in fp32?
+"""Is a model worse that was trained in bf16 instead of fp32, or by two ranks instead of one process?
 
-    python benchmarks/accuracy.py [--seeds 3] [--size 144] [--epochs 7]
+    python benchmarks/accuracy.py [--compare precision|ranks] [--seeds 3] [--size 144] [--epochs 7]
 
-The demo's training (ResNet18, 1,600 phantom images, 7 epochs) in either precision, once per seed, on one split; then
-each model on the 160 test images. Shown: the accuracy of each, their mean with its 95 % interval (Student's
-t over the seeds), and the same of the differences by seed. Ten minutes to a quarter of an hour on 2 cores; not a part
-of `make bench`.
+The demo's training (ResNet18, 1,600 phantom images, 7 epochs) either way, once per seed, on one split; then each model
+on the 160 test images. Two ranks (torchrun, Gloo, one core each) take the steps of one process but for batch
+normalisation, whose statistics are those of a rank's half of the batch. Shown: the accuracy of each model, their mean
+with its 95 % interval (Student's t over the seeds), and the same of the differences by seed. Ten minutes to a quarter
+of an hour on 2 cores; not a part of `make bench`.
 """
 
 from __future__ import annotations
@@ -22,30 +23,24 @@ import numpy as np
 from common import ROOT, report
 
 METRICS = ("accuracy", "balanced_accuracy")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+#: What is compared: the usual way first, then the other; each as the words before and after `train.py`.
+WAYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "precision": {"fp32": ((), ("--precision", "fp32")), "bf16": ((), ("--precision", "bf16"))},
+    "ranks": {"one process": ((), ("--precision", "bf16")), "two ranks": (TORCHRUN, ("--precision", "bf16"))},
+}
 
 
-def train_and_test(precision: str, seed: int, size: int, epochs: int, folder: Path) -> dict[str, Any]:
+def train_and_test(
+    before: tuple[str, ...], after: tuple[str, ...], seed: int, size: int, epochs: int, run: Path
+) -> dict[str, Any]:
     """`python train.py`, then `python test.py`; the metrics, and the seconds of training."""
-    name = f"{precision}-{seed}"
-    common = ["--save", str(folder)]
-    train = [
-        "train.py",
-        "preset=demo",
-        f"data.size={size}",
-        "--epochs",
-        str(epochs),
-        "--precision",
-        precision,
-        "--seed",
-        str(seed),
-        "--name",
-        name,
-        *common,
-    ]
-    for words in (train, ["test.py", "--weights", str(folder / name)]):
+    sizes = (f"data.size={size}", "--epochs", str(epochs), "--seed", str(seed))
+    train = [*before, "train.py", "preset=demo", *sizes, *after, "--name", run.name, "--save", str(run.parent)]
+    for words in (train, ["test.py", "--weights", str(run)]):
         subprocess.run([sys.executable, *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    metrics = json.loads((folder / name / "test" / "metrics.json").read_text())
-    record = json.loads((folder / name / "run.json").read_text())
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    record = json.loads((run / "run.json").read_text())
     return {m: metrics[m]["value"] for m in METRICS} | {"seconds": record["timings"]["train_seconds"]}
 
 
@@ -58,36 +53,40 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def row_of(way: str, runs: list[dict[str, Any]], form: str) -> dict[str, str]:
+    """A row of the table: each metric by seed, its mean and interval; and the median of the seconds."""
+    seconds = [run["seconds"] for run in runs if "seconds" in run]
+    row = {"way": way, "seconds": f"{np.median(seconds):.0f}" if seconds else ""}
+    for metric in METRICS:
+        values = [run[metric] for run in runs]
+        mean, low, high = (format(value, form) for value in interval(values))
+        row[metric] = f"{', '.join(format(v, form) for v in values)}: mean {mean} [{low}, {high}]"
+    return row
+
+
 def main() -> None:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", choices=list(WAYS), default="precision")
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
     parser.add_argument("--size", type=int, default=144, help="side of the pictures in pixels")
     parser.add_argument("--epochs", type=int, default=7)
     arguments = parser.parse_args()
-    measured: dict[str, list[dict[str, Any]]] = {"fp32": [], "bf16": []}
+    ways = WAYS[arguments.compare]
+    measured: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
-        turns = [(seed, precision) for seed in range(arguments.seeds) for precision in measured]
-        for seed, precision in tqdm(turns, desc="trainings", leave=False):
-            measured[precision].append(train_and_test(precision, seed, arguments.size, arguments.epochs, Path(folder)))
-    rows = []
-    for precision, runs in measured.items():
-        row = {"precision": precision, "seconds": f"{np.median([run['seconds'] for run in runs]):.0f}"}
-        for metric in METRICS:
-            values = [run[metric] for run in runs]
-            mean, low, high = interval(values)
-            row[metric] = f"{', '.join(f'{v:.3f}' for v in values)}: mean {mean:.3f} [{low:.3f}, {high:.3f}]"
-        rows.append(row)
-    row = {"precision": "bf16 - fp32", "seconds": ""}
-    for metric in METRICS:
-        pairs = [b[metric] - a[metric] for a, b in zip(measured["fp32"], measured["bf16"], strict=True)]
-        mean, low, high = interval(pairs)
-        row[metric] = f"{', '.join(f'{v:+.3f}' for v in pairs)}: mean {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    rows.append(row)
-    columns = {"precision": "precision", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+        turns = [(seed, way) for seed in range(arguments.seeds) for way in ways]
+        for seed, way in tqdm(turns, desc="trainings", leave=False):
+            run = Path(folder) / f"{way.replace(' ', '-')}-{seed}"
+            measured[way].append(train_and_test(*ways[way], seed, arguments.size, arguments.epochs, run))
+    rows = [row_of(way, runs, ".3f") for way, runs in measured.items()]
+    usual, other = measured
+    pairs = [{m: b[m] - a[m] for m in METRICS} for a, b in zip(measured[usual], measured[other], strict=True)]
+    rows.append(row_of(f"{other} - {usual}", pairs, "+.3f"))
+    columns = {"way": arguments.compare, "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
     report(
-        "accuracy",
+        "accuracy" if arguments.compare == "precision" else "accuracy_ranks",
         columns | {"seconds": "training, s"},
         rows,
         measured | {"size": arguments.size, "epochs": arguments.epochs},
