@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import Parser
 from training.flags import add_training_flags
-from utils import UserError, log, make_folder, run_verb
+from utils import UserError, digest, log, make_folder, run_verb
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     except (StorageInternalError, OperationalError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
-            f"--storage: the study's database does not answer ({reason}); the same command goes on"
+            f"--storage: the study's database does not answer ({reason}); once it does, the same command goes on"
         ) from None
 
 
@@ -116,7 +116,8 @@ def _read(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) 
     name = arguments.study or f"{config.model}-{file.stem}".replace("/", "-")
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"--study {name}: letters, digits and . + - _ only: it names a folder and a preset")
-    plain = compose_config((), {}, arguments.config, arguments.config_dir)
+    # What the printed command's preset and words are added to; an image folder chooses a group of its own.
+    plain = compose_config((), {"data.path": config.data.path} if config.data.path else {}, arguments.config)
     return Search(arguments, given, config, plain, metric, space, file, name, runs_folder(config) / f"tune-{name}")
 
 
@@ -125,25 +126,27 @@ def _search(search: Search) -> None:
     import optuna
 
     from search.space import own_values
-    from search.study import database_file, open_storage, open_study
+    from search.study import PRECISION, claim, database_file, open_storage, open_study, without_password
     from search.worker import Worker
     from training.trainer import prepare
 
     arguments, config = search.arguments, search.config
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    make_folder(search.folder / "trials", "--save")
-    _hide_password(arguments.storage)
-    storage = open_storage(arguments.storage or database_file(search.folder), arguments.heartbeat)
+    storage = None
+    if url := arguments.storage:
+        sys.argv = [word.replace(url, without_password(url)) for word in sys.argv]  # which every run.json records
+        storage = open_storage(url, arguments.heartbeat)
     own = own_values(search.space, config, str(search.file))
     made_with = _made_with(search)
     learner, dataset, _ = prepare(config)  # data are decoded once, and what every trial would fail for is found out now
     made_with["fixed"]["the images and their split"] = _images(dataset)
     search.metric.check_class(dataset.classes)
-    runs = [run for run in (search.folder / "trials").iterdir() if run.name.isdigit()]
-    study = open_study(storage, search.name, search.metric.direction, config.seed, own, made_with)
-    _refuse_others(study, runs)
-    if "model" not in search.space:
-        config.precision = learner.precision  # measured once
+    make_folder(search.folder / "trials", "--save")
+    storage = storage or open_storage(database_file(search.folder), arguments.heartbeat)
+    precision = config.precision if "model" in search.space else learner.precision
+    study = open_study(storage, search.name, search.metric.direction, config.seed, own, made_with, precision)
+    claim(search.folder, study)
+    config.precision = study.user_attrs[PRECISION]  # measured once
     if "track" not in search.given:
         config.track = "none"  # the study knows the course of every trial; --track for more
     config.save = str(search.folder / "trials")
@@ -163,13 +166,6 @@ def _search(search: Search) -> None:
         _show(search, study)
 
 
-def _hide_password(url: str | None) -> None:
-    """Take the password out of the command, which every run.json records."""
-    if url is not None and (found := re.match(r"[^:/]+://[^:@/]*:([^@/]*)@", url)):
-        hidden = url[: found.start(1)] + "***" + url[found.end(1) :]
-        sys.argv = [word.replace(url, hidden) for word in sys.argv]
-
-
 def _made_with(search: Search) -> dict[str, Any]:
     """What all trials of the study share, to be refused where it differs."""
     from config import all_keys, to_plain
@@ -178,6 +174,8 @@ def _made_with(search: Search) -> dict[str, Any]:
 
     keys = [key for key in all_keys() if key not in search.space and key not in OF_THE_MACHINE]
     fixed = {key: to_plain(value_of(search.config, key)) for key in keys}
+    if "init" in fixed and Path(fixed["init"]).is_file():  # it may lie elsewhere on another machine
+        fixed["init"] = f"a file with the SHA-256 {digest(fixed['init'])[:16]}…"
     return {"space": describe_space(search.space), "fixed": {"--metric": search.metric.name, **fixed}}
 
 
@@ -198,21 +196,11 @@ def _images(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refuse_others(study: Study, runs: list[Path]) -> None:
-    """Raises: `UserError` where the study's folder holds trials that the study does not know."""
-    trials = study.get_trials(deepcopy=False)
-    for run in runs:
-        if int(run.name) >= len(trials) or trials[int(run.name)].state.name == "WAITING":
-            raise UserError(
-                f"{run}: of another study of this name; move {run.parent.parent} away, or name another --study"
-            )
-
-
 def _show(search: Search, study: Study) -> None:
     """Write and print the table, the plots and the preset, as far as the search has come."""
     from search.plots import write_plots
     from search.results import best_trial, default_trial, format_table, write_preset, write_table
-    from search.space import says_how_it_learns, with_values
+    from search.space import with_values
     from training.run_folder import shown
 
     keys, folder = list(search.space), search.folder
@@ -231,14 +219,25 @@ def _show(search: Search, study: Study) -> None:
         + (f" (the default: {default.value:.4f})" if default is not None else "")
         + f"\nwritten: {', '.join(files)}, preset/{name}.yaml in {shown(folder)}"
     )
-    mine = ("preset", "augment", "train", "save")  # the preset has the first three
-    given = {k: v for k, v in search.given.items() if k not in mine and not says_how_it_learns(k)}
-    words = [f"{key}={value}" for key, value in given.items()]
-    if search.arguments.config:
-        words += ["--config", str(search.arguments.config)]
-    train = ["python", "train.py", "--config-dir", shown(folder), f"preset={name}", *words]
+    train = ["python", "train.py", "--config-dir", shown(folder), f"preset={name}", *_words_beside_the_preset(search)]
     lines = [shlex.join(train), *_judged([best] if default is None else [best, default], folder)]
     log.info("next:\n  " + "\n  ".join(lines))
+
+
+def _words_beside_the_preset(search: Search) -> list[str]:
+    """What `train.py` must be told beside the preset: on which images, how they are split, with which seed."""
+    from config import all_keys, to_plain
+    from search.space import says_how_it_learns, value_of
+
+    words = ["--config", str(search.arguments.config)] if search.arguments.config else []
+    for key in all_keys():
+        value, plain = (to_plain(value_of(config, key)) for config in (search.config, search.plain))
+        if says_how_it_learns(key) or key in ("save", "track"):
+            continue
+        if value != (None if key == "data.path" else plain):  # no preset and no file names the images
+            text = ",".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
+            words.append(f"{key}={text}")
+    return words
 
 
 def _judged(trials: list[FrozenTrial], folder: Path) -> list[str]:

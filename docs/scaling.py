@@ -69,7 +69,8 @@ bound, *computed*; DistributedDataParallel does hide most of it. {gpu} images/s 
 {ranks}
 
 Read it so: on CPUs 10 Gbit/s are enough for ResNet18 and DenseNet121; for GPUs the network is the machine. VGG16
-sends half a gigabyte a step: accumulate (`train.accumulate`) or choose another model.
+sends half a gigabyte a step: make steps fewer and larger (`--batch`, with `train.accumulate` where
+memory is short), or choose another model.
 
 **Shared storage.** Every rank reads the pixel cache by itself. Put the originals and `data.cache_dir` on storage that
 all nodes see; rank 0 builds the cache while the others wait. Or build it once, copy the folder to a local disk of

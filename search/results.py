@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +22,24 @@ STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 COLUMNS = ["number", "state", "value", "seconds", "epochs", "best_epoch"]
 
 
-def best_trial(study: Study) -> FrozenTrial | None:
-    """The complete trial with the best value, the first of equals; None while none is complete."""
-    from optuna.trial import TrialState
+def best_trial(study: Study, trials: Sequence[FrozenTrial] | None = None) -> FrozenTrial | None:
+    """The complete trial with the best value, the first of equals; None while none is complete.
 
-    found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not found:
-        return None
+    Args:
+        trials: the study's as they were at one moment; None: as they are now.
+    """
+    found = [t for t in _all(study, trials) if state_of(t) == "complete"]
     sign = 1 if study.direction.name == "MINIMIZE" else -1
-    return min(found, key=lambda trial: (sign * trial.value, trial.number))
+    return min(found, key=lambda trial: (sign * trial.value, trial.number), default=None)
 
 
-def default_trial(study: Study) -> FrozenTrial | None:
-    """The complete trial of the configuration itself; None while there is none."""
-    return next(
-        (t for t in study.get_trials(deepcopy=False) if first_number(t) == 0 and state_of(t) == "complete"), None
-    )
+def default_trial(study: Study, trials: Sequence[FrozenTrial] | None = None) -> FrozenTrial | None:
+    """The complete trial of the configuration itself; None while there is none. `trials` as of `best_trial`."""
+    return next((t for t in _all(study, trials) if first_number(t) == 0 and state_of(t) == "complete"), None)
+
+
+def _all(study: Study, trials: Sequence[FrozenTrial] | None) -> Sequence[FrozenTrial]:
+    return study.get_trials(deepcopy=False) if trials is None else trials
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -118,9 +121,12 @@ def result_line(study: Study, trial: FrozenTrial, metric: Metric) -> str:
 
 
 def tidy(study: Study, folder: Path) -> None:
-    """Of the trials that are over, keep the weights of the best one and of the default, and no state to resume from."""
-    kept = [trial.number for trial in (best_trial(study), default_trial(study)) if trial is not None]
+    """Of the trials that are over, keep the weights of the best one and of the default, and no state to resume from.
+
+    What is kept and what is over are read at one moment: a trial of another worker that ends after it is left alone.
+    """
     trials = study.get_trials(deepcopy=False)
+    kept = [trial.number for trial in (best_trial(study, trials), default_trial(study, trials)) if trial is not None]
     for run in (folder / "trials").glob("[0-9]*"):
         if not run.name.isdigit() or int(run.name) >= len(trials) or not trials[int(run.name)].state.is_finished():
             continue

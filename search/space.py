@@ -8,6 +8,7 @@ train.batch: {choices: [16, 32, 64]}
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,8 @@ def _typed(key: str, value: Any) -> Any:
     config = OmegaConf.structured(Config)
     set_key(config, key, value)
     value = OmegaConf.select(config, key)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: {value} cannot be drawn; a finite number is needed")
     if key == "model":
         from pretrained_models import canonical_name
 
@@ -133,7 +136,7 @@ def _range(key: str, said: dict[str, Any]) -> BaseDistribution:
         raise UserError(f"{key}: " + ("a step has no place on a log scale" if low > 0 else "log needs a low above 0"))
     kind = int if isinstance(low, int) else float
     if step is not None:
-        if isinstance(step, bool) or not isinstance(step, int | kind) or step <= 0:
+        if isinstance(step, bool) or not isinstance(step, int | kind) or not 0 < step < math.inf:
             raise UserError(f"{key}: step {step!r} is no positive {kind.__name__}")
         if not _whole((high - low) / step):
             raise UserError(f"{key}: high {high:g} is no whole number of steps of {step:g} above low {low:g}")

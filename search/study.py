@@ -2,13 +2,14 @@
 
 All that workers must know of each other stands in the study, so any number of them on any machines may work on one, be
 killed, and go on. A trial *counts* while it waits or runs, when it is complete, when it was pruned, and when it failed
-for a `reason`. One that has failed for none was cut short: it does not count, and its parameters wait in the queue
-again.
+for a `reason`. One that has failed for none was cut short: it does not count, and its parameters stand in the study
+once more: in the queue, or, where they have ended too many processes, as failed for that reason.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +19,21 @@ import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from utils import UserError, derived_seed, log
+from utils import UserError, atomic_write, derived_seed, log
 
 STARTUP = 6  # trials drawn at random before the sampler and the pruner have something to learn from
-MOST_DEATHS = 3  # of one set of parameters: what kills its process every time (memory) is not tried for ever
+MOST_DEATHS = 3  # without a word, at one set of parameters: what ends its process (memory) is not tried for ever
 ALIVE = 3  # heartbeats without which a process counts as dead
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-MADE_WITH = "made_with"  # the study's attribute that says what all its trials share
+# The study's attributes: what all its trials share, the precision that was measured for them, and its identity.
+MADE_WITH, PRECISION, IDENTITY = "made_with", "precision", "identity"
+DEATHS = "deaths"  # a trial's attribute: how many processes its parameters have ended
 
 
 class TPEByPlace(BaseSampler):
@@ -78,10 +81,8 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
     try:
         address = make_url(url)
     except ArgumentError:
-        raise UserError(
-            f"--storage {url}: no database's address, such as postgresql+psycopg://user@host/name"
-        ) from None
-    shown = address.render_as_string(hide_password=True)
+        raise UserError("--storage: no database's address; one is postgresql+psycopg://user@host/name") from None
+    shown = without_password(url)
     # Workers of one SQLite file wait for each other; a server may have been started anew since we last spoke.
     sqlite = address.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
@@ -113,13 +114,20 @@ def _first_line(error: Exception) -> str:
 
 
 def open_study(
-    storage: RDBStorage, name: str, direction: str, seed: int, own: dict[str, Any], made_with: dict[str, Any]
+    storage: RDBStorage,
+    name: str,
+    direction: str,
+    seed: int,
+    own: dict[str, Any],
+    made_with: dict[str, Any],
+    precision: str = "auto",
 ) -> Study:
     """The study `name`, made with trial 0 in its queue if it is not there yet.
 
     Args:
         own: parameters of trial 0.
         made_with: what all trials share; a study that was made with something else is refused.
+        precision: of all trials, if this makes the study: workers on other machines take what the first has measured.
 
     Raises: `UserError` that says what differs.
     """
@@ -133,6 +141,8 @@ def open_study(
     if MADE_WITH not in study.user_attrs:  # we have made it, or who has died at it
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(own)
+        study.set_user_attr(IDENTITY, uuid.uuid4().hex)
+        study.set_user_attr(PRECISION, precision)
         study.set_user_attr(MADE_WITH, made_with)
     if differences := _differences(study.user_attrs[MADE_WITH], made_with):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -190,14 +200,29 @@ def first_number(trial: FrozenTrial) -> int:
     return (trial.system_attrs.get("retry_history") or [trial.number])[0]
 
 
-def queue_again(study: Study, trial: FrozenTrial) -> None:
-    """Put the parameters of a trial whose process died into the queue again, for whichever worker comes first."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        again = RetryHeartbeatStaleTrialCallback(max_retry=MOST_DEATHS - 1)
-    deaths = len(trial.system_attrs.get("retry_history", [])) + 1
-    again(study, trial)
-    fate = "are tried again" if deaths < MOST_DEATHS else f"have ended {deaths} processes and are given up"
+def queue_again(study: Study, trial: FrozenTrial, died: bool = True) -> None:
+    """Put the parameters of a trial that was cut short into the queue again, for whichever worker comes first.
+
+    Args:
+        died: its process ended without a word (Optuna calls this so), or by an error of its own; False: what ended it
+            says nothing against the parameters, such as Ctrl-C.
+    """
+    history = trial.system_attrs.get("retry_history", [])  # Optuna's name for the trials that were cut short before
+    if any(t.system_attrs.get("retry_history", [None])[-1] == trial.number for t in study.get_trials(deepcopy=False)):
+        return  # another worker, which took this one for dead, was quicker
+    deaths = trial.system_attrs.get(DEATHS, 0) + died
+    reason = f"ended its process {deaths} times: too little memory?"
+    gives_up = deaths >= MOST_DEATHS
+    study.add_trial(
+        create_trial(
+            state=TrialState.FAIL if gives_up else TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"reason": reason} if gives_up else {},
+            system_attrs={**trial.system_attrs, "retry_history": [*history, trial.number], DEATHS: deaths},
+        )
+    )
+    fate = f"are given up: {reason}" if gives_up else "are tried again"
     log.info(f"trial {trial.number} was cut short: its parameters {fate}")
 
 
@@ -230,5 +255,29 @@ class Silent:
 
 
 def database_file(folder: Path) -> str:
-    """The address of the SQLite database in a study's folder."""
-    return f"sqlite:///{(folder / 'study.db').resolve()}"
+    """The address of the SQLite database in a study's folder, whatever signs its path has."""
+    return URL.create("sqlite", database=str((folder / "study.db").resolve())).render_as_string(hide_password=False)
+
+
+def without_password(url: str) -> str:
+    """A database's address for screens and logs. What no address can be read in is not shown at all."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return "…"
+    secret = {name: "***" for name in address.query if "pass" in name.lower()}
+    return address.update_query_dict(secret).render_as_string(hide_password=True)
+
+
+def claim(folder: Path, study: Study) -> None:
+    """Mark a study's folder as its own: the numbers of its run folders are those of this study's trials.
+
+    Raises: `UserError` where the folder belongs to another study, such as one of this name in another database.
+    """
+    file, own = folder / "study.id", study.user_attrs[IDENTITY]
+    used = any(run.name.isdigit() for run in (folder / "trials").iterdir())
+    owner = file.read_text().strip() if file.is_file() else "nobody" if used else own
+    if owner != own:
+        raise UserError(f"{folder}: of another study of this name; move it away, or name another --study")
+    with atomic_write(file) as out:
+        out.write(f"{own}\n")

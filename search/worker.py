@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from config import Config
 from search.metric import Metric
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from evaluation.predictions import Predictions
+
+
+# What may end a worker and says nothing against the trial: a full disk, a database that is gone (and Ctrl-C).
+NOT_THE_TRIALS = (OSError, StorageInternalError, SQLAlchemyError)
 
 
 class _Failed(Exception):
@@ -103,7 +108,8 @@ class Worker:
             cut = self._number is not None and _cut_short(self._trial())
             if not (cut and isinstance(error, ValueError) and error is not self._ended_by):
                 if cut:
-                    queue_again(self.study, self._trial())
+                    own = isinstance(error, Exception) and not isinstance(error, NOT_THE_TRIALS)
+                    queue_again(self.study, self._trial(), died=own)
                 raise
             # Optuna refused our result, because the trial was over already.
             log.warning(f"WARNING: trial {self._number}: another worker took us for dead and has its parameters")

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -28,9 +29,18 @@ import search.study
 import tune
 from config import Config, compose_config
 from search.metric import read_metric
-from search.results import rows
+from search.results import rows, tidy, write_preset
 from search.space import SPACES, find_space, own_values, read_space, suggest, value_of, with_values
-from search.study import Silent, counting, fail_dead_trials, open_storage, open_study
+from search.study import (
+    Silent,
+    claim,
+    counting,
+    database_file,
+    fail_dead_trials,
+    open_storage,
+    open_study,
+    without_password,
+)
 from search.worker import Worker
 from utils import UserError
 
@@ -62,6 +72,9 @@ def _space(folder: Path, **keys: object) -> Path:
         ("train.lr: {low: 1, high: 2, log: true, step: 1}", ["train.lr", "log scale"]),
         ("train.optimizer: {low: adam, high: sgd}", ["train.optimizer", "choices"]),
         ("train.batch: {choices: [16, 16]}", ["train.batch", "different"]),
+        ("train.lr: {low: 1.0e-5, high: .inf}", ["train.lr", "inf", "finite"]),
+        ("train.lr: {choices: [.nan, 1.0e-3]}", ["train.lr", "nan"]),
+        ("train.warmup: {low: 0, high: 1, step: .nan}", ["train.warmup", "step nan"]),
         ("train.lr: 0.1", ["train.lr", "range"]),
         ("train: {lr: {low: 0, high: 1}}", ["train: unknown word 'lr'"]),
         ("model: {choices: [resnet18, resnt50]}", ["resnt50", "resnet50"]),
@@ -169,6 +182,123 @@ def test_a_dead_trial_is_found_with_and_without_a_heartbeat(tmp_path: Path, monk
     assert [trial.params for trial in before] == [trial.params for trial in after]
     assert after[0].params == {"x": 3, "y": 1}
     assert [trial.number for trial in counting(study)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config-dir", "own", "preset=mine"],
+        ["preset=seed", "--seed", "4", "train.weight_decay=0.01"],
+        ["preset=demo", "data=phantom", "data.phantom_count=77", "augment=none"],
+        ["--data", "own", "data.split=0.6,0.2,0.2", "data.group_pattern=^(a|b), ", "--precision", "fp32"],
+    ],
+    ids=lambda argv: " ".join(argv),
+)
+def test_the_printed_command_trains_the_best_on_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own/preset").mkdir(parents=True)
+    (tmp_path / "own/preset/mine.yaml").write_text(
+        "# @package _global_\nseed: 3\ntrain: {epochs: 2}\ndata: {phantom_count: 120, val_per_class: 2}\n"
+    )
+    asked = tune._read(*tune.parser().read_command([*argv, "--space", "rate"]))
+    params = {"train.lr": 1e-3, "train.weight_decay": 0.1}
+    trial = create_trial(value=0.5, params=params, distributions=asked.space)
+    config = with_values(asked.config, params)
+    preset = write_preset(trial, config, asked.plain, asked.metric, tmp_path / "own")
+    words = tune._words_beside_the_preset(asked)
+    assert compose_config([f"preset={preset}", *words], folder=tmp_path / "own") == config
+
+
+def test_parameters_that_keep_ending_their_process_fail_for_that_and_interruptions_do_not_count(
+    tmp_path: Path,
+) -> None:
+    """Whatever is cut short stands in the study once more: nothing is lost, the default least of all."""
+    study, _ = _open(tmp_path, {"x": 3.0, "y": 1.0})
+
+    def cut_short(died: bool) -> None:
+        trial = study.ask()
+        _bowl(trial)
+        study.tell(trial, state=TrialState.FAIL)
+        for _ in range(2):  # two workers may both see it
+            search.study.queue_again(study, study.get_trials()[trial.number], died)
+
+    for died in (False, False, True, False, True, False):
+        cut_short(died)
+        (waiting,) = counting(study)
+        assert waiting.state == TrialState.WAITING and waiting.params == {"x": 3, "y": 1}
+    cut_short(True)
+    (given_up,) = counting(study)
+    assert given_up.state == TrialState.FAIL and given_up.params == {"x": 3, "y": 1}
+    assert [row["state"] for row in rows(study, ["x"])] == ["cut short"] * 7 + ["failed"]
+    assert "ended its process 3 times" in rows(study, ["x"])[-1]["reason"]
+    assert study.ask().number == 8  # and the search goes on
+
+
+def test_the_winners_weights_stay_when_another_worker_ends_its_trial_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = _open(tmp_path, {"x": 3.0, "y": 1.0})
+    study.optimize(_bowl, n_trials=2)
+    trial = study.ask()
+    for number in range(3):
+        (tmp_path / f"trials/{number:04d}").mkdir(parents=True)
+        (tmp_path / f"trials/{number:04d}/best.pt").write_bytes(b"")
+    read = study.get_trials
+
+    def read_and_then_it_ends(*args: object, **kwargs: object) -> list[optuna.trial.FrozenTrial]:
+        found = read(*args, **kwargs)
+        if not found[2].state.is_finished():
+            trial.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [-1.0])
+        return found
+
+    monkeypatch.setattr(study, "get_trials", read_and_then_it_ends)
+    tidy(study, tmp_path)
+    assert (tmp_path / "trials/0002/best.pt").exists()
+    monkeypatch.undo()
+    tidy(study, tmp_path)
+    assert [path.parent.name for path in sorted(tmp_path.glob("trials/*/best.pt"))] == ["0000", "0002"]
+
+
+def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:
+    """A study of the same name in another database must not take up, or delete, what this one has trained."""
+    for name in ("a", "b"):
+        (tmp_path / name / "trials").mkdir(parents=True)
+    study, other = (_open(tmp_path / name, {"x": 0.0, "y": 0.0})[0] for name in ("a", "b"))
+    claim(tmp_path / "a", study)
+    (tmp_path / "a/trials/0000").mkdir()
+    claim(tmp_path / "a", _open(tmp_path / "a", {"x": 0.0, "y": 0.0})[0])  # it goes on
+    for _ in range(2):
+        with pytest.raises(UserError, match="of another study of this name"):
+            claim(tmp_path / "a", other)
+    (tmp_path / "b/trials/0000").mkdir()  # of nobody knows what
+    with pytest.raises(UserError, match="of another study of this name"):
+        claim(tmp_path / "b", other)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b c", "é"])
+def test_a_study_lies_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    study = open_study(
+        open_storage(database_file(tmp_path / name), 1), "s", "minimize", 0, {}, {"space": {}, "fixed": {}}
+    )
+    assert (tmp_path / name / "study.db").is_file() and study.study_name == "s"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:secret@host/db",
+        "postgresql://user:a/secret@host/db",
+        "postgresql://host/db?user=u&password=secret",
+        "postgresql:secret",
+    ],
+)
+def test_no_password_is_shown(url: str) -> None:
+    assert "secret" not in without_password(url)
+    assert without_password("postgresql+psycopg://user@host:5/db") == "postgresql+psycopg://user@host:5/db"
 
 
 def _words(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:
@@ -352,9 +482,16 @@ def test_a_trial_too_many_is_none(tmp_path: Path) -> None:
     assert [row["number"] for row in rows(study, [])] == [0, 1]
 
 
+@dataclass
+class Postgres:
+    url: str
+    start: Callable[[], object]
+    stop: Callable[[], object]
+
+
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """The address of a PostgreSQL server of our own."""
+def postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A PostgreSQL server of our own."""
     if POSTGRES is None and os.environ.get("CXR_POSTGRES") == "required":
         pytest.fail("CXR_POSTGRES=required, and there is no PostgreSQL (apt-get install postgresql)")
     if POSTGRES is None:
@@ -376,20 +513,26 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     run = {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL, **user}
     initdb = [programs / "initdb", "-D", data, "-U", "cxr", "--auth=trust", "--no-sync", "--no-instructions"]
     subprocess.run(initdb, **run)
-    server = ["-D", data, "-w", "-l", folder / "log", "-o", f"-p {port} -k '' -c listen_addresses=127.0.0.1 -F"]
-    subprocess.run([programs / "pg_ctl", *server, "start"], **run)
-    yield f"postgresql+psycopg://cxr@127.0.0.1:{port}/postgres"
-    subprocess.run([programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **run)
+    pg_ctl = [programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-m", "immediate"]
+    options = ["-o", f"-p {port} -k '' -c listen_addresses=127.0.0.1 -F"]
+    server = Postgres(
+        f"postgresql+psycopg://cxr@127.0.0.1:{port}/postgres",
+        start=lambda: subprocess.run([*pg_ctl[:-2], *options, "start"], **run),
+        stop=lambda: subprocess.run([*pg_ctl, "stop"], **run),
+    )
+    server.start()
+    yield server
+    server.stop()
 
 
 def test_postgresql_holds_a_study_of_several_workers(
-    postgres: str, verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search.study, "ALIVE", 1)
-    words = ["--data", phantom, *TINY, "--space", "rate", "--storage", postgres, "--heartbeat", 1]
+    words = ["--data", phantom, *TINY, "--space", "rate", "--storage", postgres.url, "--heartbeat", 1]
     first = verb("tune.py", *words, "--save", tmp_path / "one", "--trials", 1)
     assert first.code == 0, first.err
-    study = optuna.load_study(study_name="resnet18-rate", storage=postgres)
+    study = optuna.load_study(study_name="resnet18-rate", storage=postgres.url)
     dead = study.ask()  # of a worker that dies at once
     second = verb("tune.py", *words, "--save", tmp_path / "two", "--trials", 2)  # another machine
     assert second.code == 0, second.err
@@ -398,3 +541,29 @@ def test_postgresql_holds_a_study_of_several_workers(
     assert study.trials[0].params == {"train.lr": 5e-4, "train.weight_decay": 0.01}
     assert sorted(p.name for p in (tmp_path / "one/tune-resnet18-rate/trials").iterdir()) == ["0000"]
     assert not (tmp_path / "two/tune-resnet18-rate/study.db").exists()
+
+
+def test_a_server_that_stops_in_mid_trial_loses_nothing(
+    postgres: Postgres, verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.study, "ALIVE", 1)
+    words = ["--data", phantom, *TINY, "--epochs", 8, "--space", "rate", "--storage", postgres.url, "--heartbeat", 1]
+    words += ["--save", tmp_path, "--trials", 1]
+    history = tmp_path / "tune-resnet18-rate/trials/0000/history.csv"
+
+    def stop() -> None:
+        while not history.is_file():
+            time.sleep(0.02)
+        postgres.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    cut = verb("tune.py", *words)
+    stopper.join()
+    assert cut.code == 2 and "Traceback" not in cut.err
+    (line,) = [line for line in cut.err.replace("\r", "\n").splitlines() if "--storage" in line]
+    assert "does not answer" in line and postgres.url not in line
+    postgres.start()
+    again = verb("tune.py", *words)
+    assert again.code == 0, again.err
+    assert [row["state"] for row in _table(tmp_path / "tune-resnet18-rate")] == ["cut short", "complete"]
