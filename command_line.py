@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config import Config, compose_config, field_of, to_plain
+from config import GROUPS, Config, all_keys, compose_config, field_of, to_plain
 from utils import UserError
 
 
@@ -58,7 +58,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)
-        near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, n=1) if unknown else []
+        flag = unknown[1].split("=")[0] if unknown else ""
+        name = flag.lstrip("-").replace("-", "_")
+        keys = (
+            [f"{key}=…" for key in [*GROUPS, *all_keys()] if key.rpartition(".")[2] == name] if self.config_keys else []
+        )
+        near = keys[:1] or (difflib.get_close_matches(flag, self._option_string_actions, n=1) if unknown else [])
         hint = f" (did you mean {near[0]}?)" if near else ""
         self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
 

@@ -8,6 +8,7 @@ Nothing heavy is imported at the top: every verb imports this module before it a
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -241,6 +242,7 @@ def compose_config(
     from omegaconf import OmegaConf
 
     flags = flags or {}
+    asked = [f"--config {file}"] if file else []
     file = Path(file or DEFAULT_CONFIG)
     if not file.is_file():
         raise UserError(f"--config {file}: no such file")
@@ -256,15 +258,24 @@ def compose_config(
         if value not in choices[name]:
             near = difflib.get_close_matches(value, choices[name], n=3, cutoff=0.5)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
+            if name == "data" and not near and (os.sep in value or Path(value).exists()):
+                hint = f": a folder of radiographs is named with --data {value}"
             raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(choices[name]) or 'none'})")
-    where = " ".join([str(file), *(f"{name}={value}" for name, value in groups.items())])
-    config = from_plain(_compose_files(file, folder, groups), where)
+    asked += [f"--config-dir {folder}"] if folder else []
+    where = " ".join([*asked, *(f"{name}={value}" for name, value in groups.items())]) or str(file)
+    composed = _compose_files(file, folder, groups, where)
+    if bare := [name for name in GROUPS if name in composed and name not in Config.__dataclass_fields__]:
+        raise UserError(f"{where}: the first line of a {bare[0]}'s file must be '# @package _global_'")
+    config = from_plain(composed, where)
     for name, value in pairs:
         if name not in GROUPS:
             set_key(config, name, value)
     for name, value in flags.items():
         set_key(config, name, value, words_for_null=())  # a folder may be named none, and an empty one is a slip
-    return OmegaConf.to_object(config)
+    found = OmegaConf.to_object(config)
+    if groups.get("data") == "folder" and found.data.path is None:
+        raise UserError("data=folder: which? Name the folder of radiographs with --data DIR")
+    return found
 
 
 def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
@@ -292,7 +303,8 @@ def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
     return {name: sorted(choices[name] + own[name]) for name in GROUPS}
 
 
-def _compose_files(file: Path, folder: Path | None, groups: dict[str, str]) -> dict[str, Any]:
+def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], where: str) -> dict[str, Any]:
+    """What Hydra makes of the files. Raises: `UserError` that begins with `where`."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -311,9 +323,12 @@ def _compose_files(file: Path, folder: Path | None, groups: dict[str, str]) -> d
         with initialize_config_dir(version_base="1.3", config_dir=str(file.resolve().parent)):
             composed = compose(file.stem, overrides=overrides)
         return OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        where = f"--config {file}" + (f" --config-dir {folder}" if folder else "")
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: not UTF-8, or no defaults list
         raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where}: no YAML: {place}{getattr(error, 'problem', None) or error}") from None
 
 
 def to_plain(config: Any) -> Any:

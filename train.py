@@ -51,4 +51,4 @@ def _value(config: object, dotted: str) -> object:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, ranks=True)

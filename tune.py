@@ -11,7 +11,6 @@ Trial 0 is the configuration itself. The validation images decide; the test imag
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import Parser
 from training.flags import add_training_flags
-from utils import UserError, digest, log, make_folder, run_verb
+from utils import UserError, digest, log, make_folder, run_verb, sqlite_address
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -100,8 +99,6 @@ def _read(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) 
     for flag, least in (("trials", 1), ("heartbeat", 1), ("timeout", 0)):
         if (value := getattr(arguments, flag)) is not None and value < least:
             raise UserError(f"--{flag} {value:g}: at least {least} is needed")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("torchrun: start tune.py itself, once per GPU (--device cuda:1 …): all work on one --study")
     from config import compose_config
     from pretrained_models import canonical_name
     from search.metric import read_metric
@@ -126,7 +123,7 @@ def _search(search: Search) -> None:
     import optuna
 
     from search.space import own_values
-    from search.study import PRECISION, claim, database_file, open_storage, open_study, without_password
+    from search.study import PRECISION, claim, hide_password, open_storage, open_study
     from search.worker import Worker
     from training.trainer import prepare
 
@@ -134,7 +131,7 @@ def _search(search: Search) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     if url := arguments.storage:
-        sys.argv = [word.replace(url, without_password(url)) for word in sys.argv]  # which every run.json records
+        sys.argv = [word.replace(url, hide_password(url)) for word in sys.argv]  # which every run.json records
         storage = open_storage(url, arguments.heartbeat)
     own = own_values(search.space, config, str(search.file))
     made_with = _made_with(search)
@@ -142,7 +139,7 @@ def _search(search: Search) -> None:
     made_with["fixed"]["the images and their split"] = _images(dataset)
     search.metric.check_class(dataset.classes)
     make_folder(search.folder / "trials", "--save")
-    storage = storage or open_storage(database_file(search.folder), arguments.heartbeat)
+    storage = storage or open_storage(sqlite_address(search.folder / "study.db"), arguments.heartbeat)
     precision = config.precision if "model" in search.space else learner.precision
     study = open_study(storage, search.name, search.metric.direction, config.seed, own, made_with, precision)
     claim(search.folder, study)

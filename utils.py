@@ -31,17 +31,24 @@ class UserError(Exception):
     """Something that the user can mend: printed as one line, without a traceback, with exit code 2."""
 
 
-def run_verb(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a verb's `main` as a program: a `UserError` is one line on stderr and exit code 2, Ctrl-C exit code 130."""
+def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> None:
+    """Run a verb's `main` as a program: a `UserError` is one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Args:
+        ranks: torchrun may start it. Of a node's processes the first alone says what is wrong with the command.
+    """
     program = Path(sys.argv[0]).name
+    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
     # Importing torch makes objects by the hundred thousand, none of them garbage: looking them through again and again
     # took a fifth of the import's time.
     gc.set_threshold(50_000, 10, 10)
     start_logging()
     try:
+        if not ranks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"torchrun starts train.py alone: start {program} by itself, with python")
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(_say(f"{program}: {error}", 2))
+        sys.exit(2 if quiet else _say(f"{program}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_say(f"{program}: interrupted", 130))
     except BrokenPipeError:
@@ -201,6 +208,13 @@ def digest(path: Path) -> str:
 def shortened(text: str, most: int) -> str:
     """`text` cut to at most `most` bytes of UTF-8: file systems take 255 for a name, and count bytes."""
     return text.encode()[:most].decode(errors="ignore")
+
+
+def sqlite_address(path: Path) -> str:
+    """The address, as databases have them, of the SQLite file `path`, whatever signs it has."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string(hide_password=False)
 
 
 def make_folder(path: Path, flag: str) -> Path:

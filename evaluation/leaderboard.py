@@ -46,20 +46,27 @@ class Entry:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """The run folder's name; of a search's trial, the search's too."""
+        parent = self.path.parent
+        return f"{parent.parent.name}/{self.path.name}" if parent.name == "trials" else self.path.name
+
+    @property
     def merit(self) -> tuple[float, float, str]:
         """Sorts the best first; those without an evaluation come last, by their validation accuracy."""
         values = (self.accuracy["value"], self.valid_accuracy)
-        return (*(math.inf if value is None else -value for value in values), self.path.name)
+        return (*(math.inf if value is None else -value for value in values), self.name)
 
 
 def read_runs(parent: Path, kind: str = "test") -> list[Entry]:
-    """Every run folder in `parent`, with what test.py said of its `kind` split. Those whose run.json cannot be read are
-    passed over, and said.
+    """Every run folder in `parent`, with what test.py said of its `kind` split; of a search (`tune-NAME/`) the trials
+    whose weights it keeps. Those whose run.json cannot be read are passed over, and said.
     """
     from tqdm import tqdm
 
     found = []
-    files = sorted(parent.glob("*/run.json"))
+    kept = [file for file in parent.glob("tune-*/trials/*/run.json") if (file.parent / "best.pt").exists()]
+    files = sorted([*parent.glob("*/run.json"), *kept])
     for file in tqdm(files, desc="runs", unit="run", leave=False, delay=1):
         try:
             found.append(_read_run(file, kind))
@@ -104,10 +111,11 @@ def _add_evaluation(entry: Entry, record: dict[str, Any], kind: str) -> None:
         accuracy = {name: metrics["accuracy"][name] for name in NOTHING}
         severe = [warning["text"] for warning in metrics.get("warnings") or [] if warning["level"] == "severe"]
         tested = (metrics.get("evaluation") or {}).get("finished")
+        trained_on = max([record.get("finished") or "", *(part["time"] for part in record.get("resumed") or [])])
     except (UserError, KeyError, TypeError, AttributeError):
         entry.warnings.append(f"its {kind}/metrics.json cannot be read: {again}")
         return
-    if tested and record.get("resumed") and tested < (record.get("finished") or ""):  # both in UTC, ISO 8601
+    if tested and record.get("resumed") and tested < trained_on:  # both in UTC, ISO 8601
         entry.warnings.append(f"it was trained on after its evaluation: {again}")
         return
     entry.accuracy = accuracy
@@ -140,7 +148,7 @@ def format_leaderboard(entries: Sequence[Entry], kind: str = "test") -> str:
     """The leaderboard for a terminal: a table for each set of images, and what may not be read from it."""
     found = groups(entries)
     blocks = [f"{_heading(group, kind)}\n{_table(group).to_string()}" for group in found]
-    lines = [f"WARNING: {entry.path.name}: {text}" for entry in entries for text in entry.warnings]
+    lines = [f"WARNING: {entry.name}: {text}" for entry in entries for text in entry.warnings]
     if len(found) > 1:
         lines.append(f"The tables are of different {kind} images: a ranking across them means nothing.")
     untested = [entry.path for entry in entries if entry.accuracy["value"] is None]
@@ -161,7 +169,7 @@ def _heading(group: Sequence[Entry], kind: str) -> str:
 
 def _table(group: Sequence[Entry]) -> pd.DataFrame:
     rows = {
-        entry.path.name: {
+        entry.name: {
             "accuracy [95 %]": with_limits(entry.accuracy),
             "validation": "-" if entry.valid_accuracy is None else f"{entry.valid_accuracy:.3f}",
             "training": _duration(entry.seconds),
@@ -194,7 +202,7 @@ def leaderboard_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The same as rows of a CSV file, with nothing cut; `images` tells which rows may be compared."""
     return [
         {
-            "run": entry.path.name,
+            "run": entry.name,
             "model": entry.model,
             "init": entry.init,
             "data": entry.data,

@@ -22,7 +22,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from utils import UserError, atomic_write, derived_seed, log
@@ -82,7 +82,7 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
         address = make_url(url)
     except ArgumentError:
         raise UserError("--storage: no database's address; one is postgresql+psycopg://user@host/name") from None
-    shown = without_password(url)
+    shown = hide_password(url)
     # Workers of one SQLite file wait for each other; a server may have been started anew since we last spoke.
     sqlite = address.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
@@ -254,12 +254,7 @@ class Silent:
                 self._since[trial.number] = float("inf")  # once
 
 
-def database_file(folder: Path) -> str:
-    """The address of the SQLite database in a study's folder, whatever signs its path has."""
-    return URL.create("sqlite", database=str((folder / "study.db").resolve())).render_as_string(hide_password=False)
-
-
-def without_password(url: str) -> str:
+def hide_password(url: str) -> str:
     """A database's address for screens and logs. What no address can be read in is not shown at all."""
     try:
         address = make_url(url)

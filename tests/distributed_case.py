@@ -165,4 +165,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, ranks=True)

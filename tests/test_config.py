@@ -11,9 +11,9 @@ from conftest import ROOT
 
 from command_line import Parser
 from config import GROUPS, all_keys, compose_config, load_run_config, to_plain
-from utils import UserError
+from utils import UserError, run_verb
 
-SCRIPTS = ["train.py", "test.py", "draw_cam.py", "dataset/data.py", "dataset/phantom.py"]
+SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom.py"]
 
 
 def test_order_of_precedence(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, expected: str) -> None
 def test_every_preset_and_group_composes() -> None:
     for group in GROUPS:
         for file in (ROOT / "configs" / group).glob("*.yaml"):
-            compose_config([f"{group}={file.stem}"])
+            compose_config([f"{group}={file.stem}"], {"data.path": "x"} if file.stem == "folder" else {})
 
 
 def test_presets_are_the_recipes_they_name() -> None:
@@ -182,7 +182,46 @@ def test_a_wrong_folder_of_group_files_is_named(own_dir: Path, tmp_path: Path) -
         compose_config(folder=own_dir)
 
 
-VERBS = [("train.py",), ("test.py",), ("draw_cam.py",), ("compare.py", "a", "b"), ("dataset/data.py",)]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe", ["utf-8"]),
+        (b"# @package _global_\ndefaults: 3\n", ["preset/bad", "list"]),
+        (b"train: {lr: 1e-3}\n", ["first line", "# @package _global_"]),
+        (b"# @package _global_\ntrain: {lr: 1e-3\n", ["line 3"]),
+        (b"# @package _global_\ndefaults: [override /nothing: x]\n", ["preset/bad", "nothing"]),
+    ],
+)
+def test_a_bad_file_of_one_s_own_is_named(own_dir: Path, content: bytes, words: list[str]) -> None:
+    (own_dir / "preset" / "bad.yaml").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        compose_config(["preset=bad"], folder=own_dir)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in [f"--config-dir {own_dir} preset=bad", *words]), error.value
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("data=folder", "--data DIR"), ("data=/somewhere/else", "--data /somewhere/else"), ("data=phantm", "phantom")],
+)
+def test_a_folder_of_images_is_named_with_its_flag(word: str, hint: str) -> None:
+    """`data=folder` alone once took the phantom, and split it without its patients."""
+    with pytest.raises(UserError, match=f"{word}: .*{hint}"):
+        compose_config([word])
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"), [("--preset", "preset=…"), ("--weight-decay", "train.weight_decay=…"), ("--modle", "--model")]
+)
+def test_an_unknown_flag_that_is_a_key_is_told_so(flag: str, hint: str, capsys: pytest.CaptureFixture) -> None:
+    parser = Parser(prog="train.py")
+    parser.config_flag("--model", "model")
+    with pytest.raises(SystemExit):
+        parser.read_command([flag, "x"])
+    assert f"did you mean {hint}?" in capsys.readouterr().err
+
+
+VERBS = [("train.py",), ("test.py",), ("draw_cam.py",), ("tune.py",), ("compare.py", "a", "b"), ("dataset/data.py",)]
 
 
 @pytest.mark.parametrize("command", VERBS, ids=lambda command: command[0])
@@ -238,6 +277,20 @@ def test_every_key_says_what_it_means() -> None:
 
     for dotted in all_keys():
         assert field_of(dotted)[0].metadata["help"], dotted
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_no_verb_but_train(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Each rank would write the same files. One of a node's ranks says so."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(sys, "argv", ["/x/test.py"])
+    with pytest.raises(SystemExit) as end:
+        run_verb(lambda argv: pytest.fail("it ran"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("torchrun") == 1 - rank
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.sampling import epoch_steps, share_of
+from pretrained_models import build_model
 from training.distributed import Ranks, synchronise_norms
 from training.trainer import resume
 from utils import UserError
@@ -139,8 +140,15 @@ def test_shares(images: int, world: int, accumulate: int, micro: int) -> None:
 def test_a_batch_that_does_not_divide() -> None:
     train = config_of(Path("x"), Path("x"), "train.batch=30", "train.accumulate=2").train
     assert Ranks(world=3).micro_batch(train) == 5
-    with pytest.raises(UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use 24 or 32"):
+    with pytest.raises(
+        UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use --batch 24 or 32, or 3 or 5 ranks"
+    ):
         Ranks(world=4).micro_batch(train)
+    with pytest.raises(UserError, match=r"use 3 or 5 ranks$"):  # a run that goes on keeps its batch
+        Ranks(world=4).micro_batch(train, fixed=True)
+    train.accumulate = 4
+    with pytest.raises(UserError, match=r"use another train\.accumulate$"):
+        Ranks().micro_batch(train, fixed=True)
 
 
 def test_what_ranks_refuse() -> None:
@@ -150,6 +158,19 @@ def test_what_ranks_refuse() -> None:
     with pytest.raises(UserError, match=r"train\.sync_batch_norm=true: .*GPUs only"):
         synchronise_norms(model, True, Ranks(world=2), torch.device("cpu"))
     assert synchronise_norms(model, True, Ranks(), torch.device("cpu")) is model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/efficientnet_b0"])
+def test_a_model_with_synchronised_norms_is_the_same_model(name: str) -> None:
+    """Its checkpoint is a single process's, which has BatchNorm. (It answers on GPUs only.)"""
+    model, _, _ = build_model(name, 4, "none")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    synchronised = synchronise_norms(model, True, Ranks(world=2), torch.device("cuda"))
+    norms = [m for m in synchronised.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    after = synchronised.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    build_model(name, 4, "none")[0].load_state_dict(after)
 
 
 def test_a_bad_batch_ends_all_ranks_with_one_line(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
@@ -182,13 +203,16 @@ def test_a_run_goes_on_with_other_ranks(tiny_run: Path, tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "interrupted", "reason": "KeyboardInterrupt"}))
     ended = _torchrun("train.py", "--resume", run, "--epochs", 3, "track=none")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("epoch 3/3 ") == 1  # rank 0 alone speaks
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["ranks"], record["epochs"]) == ("finished", 2, 3)
+    assert "reason" not in record
     assert "2 ranks × 1 micro-batches of 8 images" in (run / "train.log").read_text()
-    resume(run, {"train.epochs": 4, "train.accumulate": 2})
+    resume(run, {"train.epochs": 4, "train.accumulate": 2, "device": "cpu"})
     record = json.loads((run / "run.json").read_text())
     assert [(r["epoch"], r["ranks"]) for r in record["resumed"]] == [(2, 2), (3, 1)]
     history = pd.read_csv(run / "history.csv")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import yaml
 from conftest import ROOT
 
@@ -101,6 +104,49 @@ def test_the_pipeline_names_what_there_is() -> None:
             assert name in all_keys() or any(key.startswith(f"{name}.") for key in all_keys()), name
         for file in stage["deps"]:
             assert file in made or file == "${data.path}" or (ROOT / file).exists(), file
+
+
+# What a stage's script imports, and what changes none of its results: how a command is read, and (for trackers alone)
+# sample CAMs.
+NO_RESULT = {"train": ("command_line.py", "localization"), "default": ("command_line.py",)}
+
+
+def _imported(script: Path) -> set[Path]:
+    """The project's files that `script` imports, they in turn, and so on: also inside functions, not for types."""
+    found: set[Path] = set()
+    left = [script]
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += _imports(ast.parse(file.read_text()))
+    return found
+
+
+def _imports(tree: ast.Module) -> Iterator[Path]:
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(node) for branch in typing for node in ast.walk(branch)}
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names if id(node) not in skipped else ():
+            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if file.is_file():
+                yield file
+
+
+@pytest.mark.parametrize("stage", ["phantom", "split", "train", "test", "cams"])
+def test_a_stage_depends_on_the_code_that_makes_its_results(stage: str) -> None:
+    """Else a change of that code would leave old numbers, and dvc repro would call them up to date."""
+    said = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    script = next(word for word in said["cmd"].split() if word.endswith(".py"))
+    files = {file.relative_to(ROOT) for file in _imported(ROOT / script)}
+    assert len(files) > 3
+    known = [Path(dep) for dep in [*said["deps"], *NO_RESULT.get(stage, NO_RESULT["default"])]]
+    assert [str(file) for file in sorted(files) if not {file, *file.parents} & set(known)] == []
 
 
 def test_every_key_can_be_set_in_the_pipeline() -> None:

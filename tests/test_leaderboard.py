@@ -52,7 +52,7 @@ def _make(
 
 
 def _names(parent: Path) -> list[str]:
-    return [entry.path.name for entry in read_runs(parent)]
+    return [entry.name for entry in read_runs(parent)]
 
 
 def test_sorted_by_accuracy_then_by_validation(tmp_path: Path) -> None:
@@ -128,12 +128,24 @@ def test_severe_warnings_go_with_the_number(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path: Path) -> None:
-    resumed = {"resumed": [{"epoch": 1}], "finished": "2026-01-03T00:00:00Z"}
+    resumed = {"resumed": [{"epoch": 1, "time": "2026-01-01T12:00:00Z"}], "finished": "2026-01-03T00:00:00Z"}
     _make(tmp_path, "a", 0.9, **resumed)
     _make(tmp_path, "b", 0.8, tested="2026-01-04T00:00:00Z", **resumed)
+    killed = {"resumed": [{"epoch": 1, "time": "2026-01-03T00:00:00Z"}], "status": "running"}  # and `finished` before
+    _make(tmp_path, "c", 0.7, **killed)
     entries = read_runs(tmp_path)
-    assert [(entry.path.name, entry.accuracy["value"]) for entry in entries] == [("b", 0.8), ("a", None)]
-    assert "WARNING: a: it was trained on after its evaluation" in format_leaderboard(entries)
+    assert [(entry.name, entry.accuracy["value"]) for entry in entries] == [("b", 0.8), ("a", None), ("c", None)]
+    for name in ("a", "c"):
+        assert f"WARNING: {name}: it was trained on after its evaluation" in format_leaderboard(entries)
+
+
+def test_of_a_search_the_trials_are_listed_whose_weights_are_kept(tmp_path: Path) -> None:
+    _make(tmp_path, "alone", 0.5)
+    for number in ("0000", "0001", "0007"):
+        _make(tmp_path / "tune-x" / "trials", number, 0.9 if number == "0007" else None)
+    for number in ("0000", "0007"):
+        (tmp_path / "tune-x" / "trials" / number / "best.pt").touch()
+    assert _names(tmp_path) == ["tune-x/0007", "alone", "tune-x/0000"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"status": "finished"}', '{"status": 3, "model": "x"}'])

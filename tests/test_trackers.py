@@ -167,13 +167,16 @@ def test_mlflow_keeps_the_run(phantom: Path, cache_dir: Path, tmp_path: Path, ca
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    run = train(_config(phantom, cache_dir, tmp_path, "mlflow"), "a")
+    folder = tmp_path / "a?b%20 c"  # signs that mean something in an address
+    run = train(_config(phantom, cache_dir, folder, "mlflow"), "a")
     first = _record(run)["mlflow"]["run_id"]
     resume(run, {"train.epochs": 2})
     assert _warnings(capsys) == []
     assert "MLFLOW_TRACKING_URI" not in os.environ  # nor is it left set for whoever comes next
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert (folder / "mlflow.db").is_file()
+    (tmp_path / "link.db").symlink_to(folder / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'link.db'}"
     client = MlflowClient(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == mlflow_tracker.EXPERIMENT]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -214,6 +217,16 @@ def test_a_server_that_is_down_is_one_warning(
     assert f"http://127.0.0.1:{port} failed" in warning and "start the server" in warning
     assert "secret" not in out + err + (run / "train.log").read_text() + (run / "run.json").read_text()
     assert "Traceback" not in out + err and "Retrying" not in out + err
+    assert _record(run)["status"] == "finished"
+
+
+def test_an_address_that_is_none_is_one_warning(
+    phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[bad")
+    run = train(_config(phantom, cache_dir, tmp_path, "mlflow"), "bad")
+    (warning,) = _warnings(capsys)
+    assert "http://[bad failed" in warning and "MLFLOW_TRACKING_URI" in warning
     assert _record(run)["status"] == "finished"
 
 

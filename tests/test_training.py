@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,8 @@ import pytest
 import torch
 
 from config import Config, TrainConfig, compose_config, load_run_config
-from training import loop, trainer
-from training.checkpoints import hashes_to_tensor, load_checkpoint
+from training import checkpoints, loop, trainer
+from training.checkpoints import hashes_to_tensor, load_checkpoint, save_checkpoint
 from training.loop import steady_learning
 from training.optimisation import build_optimizer, freeze_backbone, learning_rate, training_mode
 from training.precision import CANDIDATES, choose_precision
@@ -76,6 +80,36 @@ def test_checkpoint_is_all_that_is_needed(tiny_run: Path) -> None:
     history = pd.read_csv(tiny_run / "history.csv")
     assert checkpoint.epoch == history["epoch"][history["valid_loss"].idxmin()]
     assert checkpoint.model()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("written", [0, 100_000])
+def test_what_cuts_a_checkpoint_short_is_what_is_raised(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: BaseException, written: int
+) -> None:
+    """torch raises its own complaint over it; the file before stays."""
+    checkpoint = load_checkpoint(tiny_run / "best.pt")
+    checkpoint.path = tmp_path / "best.pt"
+    checkpoint.path.write_bytes(b"before")
+
+    class Disk(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() + len(data) > written:
+                raise cut
+            return super().write(data)
+
+    whole = checkpoints.atomic_write
+
+    @contextlib.contextmanager
+    def atomic_write(path: Path, mode: str) -> Iterator[Disk]:
+        with whole(path, mode):
+            yield Disk()
+
+    monkeypatch.setattr(checkpoints, "atomic_write", atomic_write)
+    with pytest.raises(type(cut)) as error:
+        save_checkpoint(checkpoint)
+    assert error.value is cut
+    assert checkpoint.path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_hashes_round_trip() -> None:

@@ -35,14 +35,13 @@ from search.study import (
     Silent,
     claim,
     counting,
-    database_file,
     fail_dead_trials,
+    hide_password,
     open_storage,
     open_study,
-    without_password,
 )
 from search.worker import Worker
-from utils import UserError
+from utils import UserError, sqlite_address
 
 Verb = Callable[..., Result]
 TINY = ("--init", "none", "--precision", "fp32", "--batch", 16, "--epochs", 1, "data.size=32", "data.split=0.6,0.2,0.2")
@@ -281,7 +280,12 @@ def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:
 def test_a_study_lies_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     study = open_study(
-        open_storage(database_file(tmp_path / name), 1), "s", "minimize", 0, {}, {"space": {}, "fixed": {}}
+        open_storage(sqlite_address(tmp_path / name / "study.db"), 1),
+        "s",
+        "minimize",
+        0,
+        {},
+        {"space": {}, "fixed": {}},
     )
     assert (tmp_path / name / "study.db").is_file() and study.study_name == "s"
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -297,8 +301,8 @@ def test_a_study_lies_in_its_folder_whatever_that_is_called(tmp_path: Path, name
     ],
 )
 def test_no_password_is_shown(url: str) -> None:
-    assert "secret" not in without_password(url)
-    assert without_password("postgresql+psycopg://user@host:5/db") == "postgresql+psycopg://user@host:5/db"
+    assert "secret" not in hide_password(url)
+    assert hide_password("postgresql+psycopg://user@host:5/db") == "postgresql+psycopg://user@host:5/db"
 
 
 def _words(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:

@@ -74,7 +74,7 @@ def hashes_to_tensor(hashes: list[str]) -> torch.Tensor:
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:
-    """Write `checkpoint.path`, atomically."""
+    """Write `checkpoint.path`, atomically. Raises: `OSError` where there is no room for it."""
     a = checkpoint.architecture
     content = {
         "format": FORMAT,
@@ -90,7 +90,13 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
         "resume": checkpoint.resume,
     }
     with atomic_write(checkpoint.path, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch complains of a file cut short over what cut it: a full disk, Ctrl-C
+            cause = error.__context__
+            if isinstance(cause, OSError) or (cause is not None and not isinstance(cause, Exception)):
+                raise cause from None
+            raise
 
 
 def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:

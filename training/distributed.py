@@ -73,16 +73,27 @@ class Ranks:
         """Whether this is rank 0, which alone writes and speaks."""
         return self.rank == 0
 
-    def micro_batch(self, train: TrainConfig) -> int:
-        """Images of a micro-batch: `train.batch` over ranks and accumulation. Raises: `UserError` where it does not
-        divide.
+    def micro_batch(self, train: TrainConfig, fixed: bool = False) -> int:
+        """Images of a micro-batch: `train.batch` over ranks and accumulation.
+
+        Args:
+            fixed: the batch is that of a run that goes on, and cannot be another.
+
+        Raises: `UserError` where it does not divide.
         """
         pieces = self.world * train.accumulate
         if train.batch % pieces:
             near = max(train.batch // pieces, 1) * pieces
+            remedies = [] if fixed else [f"--batch {near} or {near + pieces}"]
+            counts = [n for n in range(1, train.batch + 1) if train.batch % (n * train.accumulate) == 0]
+            nearest = [*[n for n in counts if n < self.world][-1:], *[n for n in counts if n > self.world][:1]]
+            if nearest:
+                remedies.append(f"{' or '.join(map(str, nearest))} ranks")
+            elif fixed:
+                remedies.append("another train.accumulate")
             raise UserError(
                 f"--batch {train.batch}: does not divide by {pieces} ({self.world} ranks × train.accumulate="
-                f"{train.accumulate}); use {near} or {near + pieces}"
+                f"{train.accumulate}); use {', or '.join(remedies)}"
             )
         return train.batch // pieces
 
@@ -204,7 +215,9 @@ class Ranks:
                 time.sleep(0.05)
         if follows:
             reason = "another rank was lost" if lost else "ended by a signal, as torchrun does when a rank is lost"
-            error = UserError(f"{reason}; torchrun's report says more")
+            error = UserError(
+                f"{reason}; torchrun's report says which. Exit code -9 is mostly too little memory (dmesg says so)"
+            )
         elif not isinstance(error, UserError):
             get_error_handler().record_exception(error)  # with its traceback, for torchrun's report
         said = f"rank {self.rank}: " if self.rank else ""
@@ -294,7 +307,10 @@ def synchronise_norms(model: nn.Module, wanted: bool, ranks: Ranks, device: torc
 
     Raises: `UserError` on CPUs, where torch has none.
     """
-    if not wanted or ranks.world == 1:
+    if not wanted:
+        return model
+    if ranks.world == 1:
+        log.info("train.sync_batch_norm=true: of no effect in one process")
         return model
     if device.type != "cuda":
         raise UserError("train.sync_batch_norm=true: torch synchronises batch normalisation on GPUs only; set it false")

@@ -15,12 +15,11 @@ import shlex
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from training.checkpoints import load_checkpoint
 from training.run_folder import HISTORY, RunFolder, shown
 from training.trackers import without_password
-from utils import log
+from utils import log, sqlite_address
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -49,14 +48,14 @@ class MLflow:
         self.run, self.parameters = run, parameters
         folder = run.path.resolve().parent
         given = os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = given or f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = given or sqlite_address(folder / "mlflow.db")
         self.files = None if given else (folder / "mlflow").as_uri()  # a server knows its own place
         self.place = without_password(self.uri)
         self.remedy = "make room, or leave it out with --track none"
         self.look = f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
         if given:
             self.remedy = "start the server there, correct MLFLOW_TRACKING_URI, or unset it for a file beside the runs"
-        if urlsplit(self.uri).scheme.startswith("http"):
+        if self.uri.startswith(("http:", "https:")):
             self.look = self.place
         self.id = ""
         self._client: MlflowClient | None = None

@@ -32,6 +32,7 @@ from utils import UserError, device_name, log, log_to, make_folder, seed_everyth
 Report = Callable[[dict[str, Any], Predictions], None]
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.
 RESUMABLE = {
+    *("device", "train.sync_batch_norm"),
     *("train.epochs", "train.patience", "train.eval_batch", "train.compile", "train.accumulate"),
     *("data.workers", "data.cache_dir", "data.device_memory", "track"),
 }
@@ -144,7 +145,7 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
 def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
     config, checkpoint = _resumable(folder, changes)
     history = checkpoint.resume["history"]
-    ranks.micro_batch(config.train)
+    ranks.micro_batch(config.train, fixed=True)
     device = ranks.device(config.device)
     data = replace(config.data, path=None)  # the images are those of the run's split.csv
     with ranks.leading():
@@ -159,7 +160,14 @@ def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
     if run is not None:
         resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": ranks.world}
         run.write_config(config)
-        run.update(status="running", ranks=ranks.world, resumed=[*run.record.get("resumed", []), resumed])
+        for said in ("finished", "reason"):  # how its last part ended
+            run.record.pop(said, None)
+        run.update(
+            status="running",
+            device=device_name(device),
+            ranks=ranks.world,
+            resumed=[*run.record.get("resumed", []), resumed],
+        )
         log.info(f"resuming {shown(folder)} after epoch {checkpoint.epoch}")
     _run_epochs(run, learner, dataset, history)
 
