@@ -211,10 +211,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def sqlite_address(path: Path) -> str:
-    """The address, as databases have them, of the SQLite file `path`, whatever signs it has."""
-    from sqlalchemy.engine import URL
-
-    return URL.create("sqlite", database=str(path.resolve())).render_as_string(hide_password=False)
+    """The address, as SQLAlchemy reads it, of the SQLite file `path`, whatever signs it has."""
+    return "sqlite:///" + str(path.resolve()).replace("%", "%25").replace("?", "%3F")
 
 
 def make_folder(path: Path, flag: str) -> Path:
