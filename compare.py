@@ -38,7 +38,11 @@ def parser() -> Parser:
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help=f"a run folder, an evaluation folder, or a {FILE}"
     )
-    parser.add_argument("--list", action="store_true", help="list every run of --save; with --output as CSV too")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list every run of --save, of a search the trials whose weights it keeps; with --output as CSV too",
+    )
     parser.add_argument("--kind", choices=KINDS, default="test", help="which split of the run folders (default test)")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="compare each run with this one alone")
     parser.add_argument(

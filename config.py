@@ -78,7 +78,9 @@ class AugmentConfig:
 class TrainConfig:
     epochs: int = key(10, "passes over the training images", low=1)
     batch: int = key(32, "images per step of the optimiser, over all ranks and micro-batches", low=1)
-    accumulate: int = key(1, "micro-batches that a rank's share of a batch is worked off in, to save memory", low=1)
+    accumulate: int = key(
+        1, "micro-batches that a rank's share of a batch is worked off in, to save memory; batch norm sees one", low=1
+    )
     eval_batch: int = key(64, "images per forward pass where nothing is learnt", low=1)
     lr: float = key(5e-4, "peak learning rate", low=0)
     optimizer: str = key("adamw", "the optimiser", choices=("adamw", "adam", "sgd"))
