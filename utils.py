@@ -44,7 +44,8 @@ def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> N
     gc.set_threshold(50_000, 10, 10)
     start_logging()
     try:
-        if not ranks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Only torchrun's own mark: on some clusters WORLD_SIZE is set for every program.
+        if not ranks and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"torchrun starts train.py alone: start {program} by itself, with python")
         main(sys.argv[1:])
     except UserError as error:

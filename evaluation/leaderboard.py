@@ -111,7 +111,9 @@ def _add_evaluation(entry: Entry, record: dict[str, Any], kind: str) -> None:
         accuracy = {name: metrics["accuracy"][name] for name in NOTHING}
         severe = [warning["text"] for warning in metrics.get("warnings") or [] if warning["level"] == "severe"]
         tested = (metrics.get("evaluation") or {}).get("finished")
-        trained_on = max([record.get("finished") or "", *(part["time"] for part in record.get("resumed") or [])])
+        trained_on = max(
+            [record.get("finished") or "", *(part.get("time") or "" for part in record.get("resumed") or [])]
+        )
     except (UserError, KeyError, TypeError, AttributeError):
         entry.warnings.append(f"its {kind}/metrics.json cannot be read: {again}")
         return

@@ -144,6 +144,8 @@ def open_study(
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(PRECISION, precision)
         study.set_user_attr(MADE_WITH, made_with)
+    if IDENTITY not in study.user_attrs:
+        raise UserError(f"--study {name}: an earlier version of tune.py made it; name another")
     if differences := _differences(study.user_attrs[MADE_WITH], made_with):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(

@@ -284,6 +284,7 @@ def test_torchrun_starts_no_verb_but_train(
     rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Each rank would write the same files. One of a node's ranks says so."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setattr(sys, "argv", ["/x/test.py"])
