@@ -12,9 +12,11 @@ import gc
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -121,6 +123,32 @@ def log_to(path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block has ended, so keep it short.
+
+    matplotlib's C++ swallows the exception that a signal raises in it, or makes another one of it: the interruption
+    would be lost. A signal without a handler in Python (SIGTERM mostly) ends the process at once, as ever.
+    """
+    came: list[tuple[Callable[[int, Any], Any], int, Any]] = []
+
+    def later(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
+        return lambda number, frame: came.append((handler, number, frame))
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = threading.current_thread() is threading.main_thread()  # no other thread hears signals, or may set handlers
+    changed = {number: handler for number, handler in handlers.items() if mine and callable(handler)}
+    for number, handler in changed.items():
+        signal.signal(number, later(handler))
+    try:
+        yield
+    finally:
+        for number, handler in changed.items():
+            signal.signal(number, handler)
+        for handler, number, frame in came[:1]:
+            handler(number, frame)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import atomic_write
+from utils import atomic_write, interrupts_wait
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ SHORT = {"AUROC": "AUROC", "average precision": "AP"}  # over a small panel
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Save as PNG, atomically."""
-    with atomic_write(path, "wb") as file:
+    with interrupts_wait(), atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=130)
 
 

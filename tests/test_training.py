@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from training.optimisation import build_optimizer, freeze_backbone, learning_rat
 from training.precision import CANDIDATES, choose_precision
 from training.run_folder import HISTORY, RunFolder, finished_runs, newest_run
 from training.trainer import resume, train
-from utils import UserError
+from utils import UserError, interrupts_wait
 
 
 def _config(phantom: Path, cache_dir: Path, save: Path, *words: str) -> Config:
@@ -110,6 +111,25 @@ def test_what_cuts_a_checkpoint_short_is_what_is_raised(
         save_checkpoint(checkpoint)
     assert error.value is cut
     assert checkpoint.path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interruption_waits_and_is_not_lost(fails: bool) -> None:
+    """Also where the block fails meanwhile; after it signals are heard at once again."""
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts_wait(), interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # two are one
+            reached.append(True)
+            if fails:
+                raise ValueError
+        reached.append("after")
+    assert reached == [True]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with interrupts_wait():
+        pass
 
 
 def test_hashes_round_trip() -> None:

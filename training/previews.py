@@ -15,11 +15,13 @@ from dataset.data import Dataset
 from evaluation.metrics import overall_values
 from evaluation.plots import confusion_figure
 from training.checkpoints import Checkpoint
+from utils import interrupts_wait
 
 MOST_CAMS = 4
 METHOD = "gradcam"
 
 
+@interrupts_wait()
 def confusion_picture(counts: np.ndarray, classes: list[str], title: str) -> bytes:
     """The confusion matrix (classes, classes), rows true and columns predicted, as a PNG."""
     values = overall_values(counts)

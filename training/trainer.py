@@ -27,7 +27,7 @@ from training.optimisation import build_optimizer
 from training.precision import choose_precision
 from training.run_folder import RunFolder, now, runs_folder, shown
 from training.trackers import check_tracker, tracking
-from utils import UserError, device_name, log, log_to, make_folder, seed_everything
+from utils import UserError, device_name, interrupts_wait, log, log_to, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.
@@ -296,10 +296,13 @@ def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
     return min(history, key=lambda row: row["valid_loss"])
 
 
+@interrupts_wait()
 def _save_epoch(
     run: RunFolder, learner: Learner, dataset: Dataset, history: list[dict[str, Any]], hashes: torch.Tensor
 ) -> None:
-    """Write last.pt, best.pt where this epoch is the best, history.csv and curves.png."""
+    """Write last.pt, best.pt where this epoch is the best, history.csv and curves.png: all of them or none, but for a
+    disk that is full.
+    """
     row, config = history[-1], learner.config
     checkpoint = Checkpoint(
         learner.architecture,
