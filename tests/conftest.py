@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, cache_d
         return _run(capsys, monkeypatch, script, [*map(str, argv), f"data.cache_dir={cache_dir}"])
 
     return run
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """`ctrl_c()`: press it. It is heard also where the shell that started the tests ignores it (behind `&`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 TINY = ("--model", "resnet18", "--init", "none", "--precision", "fp32", "--batch", 16, "data.size=64")

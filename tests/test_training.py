@@ -7,8 +7,7 @@ import errno
 import io
 import json
 import math
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +113,20 @@ def test_what_cuts_a_checkpoint_short_is_what_is_raised(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_interruption_waits_and_is_not_lost(fails: bool) -> None:
+def test_an_interruption_waits_and_is_not_lost(fails: bool, ctrl_c: Callable[[], None]) -> None:
     """Also where the block fails meanwhile; after it signals are heard at once again."""
     reached = []
     with pytest.raises(KeyboardInterrupt):
         with interrupts_wait(), interrupts_wait():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)  # two are one
+            ctrl_c()
+            ctrl_c()  # two are one
             reached.append(True)
             if fails:
                 raise ValueError
         reached.append("after")
     assert reached == [True]
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
     with interrupts_wait():
         pass
 

@@ -424,13 +424,15 @@ def test_a_study_of_other_trials_is_refused(
     assert len(lines) == 1 and "--study resnet18-rate" in lines[0] and word in lines[0], lines
 
 
-def test_ctrl_c_leaves_a_study_that_goes_on(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_study_that_goes_on(
+    verb: Verb, phantom: Path, tmp_path: Path, ctrl_c: Callable[[], None]
+) -> None:
     run = tmp_path / "tune-c" / "trials" / "0000"
 
     def interrupt() -> None:
         while not (run / "last.pt").is_file():
             time.sleep(0.02)
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
 
     threading.Thread(target=interrupt, daemon=True).start()
     words = ["--data", phantom, *TINY, "--space", "rate", "--study", "c", "--save", tmp_path, "--trials", 1]
