@@ -67,18 +67,24 @@ def test_scores_beside_controls(verb: Verb, tiny_run: Path, tmp_path: Path) -> N
 
 
 def test_a_weak_map_looks_weak_on_a_shared_scale(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
-    colour = {}
+    """Autumn is (1, x, 0): red less blue is the opacity alone, 0.6 of a map's share of the top of its scale."""
+    opacity = {}
     for scale in ("image", "batch", "shared"):
         folder = tmp_path / scale
-        arguments = ("--weights", tiny_run, "--count", 1, "--scale", scale, "--batch", 2, "--output", folder)
-        _ok(verb("draw_cam.py", *arguments))
-        rows = pd.read_csv(folder / "cams.csv").sort_values("peak")
-        rows = rows[rows["peak"] > 0]
-        weakest = cv2.imread(str(folder / rows["file"].iloc[0])).astype(int)[60:540, 40:500]
-        colour[scale] = float((weakest.max(2) - weakest.min(2)).mean())
-    assert rows["peak"].iloc[-1] > 1.2 * rows["peak"].iloc[0]
-    assert colour["shared"] < 0.95 * colour["image"]
-    assert colour["shared"] <= colour["batch"] <= colour["image"]
+        drawing = ("--weights", tiny_run, "--count", 1, "--scale", scale, "--batch", 2, "--colormap", "autumn")
+        _ok(verb("draw_cam.py", *drawing, "--output", folder))
+        rows = pd.read_csv(folder / "cams.csv")
+        pictures = [cv2.imread(str(folder / name)).astype(int)[60:540, 40:500] for name in rows["file"]]
+        opacity[scale] = [picture[..., 2] - picture[..., 0] for picture in pictures]
+    peak = rows["peak"]
+    assert len(peak) == 4
+    assert peak.nunique() == 4
+    tops = {"batch": peak.groupby(peak.index // 2).transform("max"), "shared": peak.max()}
+    for scale, top in tops.items():
+        for number in peak.index[peak > 0]:  # an empty map has no colours
+            own, other = opacity["image"][number], opacity[scale][number]
+            coloured = own > 90  # a mask's outline and words over the map are of one colour: not the median
+            assert np.median(other[coloured] / own[coloured]) == pytest.approx((peak / top)[number], abs=0.01)
 
 
 def test_two_models_and_their_difference(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
