@@ -104,3 +104,29 @@ class Parser(argparse.ArgumentParser):
             print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
             self.exit(0)
         return arguments, config, {**dict(word.split("=", 1) for word in words), **flags}
+
+
+def add_data_flags(parser: Parser) -> None:
+    """The flags that every verb shares: which data, and how it is decoded."""
+    parser.config_flag("--data", "data.path")
+    parser.config_flag("--group-pattern", "data.group_pattern")
+    parser.config_flag("--workers", "data.workers", type=int)
+    parser.config_flag("--subset", "data.subset", action="store_true")
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Which data, which model, and how it learns; nothing heavy is imported."""
+    add_data_flags(parser)
+    parser.config_flag("--model", "model")
+    parser.config_flag("--init", "init")
+    parser.config_flag("--epochs", "train.epochs", type=int)
+    parser.config_flag("--batch", "train.batch", type=int)
+    parser.config_flag("--learning-rate", "train.lr", type=float)
+    parser.config_flag("--weight-decay", "train.weight_decay", type=float)
+    parser.config_flag("--patience", "train.patience", type=int)
+    parser.config_flag("--freeze-epochs", "train.freeze_epochs", type=int)
+    parser.config_flag("--seed", "seed", type=int)
+    parser.config_flag("--device", "device")
+    parser.config_flag("--precision", "precision")
+    parser.config_flag("--save", "save", metavar="DIR")
+    parser.config_flag("--track", "track")

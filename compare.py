@@ -168,7 +168,7 @@ def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
 def caution(found: Comparison) -> list[str]:
     """What is too little to rank runs by, and what the tests assume and nobody knows, as sentences."""
     from evaluation.cautions import FEW
-    from evaluation.metrics import SMALL
+    from evaluation.metrics.summary import SMALL
 
     small = ", ".join(f"{name} ({count})" for name, count in found.support.items() if count < SMALL)
     parts = [f"only {found.n} images"] * (found.n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
@@ -187,7 +187,7 @@ def report(found: Comparison) -> str:
     """The comparison for a terminal: the runs, every pair, and what that means."""
     import pandas as pd
 
-    from evaluation.metrics import with_limits
+    from evaluation.metrics.summary import with_limits
     from evaluation.phrases import p_text, words
 
     several = len(found.pairs) > 1
@@ -220,7 +220,7 @@ def entry(found: Difference) -> dict[str, float | None]:
 def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
     """Write `comparison.csv` (a row per pair and metric), `comparison.json` (`facts` first) and `forest.png`."""
     from evaluation.comparison import METHODS
-    from evaluation.forest import plot_forest
+    from evaluation.figures.forest import plot_forest
     from utils import write_csv, write_json
 
     plot_forest(found, folder / "forest.png")
@@ -255,7 +255,7 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
 def list_runs(arguments: Namespace, config: Config) -> None:
     """Print the leaderboard. Raises: `UserError` where there is no run, or with flags of a comparison."""
     from evaluation.leaderboard import format_leaderboard, leaderboard_rows, read_runs
-    from training.run_folder import runs_folder, shown
+    from experiment.run_folder import runs_folder, shown
     from utils import make_folder, write_csv
 
     if arguments.runs or arguments.baseline:
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> None:
     files, baseline = choose(arguments.runs, arguments.kind, arguments.baseline)
     from evaluation.comparison import align, compare
     from evaluation.predictions import read_predictions
-    from training.run_folder import runs_folder, shown
+    from experiment.run_folder import runs_folder, shown
 
     distrusted = {name: texts for name, file in files.items() if (texts := distrust(file))}
     runs = align({name: read_predictions(file) for name, file in files.items()})

@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser
+from command_line import Parser, add_data_flags
 from config import Config
-from dataset.data import add_data_flags
 from utils import UserError, log, make_folder, run_verb, shortened, write_json
 
 if TYPE_CHECKING:
-    from localization.drawing import Drawn
-    from localization.inspection import Wanted
-    from training.selection import Selection
+    from experiment.selection import Selection
+    from localization.drawing.maps import Drawn
+    from localization.run import Wanted
 
 LONGEST = 120  # bytes of a folder's name
 
@@ -128,8 +127,8 @@ def _add_measure_flags(parser: Parser) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what no model can do, before anything is loaded."""
-    from localization.cam import method_name
-    from localization.overlay import check_colormap
+    from localization.drawing.overlay import check_colormap
+    from localization.methods.table import method_name
 
     for flag, least in (("count", 1), ("score_count", 0), ("sanity_count", 2), ("max_channels", 1)):
         if getattr(arguments, flag) < least:
@@ -148,7 +147,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _weights(arguments: argparse.Namespace, config: Config) -> list[Path | None]:
     """The checkpoints to explain; None is the newest run."""
-    from training.run_folder import finished_runs, runs_folder
+    from experiment.run_folder import finished_runs, runs_folder
 
     if config.model.lower() != "all":
         return arguments.weights or [None]
@@ -173,7 +172,7 @@ def _names(config: Config, weights: Sequence[Path | None], given: dict[str, Any]
 
     Raises: `UserError`, before anything is drawn, for one that cannot be used or is given twice.
     """
-    from training.selection import select
+    from experiment.selection import select
 
     if len(weights) == 1:
         return {"": weights[0]}
@@ -200,8 +199,8 @@ def _keep_images(images: Sequence[Path] | None, *folders: Path | None) -> None:
 
 
 def _wanted(arguments: argparse.Namespace, config: Config) -> Wanted:
-    from localization.drawing import Style
-    from localization.inspection import Wanted
+    from localization.drawing.maps import Style
+    from localization.run import Wanted
 
     return Wanted(
         arguments.method,
@@ -220,7 +219,7 @@ def _wanted(arguments: argparse.Namespace, config: Config) -> Wanted:
 
 def _renew_report(run: Path) -> None:
     """Write the report of the test split anew, if there is one: it shows the maps."""
-    from evaluation.report import write_report
+    from report.page import write_report
 
     if (run / "test" / "report.html").is_file():
         try:
@@ -231,7 +230,7 @@ def _renew_report(run: Path) -> None:
 
 def _record(chosen: Selection, folder: Path, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
     """Say in `cams.json` which weights drew the maps of which split; the report of that split then shows them."""
-    from localization.inspection import TITLES
+    from localization.run import TITLES
 
     tested = arguments.image is None and chosen.data.path is None
     record = {"weights": chosen.checkpoint.fingerprint, "kind": "test" if tested else None}
@@ -242,10 +241,10 @@ def _record(chosen: Selection, folder: Path, arguments: argparse.Namespace, meth
 
 def _together(folder: Path, drawn: list[Drawn], arguments: argparse.Namespace) -> None:
     """What is said of several models in one folder: their table, and of two that were named their differences."""
-    from localization.drawing import clear_folder
-    from localization.inspection import TITLES
-    from localization.pairs import draw_pairs
-    from localization.summary import summarise, write_summary
+    from localization.drawing.maps import clear_folder
+    from localization.drawing.pairs import draw_pairs
+    from localization.run import TITLES
+    from localization.scoring.summary import summarise, write_summary
 
     clear_folder(make_folder(folder, "--output"))
     if arguments.score:
@@ -263,9 +262,10 @@ def _are_compared(arguments: argparse.Namespace) -> bool:
 def main(argv: Sequence[str]) -> None:
     arguments, config, given = parser().read_command(argv)
     _check(arguments)
-    from localization.inspection import inspect_model
-    from training.run_folder import runs_folder
-    from training.selection import chosen_images, select
+    from experiment.run_folder import runs_folder
+    from experiment.selection import select
+    from inference.images import chosen_images
+    from localization.run import inspect_model
 
     weights = _weights(arguments, config)
     every_run = config.model.lower() == "all"

@@ -1,8 +1,8 @@
 """The table of architectures: build a model for a number of classes, name its head and its CAM layer, load weights.
 
 Any classification model of torchvision by its name (any case) and any of timm as `timm/NAME`. A family whose target
-layer of Grad-CAM is not the one that a probe pass finds (`localization/layers.py`) has a row in `CAM_LAYERS`; nothing
-else is needed.
+layer of Grad-CAM is not the one that a probe pass finds (`localization/methods/layers.py`) has a row in `CAM_LAYERS`;
+nothing else is needed.
 """
 
 from __future__ import annotations

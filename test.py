@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser
+from command_line import Parser, add_data_flags
 from config import Config
-from dataset.data import add_data_flags
 from utils import UserError, log, make_folder, run_verb
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from evaluation.predictions import Predictions
-    from training.members import Members
+    from inference.ensemble import Members
 
 KINDS = ("train", "val", "test")
 
@@ -121,7 +120,7 @@ def _check_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _evaluate_table(arguments: argparse.Namespace) -> None:
     """Metrics and report of a predictions file; what an earlier evaluation noted beside it is kept."""
-    from evaluation.calibration import fitted
+    from evaluation.metrics.calibration import fitted
     from evaluation.predictions import read_predictions
     from evaluation.results import earlier_results, note_file, noted_file
 
@@ -151,12 +150,12 @@ def _evaluate_table(arguments: argparse.Namespace) -> None:
 
 def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
     """Predict with one checkpoint or several, and evaluate."""
-    from evaluation.operating_points import read_prevalences
+    from evaluation.metrics.operating_points import read_prevalences
     from evaluation.predictions import write_predictions
     from evaluation.results import note_file, refuse_other_data
-    from training.members import Members
-    from training.run_folder import runs_folder
-    from training.selection import select
+    from experiment.run_folder import runs_folder
+    from experiment.selection import select
+    from inference.ensemble import Members
 
     if arguments.external:
         config.data.path = given["data.path"] = str(arguments.external)
@@ -197,7 +196,7 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
 
 def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The records to evaluate, and what is to be said about them."""
-    from training.run_folder import now
+    from experiment.run_folder import now
     from utils import device_name, git_commit, versions
 
     first = members.first
@@ -262,8 +261,8 @@ def _write(
     arguments: argparse.Namespace, predictions: Predictions, folder: Path, about: dict[str, Any], **extra: Any
 ) -> None:
     """Write the evaluation folder and show the metrics."""
-    from evaluation.metrics import format_metrics
-    from evaluation.operating_points import WANTED, read_prevalences
+    from evaluation.metrics.operating_points import WANTED, read_prevalences
+    from evaluation.metrics.summary import format_metrics
     from evaluation.results import write_results
 
     make_folder(folder, "--output")

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser
-from training.flags import add_training_flags
+from command_line import Parser, add_training_flags
 from utils import UserError, run_verb
 
 

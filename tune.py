@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser
-from training.flags import add_training_flags
+from command_line import Parser, add_training_flags
 from utils import UserError, digest, log, make_folder, run_verb, sqlite_address
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from config import Config
-    from dataset.data import Dataset
+    from dataset.loading import Dataset
     from search.metric import Metric
     from search.space import Space
 
@@ -100,10 +99,10 @@ def _read(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) 
         if (value := getattr(arguments, flag)) is not None and value < least:
             raise UserError(f"--{flag} {value:g}: at least {least} is needed")
     from config import compose_config
+    from experiment.run_folder import runs_folder
     from pretrained_models import canonical_name
     from search.metric import read_metric
     from search.space import find_space, own_values, read_space
-    from training.run_folder import runs_folder
 
     metric = read_metric(arguments.metric)
     file = find_space(arguments.space)
@@ -195,10 +194,10 @@ def _images(dataset: Dataset) -> str:
 
 def _show(search: Search, study: Study) -> None:
     """Write and print the table, the plots and the preset, as far as the search has come."""
+    from experiment.run_folder import shown
     from search.plots import write_plots
     from search.results import best_trial, default_trial, format_table, write_preset, write_table
     from search.space import with_values
-    from training.run_folder import shown
 
     keys, folder = list(search.space), search.folder
     found = write_table(study, keys, folder)
@@ -239,7 +238,7 @@ def _words_beside_the_preset(search: Search) -> list[str]:
 
 def _judged(trials: list[FrozenTrial], folder: Path) -> list[str]:
     """The commands that judge the best trial on the test images, beside the default."""
-    from training.run_folder import shown
+    from experiment.run_folder import shown
 
     runs = {folder / "trials" / f"{trial.number:04d}": trial for trial in trials}
     if far := [trial for run, trial in runs.items() if not (run / "best.pt").is_file()]:

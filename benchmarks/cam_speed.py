@@ -78,7 +78,7 @@ def _timed(name: str, call: Callable[[torch.Tensor], Any], device: torch.device,
 def chosen_precision(model: str, size: int) -> str:
     """What train.py would choose for batches of 32, measured or remembered."""
     from config import DataConfig
-    from dataset.batches import cache_folder
+    from dataset.image_set import cache_folder
     from training.precision import choose_precision
 
     network, _, device = _network(model, True)
@@ -88,9 +88,9 @@ def chosen_precision(model: str, size: int) -> str:
 def ours(model: str, size: int, precision: str) -> Work:
     import torch
 
-    from localization.cut import cut_pass
-    from localization.gradients import grad_cam
-    from localization.layers import find_layers
+    from localization.methods.cut import cut_pass
+    from localization.methods.gradients import grad_cam
+    from localization.methods.layers import find_layers
 
     network, architecture, device = _network(model, True)
     layers = find_layers(network, architecture, size)
@@ -107,7 +107,8 @@ def family(model: str, size: int, precision: str) -> Work:
     """All seven methods that one pass serves; the maps kept are Grad-CAM's."""
     import torch
 
-    from localization.cam import METHODS, Explainer
+    from localization.explainer import Explainer
+    from localization.methods.table import METHODS
 
     network, architecture, device = _network(model, True)
     explainer = Explainer(network, architecture, size, precision)
@@ -135,7 +136,7 @@ def forward(model: str, size: int, precision: str) -> Work:
 
 
 def rival(name: str, model: str, size: int) -> Work:
-    from localization.layers import find_layers
+    from localization.methods.layers import find_layers
 
     network, architecture, device = _network(model, False)
     target = network.get_submodule(find_layers(network, architecture, size)[0].name)
@@ -238,11 +239,11 @@ def agreement_table() -> None:
     import torch
 
     from config import compose_config
-    from localization.cut import cut_pass
-    from localization.gradients import grad_cam
-    from localization.layers import find_layers
-    from training.checkpoints import load_checkpoint
-    from training.selection import select
+    from experiment.checkpoint import load_checkpoint
+    from experiment.selection import select
+    from localization.methods.cut import cut_pass
+    from localization.methods.gradients import grad_cam
+    from localization.methods.layers import find_layers
     from training.trainer import train
     from utils import start_logging
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from evaluation import metrics
+from evaluation.metrics import summary as metrics
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
 from intervals import LEVEL, RESAMPLES

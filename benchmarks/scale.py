@@ -33,8 +33,8 @@ FILMS, SIZE, BATCH = 256, 224, 32
 def write_files(folder: Path, count: int) -> list[str]:
     """`count` different PNGs of 299×299 in `folder`/CLASS, by the name of their patient."""
     from config import DataConfig
-    from dataset.data import load_dataset
-    from dataset.phantom import CLASSES
+    from dataset.loading import load_dataset
+    from dataset.phantom.draw import CLASSES
 
     records = load_dataset(DataConfig(), SIZE).records
     films = [Path(path).read_bytes() for path in records["path"].iloc[:: len(records) // FILMS]]
@@ -58,8 +58,8 @@ def measure(data: str, cache: str, pipe) -> None:
     import torch
 
     from config import DataConfig
-    from dataset.batches import Part
     from dataset.cache import PixelStore, hash_files
+    from dataset.image_set import Part
     from dataset.layouts import find_records, name_groups
     from dataset.sampling import epoch_order
     from dataset.split import split_records

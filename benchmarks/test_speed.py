@@ -130,7 +130,7 @@ def evaluation_table(images: int, repeats: int) -> None:
 
 def cache_table(images: int, repeats: int) -> None:
     from config import DataConfig
-    from dataset.data import load_dataset
+    from dataset.loading import load_dataset
 
     records = load_dataset(DataConfig(phantom_count=max(2000, images)), 224).records
     paths = list(records["path"].iloc[:images])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dataset.batches import Part
+    from dataset.image_set import Part
     from training.loop import Learner
 
 # Images per round and contestant: whole batches of 32, the fewer the slower the model. VGG16's epoch is a single step:
@@ -193,7 +193,7 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
     import torch
 
     from config import DataConfig
-    from dataset.batches import cache_folder
+    from dataset.image_set import cache_folder
     from pretrained_models import build_model
     from training.precision import choose_precision
     from utils import pick_device

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from config import Config
-from dataset.batches import make_part
-from dataset.data import Dataset
+from dataset.image_set import make_part
+from dataset.loading import Dataset
 from dataset.transforms import Augment
 from utils import atomic_write
 

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from config import DataConfig
-from dataset.batches import MASKS, Part, cache_folder
 from dataset.boxes import boxes_key, is_boxes, match_boxes, read_boxes, square_boxes
 from dataset.cache import PixelStore, hash_files, in_parallel
+from dataset.image_set import MASKS, Part, cache_folder
 from dataset.layouts import match_masks
 from dataset.readers import UnreadableImage, image_size, letterbox_frame, square_mask
 from utils import UserError, log

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 
-from evaluation.metrics import with_limits
+from evaluation.metrics.summary import with_limits
 from evaluation.phrases import words
 from utils import PROJECT
 

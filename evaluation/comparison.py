@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evaluation.metrics import compute_metrics, confusion_matrix, overall_values
+from evaluation.metrics.ranking import Ranking, auroc, delong_variance
+from evaluation.metrics.summary import compute_metrics, confusion_matrix, overall_values
 from evaluation.phrases import count, of_patients
 from evaluation.predictions import Predictions
-from evaluation.ranking import Ranking, auroc, delong_variance
 from intervals import LEVEL, RESAMPLES, Patients, mean_interval
 from utils import UserError, derived_seed, log
 

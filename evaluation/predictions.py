@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from evaluation.calibration import scale
+from evaluation.metrics.calibration import scale
 from intervals import Patients
-from utils import UserError, atomic_write, autocast
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from dataset.batches import Part
+from utils import UserError, atomic_write
 
 COLUMNS = ("path", "sha256", "label", "predicted", "confidence", "group", "source")
 SUM_TOLERANCE = 1e-3  # other programs write probabilities with a few digits
@@ -140,52 +132,6 @@ class Predictions:
         if np.any(wrong):
             row = int(np.argmax(wrong))
             raise UserError(f"{self.where}: line {row + 2}: {column} '{self.table[column][row]}' {reason}")
-
-
-def predict_logits(
-    model: nn.Module,
-    part: Part,
-    device: torch.device,
-    *,
-    precision: str,
-    batch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    title: str = "",
-    mirrored: bool = False,
-) -> np.ndarray:
-    """Class scores before the softmax for every picture of `part`, in its order: (n, classes) float32.
-
-    The model is put in evaluation mode. A bar with `title` is shown; an empty title shows none. `mirrored` turns left
-    and right of every picture.
-    """
-    import torch
-    from tqdm import tqdm
-
-    model.eval()
-    found = []
-    with (
-        torch.inference_mode(),
-        autocast(device, precision),  # around the loop: the weights are cast once, not for every batch
-        tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar,
-    ):
-        for item in part.batches(device, batch, part.side, mean, std):
-            found.append(model(item.inputs.flip(-1) if mirrored else item.inputs).float())
-            bar.update(len(item.indices))
-        return torch.cat(found).cpu().numpy() if found else np.zeros((0, len(part.classes)), np.float32)
-
-
-def softmax(logits: np.ndarray, records: pd.DataFrame) -> np.ndarray:
-    """Probabilities (n, classes) float64 of class scores.
-
-    Raises: `UserError` for scores that are not finite, which no probability can be made of; `records` name the image.
-    """
-    logits = logits.astype(np.float64)
-    if not np.isfinite(logits).all():
-        where = records["path"].iloc[int(np.argmin(np.isfinite(logits).all(1)))]
-        raise UserError(f"the model's scores are not finite (first for {where}): its weights have diverged")
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
 
 
 def prediction_table(records: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation import calibration
 from evaluation.cautions import cautions
-from evaluation.curves import class_curves
-from evaluation.metrics import compute_metrics, write_metrics
-from evaluation.operating_points import WANTED, operating_points
-from evaluation.plots import confusion_figure, precision_recall_figure, reliability_figure, roc_figure, save_figure
+from evaluation.figures.plots import (
+    confusion_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+    save_figure,
+)
+from evaluation.metrics import calibration
+from evaluation.metrics.curves import class_curves
+from evaluation.metrics.operating_points import WANTED, operating_points
+from evaluation.metrics.subgroups import per_patient, subgroups
+from evaluation.metrics.summary import compute_metrics, write_metrics
 from evaluation.predictions import Predictions, write_predictions
-from evaluation.subgroups import per_patient, subgroups
 from utils import UserError, digest, log, read_json
 
 if TYPE_CHECKING:
@@ -69,7 +75,7 @@ def write_results(
         save_figure(roc_figure(curves["roc"]), folder / "roc.png")
         save_figure(precision_recall_figure(curves["precision_recall"]), folder / "precision_recall.png")
         save_figure(_reliability(predictions, temperature), folder / "reliability.png")
-        from evaluation.report import write_report  # Jinja2 and the template, for those who want a report
+        from report.page import write_report  # Jinja2 and the template, for those who want a report
 
         try:
             write_report(folder, run)

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from config import Config
+from experiment.run_folder import Pruned
 from search.metric import Metric
 from search.results import best_trial, result_line, tidy
 from search.space import Space, suggest, with_values
 from search.study import ALIVE, FINISHED, Silent, counting, fail_dead_trials, queue_again, rank
-from training.run_folder import Pruned
 from training.trainer import train
 from utils import UserError, log, quiet_screen
 

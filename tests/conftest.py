@@ -6,23 +6,11 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
-sys.path.insert(0, str(ROOT))
-
-
-@dataclass
-class Result:
-    """What a verb did: exit code, screen, and error output."""
-
-    code: int
-    out: str
-    err: str
+from tests.helpers.verbs import ROOT, Result
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +64,6 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, before)
 
 
-TINY = ("--model", "resnet18", "--init", "none", "--precision", "fp32", "--batch", 16, "data.size=64")
-
-
 @pytest.fixture(scope="session")
 def tiny_run(phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs at 64 px on the small phantom."""
@@ -97,8 +82,3 @@ def tiny_run(phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
         },
     )
     return train(config, "tiny")
-
-
-def needs_shared(folder: str) -> pytest.MarkDecorator:
-    """Skip, by name, where the optional development data are absent."""
-    return pytest.mark.skipif(not (SHARED / folder).exists(), reason=f"../shared/{folder} is absent")

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from command_line import Parser
 from config import GROUPS, all_keys, compose_config, load_run_config, to_plain
+from tests.helpers.verbs import ROOT
 from utils import UserError, run_verb
 
-SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom.py"]
+SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom/draw.py"]
 
 
 def test_order_of_precedence(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
 
 from config import all_keys, compose_config, to_plain
+from tests.helpers.verbs import ROOT
 
 TINY = ["preset=demo", "model=timm/test_resnet", "precision=fp32", "track=none", "data.phantom_count=40"]
 TINY += ["data.size=32", "data.split=0.6,0.2,0.2", "train.epochs=1", "train.batch=16"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from evaluation.ranking import auroc, average_precision, newcombe
+from evaluation.metrics.ranking import auroc, average_precision, newcombe
 from intervals import (
     Patients,
     basic_interval,
@@ -274,7 +274,7 @@ def test_intervals_cover(images: int) -> None:
     """
     import sys
 
-    from conftest import ROOT
+    from tests.helpers.verbs import ROOT
 
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:

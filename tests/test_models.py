@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED, needs_shared
 
 import pretrained_models
-from localization.layers import find_layers
+from localization.methods.layers import find_layers
 from pretrained_models import (
     build_model,
     canonical_name,
@@ -22,6 +21,7 @@ from pretrained_models import (
     load_backbone,
     read_state,
 )
+from tests.helpers.verbs import SHARED, needs_shared
 from utils import UserError, read_tensors
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"

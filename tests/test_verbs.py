@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,29 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, Result
 
-Verb = Callable[..., Result]
-
-
-def _ok(result: Result) -> str:
-    assert result.code == 0, result.err + result.out
-    return result.out
-
-
-def _refused(result: Result, *words: str) -> None:
-    """One line on stderr that holds `words`, exit code 2, no traceback."""
-    lines = [
-        line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line
-    ]  # no bars
-    assert result.code == 2, result
-    assert len(lines) == 1, result.err
-    assert all(word in lines[0] for word in words), lines[0]
-    assert "Traceback" not in result.err + result.out
+from tests.helpers.verbs import TINY, Verb, ok, refused
 
 
 def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> None:
-    out = _ok(
+    out = ok(
         verb(
             "train.py",
             *TINY,
@@ -52,7 +34,7 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
     assert "best epoch 1" in out
     assert "test.py --weights" in out
     assert "draw_cam.py --weights" in out
-    out = _ok(verb("test.py", "--save", tmp_path))
+    out = ok(verb("test.py", "--save", tmp_path))
     assert "taking the newest finished run" in out
     split = pd.read_csv(tmp_path / "a" / "split.csv")
     found = pd.read_csv(tmp_path / "a" / "test" / "predictions.csv", keep_default_na=False)
@@ -71,7 +53,7 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
         "reliability.png",
         "report.html",
     }
-    out = _ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--count", 2, "--save"))
+    out = ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--count", 2, "--save"))
     cams = tmp_path / "a" / "cams"
     table = pd.read_csv(cams / "cams.csv")
     assert table["label"].value_counts().to_dict() == found["label"].value_counts().clip(upper=2).to_dict()
@@ -84,26 +66,26 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
         assert (row.status in ("ok", "diffuse", "border")) == (cam.max() > 0)
         raw = cv2.imread(str(cams / f"{row.file.split('__')[0]}__raw.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(raw, cv2.imread(row.path, cv2.IMREAD_UNCHANGED))
-    ok = table[(table["peak"] > 0) & (table["label"] != "Normal")]
-    assert ok[["lung_energy", "lung_area", "lung_lift", "lung_hit", "lesion_lift", "lesion_hit"]].notna().all().all()
-    np.testing.assert_allclose(ok["lesion_lift"], ok["lesion_energy"] / ok["lesion_area"])
+    drawn = table[(table["peak"] > 0) & (table["label"] != "Normal")]
+    assert drawn[["lung_energy", "lung_area", "lung_lift", "lung_hit", "lesion_lift", "lesion_hit"]].notna().all().all()
+    np.testing.assert_allclose(drawn["lesion_lift"], drawn["lesion_energy"] / drawn["lesion_area"])
 
 
 def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
     small = ("data.phantom_count=120", "data.size=64")
     quick = ("--init", "none", "--precision", "fp32", *small)
-    _ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
+    ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[2] == 3
     train = f"--epochs 1 --learning_rate 3e-5 --batch 32 --save {tmp_path}/runs/ --workers 8 --model resnet18"
-    _ok(verb("train.py", *train.split(), *quick))
+    ok(verb("train.py", *train.split(), *quick))
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["init"] == "random weights (--init none)"
     assert pd.read_csv(run / "history.csv")["learning_rate"].max() <= 3e-5
     test = f"--batch 32 --weights {run}/best.pt --model resnet18 --classes 4 --kind test --subset"
-    assert "accuracy" in _ok(verb("test.py", *test.split()))
+    assert "accuracy" in ok(verb("test.py", *test.split()))
     assert (run / "test-subset" / "metrics.json").is_file()
     draw = f"--model resnet18 --output {tmp_path}/out --connfig configs/configs.yaml --save {tmp_path}/kept --count 1"
-    _ok(verb("draw_cam.py", "--weights", run, *draw.split()))
+    ok(verb("draw_cam.py", "--weights", run, *draw.split()))
     split = pd.read_csv(run / "split.csv")
     classes = split[split["split"] == "test"]["label"].nunique()
     assert len(list((tmp_path / "out").glob("0*.png"))) == classes
@@ -111,7 +93,7 @@ def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
 
 
 def test_table_and_contact_sheet(verb: Verb, phantom: Path, tmp_path: Path) -> None:
-    out = _ok(verb("dataset/data.py", "--data", phantom, "--output", tmp_path / "new" / "sheet.png"))
+    out = ok(verb("dataset/data.py", "--data", phantom, "--output", tmp_path / "new" / "sheet.png"))
     rows = {line.rsplit(maxsplit=5)[0].strip(): line.split()[-5:] for line in out.splitlines() if line[:1].isalpha()}
     assert rows["all classes"][3] == "120"
     assert rows["Viral Pneumonia"][3] == str(len(list((phantom / "Viral Pneumonia" / "images").iterdir())))
@@ -126,7 +108,7 @@ def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: P
     tall = np.random.default_rng(0).integers(0, 65536, (300, 111)).astype(np.uint16)
     cv2.imwrite(str(folder / "tall.TIFF"), tall)
     (folder / "notes.txt").write_text("x")
-    _ok(
+    ok(
         verb(
             "draw_cam.py",
             "--weights",
@@ -146,7 +128,7 @@ def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: P
     raw = cv2.imread(str(tmp_path / "o" / "0001_tall__raw.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(raw, np.round(tall / 257).astype(np.uint8))
     # another call into the same folder leaves nothing of the first
-    _ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", "--output", tmp_path / "o"))
+    ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", "--output", tmp_path / "o"))
     assert len(list((tmp_path / "o").glob("0*.png"))) == 1
 
 
@@ -159,7 +141,7 @@ def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp
     half[:, :35] = 255
     for image in images:
         cv2.imwrite(str(tmp_path / "lungs" / image.name), half)
-    _ok(
+    ok(
         verb(
             "draw_cam.py",
             "--weights",
@@ -180,7 +162,7 @@ def test_maps_of_every_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "one")
     shutil.copytree(tiny_run, tmp_path / "two")
     keep = tmp_path / "kept"
-    _ok(
+    ok(
         verb(
             "draw_cam.py",
             "--model",
@@ -205,7 +187,7 @@ def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path
     run = tmp_path / "negative"
     shutil.copytree(tiny_run, run)
     torch.save(content, run / "best.pt")
-    out = _ok(verb("draw_cam.py", "--weights", run, "--count", 1, "--save"))
+    out = ok(verb("draw_cam.py", "--weights", run, "--count", 1, "--save"))
     assert "4 without positive evidence" in out
     table = pd.read_csv(run / "cams" / "cams.csv")
     assert table["status"].tolist() == ["empty"] * 4
@@ -218,17 +200,17 @@ def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path
 
 def test_a_checkpoint_away_from_its_run(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_run / "best.pt", tmp_path / "model.pt")
-    _refused(verb("test.py", "--weights", tmp_path / "model.pt"), "--data DIR")
-    _ok(verb("test.py", "--weights", tmp_path / "model.pt", "--data", phantom))
+    refused(verb("test.py", "--weights", tmp_path / "model.pt"), "--data DIR")
+    ok(verb("test.py", "--weights", tmp_path / "model.pt", "--data", phantom))
     away = pd.read_csv(tmp_path / "model-test-phantom" / "predictions.csv").set_index("path")
-    _ok(verb("test.py", "--weights", tiny_run / "best.pt"))
+    ok(verb("test.py", "--weights", tiny_run / "best.pt"))
     home = pd.read_csv(tiny_run / "test" / "predictions.csv").set_index("path")
     pd.testing.assert_frame_equal(away.sort_index(), home.sort_index())
 
 
 def test_moved_data_keep_the_run_s_split(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom, tmp_path / "moved")
-    _ok(verb("test.py", "--weights", tiny_run, "--data", tmp_path / "moved"))
+    ok(verb("test.py", "--weights", tiny_run, "--data", tmp_path / "moved"))
     moved = pd.read_csv(tiny_run / "test-moved" / "predictions.csv")
     split = pd.read_csv(tiny_run / "split.csv")
     assert set(moved["sha256"]) == set(split[split["split"] == "test"]["sha256"])
@@ -241,8 +223,8 @@ def test_another_order_of_classes_is_mapped_by_name(verb: Verb, tiny_run: Path, 
     for name in ("fc.weight", "fc.bias"):
         content["model"][name] = content["model"][name][order]
     torch.save(content, tmp_path / "other.pt")
-    _ok(verb("test.py", "--weights", tmp_path / "other.pt", "--data", phantom))
-    _ok(verb("test.py", "--weights", tiny_run / "best.pt"))
+    ok(verb("test.py", "--weights", tmp_path / "other.pt", "--data", phantom))
+    ok(verb("test.py", "--weights", tiny_run / "best.pt"))
     other = pd.read_csv(tmp_path / "other-test-phantom" / "predictions.csv").set_index("path").sort_index()
     ours = pd.read_csv(tiny_run / "test" / "predictions.csv").set_index("path").sort_index()
     assert (other["predicted"] == ours["predicted"]).all()
@@ -283,7 +265,7 @@ def test_an_interrupt_is_no_traceback(
 )
 def test_bad_input_of_train(verb: Verb, phantom: Path, tmp_path: Path, argv: list[str], words: list[str]) -> None:
     defaults = [] if "--data" in argv else ["--data", phantom]
-    _refused(
+    refused(
         verb("train.py", "--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64", *defaults, *argv),
         *words,
     )
@@ -291,15 +273,15 @@ def test_bad_input_of_train(verb: Verb, phantom: Path, tmp_path: Path, argv: lis
 
 
 def test_folders_without_images_or_classes(verb: Verb, tmp_path: Path) -> None:
-    _refused(verb("train.py", "--data", tmp_path, "--save", tmp_path / "runs"), str(tmp_path), "no images")
+    refused(verb("train.py", "--data", tmp_path, "--save", tmp_path / "runs"), str(tmp_path), "no images")
     (tmp_path / "one" / "A").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "one" / "A" / "a.png"), np.zeros((40, 40), np.uint8))
-    _refused(verb("train.py", "--data", tmp_path / "one", "--save", tmp_path / "runs"), "only one class, 'A'")
+    refused(verb("train.py", "--data", tmp_path / "one", "--save", tmp_path / "runs"), "only one class, 'A'")
 
 
 def test_an_unwritable_save(verb: Verb, phantom: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    _refused(verb("train.py", *TINY, "--data", phantom, "--save", tmp_path / "file" / "runs"), "--save", "file")
+    refused(verb("train.py", *TINY, "--data", phantom, "--save", tmp_path / "file" / "runs"), "--save", "file")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -322,22 +304,22 @@ def test_bad_weights(
         torch.save(torch.load(tiny_run / "best.pt", weights_only=True)["model"], path)
     elif kind == "folder":
         path.mkdir()
-    _refused(verb(script, "--weights", path), "--weights", "w.pt")
+    refused(verb(script, "--weights", path), "--weights", "w.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_bad_input_of_test(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
     before = sorted(tiny_run.rglob("*"))
-    _refused(verb("test.py", "--weights", tiny_run, "data.fit=letterbox"), "data.fit")
-    _refused(verb("test.py", "--weights", tiny_run, "--data", ""), "data.path")
-    _refused(verb("test.py", "--weights", tiny_run, "--classes", 3), "--classes 3", "4")
-    _refused(verb("test.py", "--weights", tiny_run, "--model", "vgg16"), "vgg16", "resnet18")
-    _refused(verb("test.py", "--weights", tiny_run, "--kind", "tset"), "--kind")
-    _refused(verb("test.py", "--save", tmp_path), "no finished run")
+    refused(verb("test.py", "--weights", tiny_run, "data.fit=letterbox"), "data.fit")
+    refused(verb("test.py", "--weights", tiny_run, "--data", ""), "data.path")
+    refused(verb("test.py", "--weights", tiny_run, "--classes", 3), "--classes 3", "4")
+    refused(verb("test.py", "--weights", tiny_run, "--model", "vgg16"), "vgg16", "resnet18")
+    refused(verb("test.py", "--weights", tiny_run, "--kind", "tset"), "--kind")
+    refused(verb("test.py", "--save", tmp_path), "no finished run")
     shutil.copytree(phantom / "COVID", tmp_path / "data" / "COVID")
     shutil.copytree(phantom / "Normal", tmp_path / "data" / "Healthy")
     result = verb("test.py", "--weights", tiny_run, "--data", tmp_path / "data")
-    _refused(result, "Healthy", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    refused(result, "Healthy", "Lung_Opacity", "Normal", "Viral Pneumonia")
     assert sorted(tiny_run.rglob("*")) == before
 
 
@@ -345,24 +327,24 @@ def test_bad_input_of_draw_cam(verb: Verb, tiny_run: Path, tmp_path: Path) -> No
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     weights = ("--weights", tiny_run)
-    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "text.png"), "--image", "text.png")
-    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "nope.png"), "--image", "nope.png")
-    _refused(verb("draw_cam.py", *weights, "--image", tmp_path / "empty"), "--image", "no images")
-    _refused(verb("draw_cam.py", *weights, "--label", "Covid19"), "--label Covid19", "COVID")
-    _refused(verb("draw_cam.py", *weights, "--count", 0), "--count")
-    _refused(verb("draw_cam.py", *weights, "--lung-masks", tmp_path / "nope"), "--lung-masks")
-    _refused(verb("draw_cam.py", "--model", "all", f"save={tmp_path}"), "no finished run")
+    refused(verb("draw_cam.py", *weights, "--image", tmp_path / "text.png"), "--image", "text.png")
+    refused(verb("draw_cam.py", *weights, "--image", tmp_path / "nope.png"), "--image", "nope.png")
+    refused(verb("draw_cam.py", *weights, "--image", tmp_path / "empty"), "--image", "no images")
+    refused(verb("draw_cam.py", *weights, "--label", "Covid19"), "--label Covid19", "COVID")
+    refused(verb("draw_cam.py", *weights, "--count", 0), "--count")
+    refused(verb("draw_cam.py", *weights, "--lung-masks", tmp_path / "nope"), "--lung-masks")
+    refused(verb("draw_cam.py", "--model", "all", f"save={tmp_path}"), "no finished run")
     (tmp_path / "file").write_text("in the way")
-    _refused(verb("draw_cam.py", *weights, "--output", tmp_path / "file" / "x"), "--output")
+    refused(verb("draw_cam.py", *weights, "--output", tmp_path / "file" / "x"), "--output")
 
 
 def test_a_letterboxed_model_is_drawn_on_the_picture(verb: Verb, phantom: Path, tmp_path: Path) -> None:
     """The map of a tall picture is laid back without the padding that the model saw at its sides."""
     run = ("--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a", "data.fit=letterbox")
-    _ok(verb("train.py", *TINY, *run, "data.split=0.6,0.2,0.2"))
+    ok(verb("train.py", *TINY, *run, "data.split=0.6,0.2,0.2"))
     tall = cv2.resize(cv2.imread(str(next((phantom / "COVID" / "images").iterdir())), 0), (150, 299))
     cv2.imwrite(str(tmp_path / "tall$_$.png"), tall)
-    _ok(
+    ok(
         verb(
             "draw_cam.py", "--weights", tmp_path / "a", "--image", tmp_path / "tall$_$.png", "--output", tmp_path / "o"
         )
@@ -378,5 +360,5 @@ def test_other_data_are_split_afresh_even_if_some_images_are_known(
     other = write_phantom(tmp_path / "other", count=80, seed=9)
     known = next((phantom / "COVID" / "images").iterdir())
     shutil.copy(known, other / "COVID" / "images" / "COVID-P9999-1.png")
-    out = _ok(verb("test.py", "--weights", tiny_run, "--data", other))
+    out = ok(verb("test.py", "--weights", tiny_run, "--data", other))
     assert "other data than the run's (80 of 81" in out

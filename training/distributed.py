@@ -30,8 +30,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import TrainConfig
-from dataset.batches import Part
-from training.run_folder import Pruned
+from dataset.image_set import Part
+from experiment.run_folder import Pruned
 from utils import UserError, log, pick_device
 
 TIMEOUT = timedelta(hours=1)  # of a collective: rank 0 may be writing, another may be compiling

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import Config
-from dataset.batches import Batch, Part
+from dataset.image_set import Batch, Part
 from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
-from evaluation.calibration import log_losses
-from evaluation.metrics import confusion_matrix, overall_values
-from evaluation.predictions import predict_logits, softmax
+from evaluation.metrics.calibration import log_losses
+from evaluation.metrics.summary import confusion_matrix, overall_values
+from inference.predict import predict_logits, softmax
 from pretrained_models import Architecture
 from training.distributed import Ranks
 from training.optimisation import freeze_backbone, learning_rate, training_mode

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from config import Config, TrainConfig, load_run_config, to_plain
-from dataset.batches import cache_folder
-from dataset.data import Dataset, load_dataset
+from dataset.image_set import cache_folder
+from dataset.loading import Dataset, load_dataset
 from dataset.transforms import Augment
-from evaluation.plots import learning_curves_figure, save_figure
+from evaluation.figures.plots import learning_curves_figure, save_figure
 from evaluation.predictions import Predictions, prediction_table
+from experiment.checkpoint import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
+from experiment.run_folder import RunFolder, now, runs_folder, shown
 from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
-from training.checkpoints import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
 from training.compilation import training_forward
 from training.distributed import Ranks, job, synchronise_norms
 from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
 from training.precision import choose_precision
-from training.run_folder import RunFolder, now, runs_folder, shown
-from training.trackers import check_tracker, tracking
+from training.trackers.base import check_tracker, tracking
 from utils import UserError, device_name, interrupts_wait, log, log_to, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]

@@ -1,0 +1,224 @@
+"""Maps of single pixels: the score's gradient with respect to the picture, along a path, under noise, or guided.
+
+Each method is a function of an `Explanation` and returns maps (n, height, width) float32 ≥ 0, not rescaled, on the
+input's own grid. One picture is worked on at a time, so that its map does not depend on the batch it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from localization.methods.layers import evaluating
+from pretrained_models import Architecture
+
+if TYPE_CHECKING:
+    from localization.methods.explanation import Explanation
+
+NOISE = 0.15  # standard deviation of SmoothGrad's noise as a share of the picture's range
+COMPLETE = 0.01  # what the attributions' sum may miss, as a share of the score's change along the path
+
+
+def integrated_gradients(explanation: Explanation) -> torch.Tensor:
+    """Integrated gradients (Sundararajan 2017) from black to the picture, the channels summed, rectified."""
+    return F.relu(attributions(explanation).sum(1))
+
+
+def attributions(explanation: Explanation) -> torch.Tensor:
+    """(n, channels, height, width), signed: (x − black) ∫₀¹ ∂score/∂x at black + t (x − black) dt (eq. 1).
+
+    Over a picture they should sum to score(x) − score(black) (completeness). The integral is the midpoint rule's over
+    `budget.steps` nodes; where that misses completeness by more than 1 %, over three times as many, the first among
+    them; and where that does too, the nodes are weighted anew, see `_Path.completed`. (Along the path the slope of a
+    deep network turns hundreds of times, most of all in dark pictures: Gauss and Legendre's rule, made for smooth
+    functions, was further from the integral than the midpoint rule of as many nodes.)
+    """
+    pictures, targets, steps = explanation.inputs, explanation.targets, explanation.budget.steps
+    black = explanation.black.to(pictures)[:, None, None].expand_as(pictures[0])
+    changes = (explanation.predict(pictures) - explanation.predict(black[None])).gather(1, targets[:, None])[:, 0]
+    coarse = (torch.arange(steps) + 0.5) / steps
+    finer = ((torch.arange(3 * steps) + 0.5) / (3 * steps)).view(-1, 3)[:, [0, 2]].flatten()
+    found = []
+    for picture, target, change in zip(pictures, targets, changes.double(), strict=True):
+        path = _Path(explanation, black, picture, target)
+        path.walk(coarse)
+        if path.misses(change):
+            path.walk(finer)
+        found.append(path.completed(change) if path.misses(change) else path.mean)
+    return torch.stack(found)
+
+
+class _Path:
+    """The attributions (x − black) ⊙ ∂score/∂x at nodes of the straight path from black to one picture.
+
+    Their sum at a node is the score's slope there, d score / dt.
+    """
+
+    def __init__(
+        self, explanation: Explanation, black: torch.Tensor, picture: torch.Tensor, target: torch.Tensor
+    ) -> None:
+        self.explanation, self.black, self.picture, self.target = explanation, black, picture, target
+        self.total = torch.zeros_like(picture, dtype=torch.float64)
+        self.steep = torch.zeros_like(self.total)  # the sum of slope × attributions
+        self.slopes = self.total.new_zeros(0)
+
+    def walk(self, nodes: torch.Tensor) -> None:
+        """Add nodes t in [0, 1]."""
+        for part in nodes.to(self.picture).split(self.explanation.budget.batch):
+            points = torch.lerp(self.black, self.picture, part[:, None, None, None])
+            gradients = self.explanation.score_gradients(points, self.target.expand(len(part)))
+            here = gradients.double() * (self.picture - self.black)
+            slopes = here.sum((1, 2, 3))
+            self.total += here.sum(0)
+            self.steep += torch.einsum("s,schw->chw", slopes, here)
+            self.slopes = torch.cat([self.slopes, slopes])
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(channels, height, width), over the nodes."""
+        return (self.total / len(self.slopes)).float()
+
+    def misses(self, change: torch.Tensor) -> bool:
+        """Whether the mean slope is further from the score's change than completeness allows."""
+        return bool((self.slopes.mean() - change).abs() > COMPLETE * change.abs())
+
+    def completed(self, change: torch.Tensor) -> torch.Tensor:
+        """The mean with nodes weighted by 1 + λ (slope − mean slope), λ such that the mean slope is `change`.
+
+        That is the slope as a control variate, whose integral is known: of all weights that sum to one and make the
+        attributions complete, those nearest to equal ones. None may be negative, which bounds λ.
+        """
+        offset = self.slopes - self.slopes.mean()
+        tiny = torch.finfo(offset.dtype).tiny
+        bound = 1 / offset.abs().amax().clamp_min(tiny)
+        factor = ((change - self.slopes.mean()) / offset.square().mean().clamp_min(tiny)).clamp(-bound, bound)
+        together = self.steep / len(self.slopes) - self.slopes.mean() * self.total / len(self.slopes)
+        return self.mean + (factor * together).float()
+
+
+def smooth_grad(explanation: Explanation) -> torch.Tensor:
+    """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `budget.samples` noisy copies of the picture|.
+
+    The noise is normal, its standard deviation 15 % of the picture's own range. It is grey, one plane for all channels,
+    as radiographs are; the plane of a sample is a function of (seed, sample) alone, the same for every picture.
+    """
+    pictures, samples = explanation.inputs, explanation.budget.samples
+    planes = torch.cat([_noise(explanation.seed, sample, pictures) for sample in range(samples)])
+    maps = []
+    for picture, target in zip(pictures, explanation.targets, strict=True):
+        total, spread = torch.zeros_like(picture), NOISE * (picture.max() - picture.min())
+        for part in planes.split(explanation.budget.batch):
+            total += explanation.score_gradients(picture + spread * part, target.expand(len(part))).sum(0)
+        # a picture that is not finite has no map; ReLUs would hide it
+        maps.append((total / samples).sum(0).abs() + 0 * spread)
+    return torch.stack(maps)
+
+
+def _noise(seed: int, sample: int, pictures: torch.Tensor) -> torch.Tensor:
+    """(1, 1, height, width) standard normal, the same on every device."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, sample]).generate_state(1)[0]))
+    return torch.randn(1, 1, *pictures.shape[2:], generator=generator).to(pictures)
+
+
+def guided_grad_cam(explanation: Explanation) -> torch.Tensor:
+    """Guided Grad-CAM (Selvaraju 2017): Grad-CAM, enlarged, times the guided gradient summed over channels, rectified.
+
+    As the map is the same for all channels, it does not matter whether they are summed before or after the product.
+    """
+    size = explanation.inputs.shape[2:]
+    large = F.interpolate(explanation.grad_cam[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return large * F.relu(guided_gradients(explanation).sum(1))
+
+
+def guided_gradients(explanation: Explanation) -> torch.Tensor:
+    """Guided backpropagation (Springenberg 2015), (n, channels, height, width), signed."""
+    with _Guided():
+        return explanation.score_gradients(explanation.inputs, explanation.targets)
+
+
+def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
+    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black picture.
+
+    It takes a ReLU that the picture passes: those of Swin V2 only make its position biases.
+    """
+    parameter = next(model.parameters())
+    guided = _Guided()
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:
+        picture = torch.zeros(1, len(architecture.mean), size, size, device=parameter.device, dtype=parameter.dtype)
+        model(picture.requires_grad_())
+    if guided.rectifiers:
+        return ""
+    others = ", ".join(sorted(guided.others)) or "none at all"
+    return f"guided backpropagation cuts gradients at ReLUs, and there are none (its activations: {others})"
+
+
+class _Rectify(torch.autograd.Function):
+    """x clamped to [0, ceiling], whose derivative is 0 also where the gradient that comes back is negative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, ceiling: float, inplace: bool) -> torch.Tensor:
+        ctx.save_for_backward((x > 0) & (x < ceiling))
+        if not inplace:
+            return x.clamp(0, ceiling)
+        ctx.mark_dirty(x)
+        return x.clamp_(0, ceiling)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (passes,) = ctx.saved_tensors
+        return F.relu(gradient) * passes, None, None
+
+
+def _bounds(ceiling: float, inplace: bool = False) -> Callable[..., tuple[torch.Tensor, float, bool]]:
+    """What a call of a rectifier says: its input, its ceiling, and whether it works in place."""
+    return lambda input, inplace=inplace: (input, ceiling, inplace)
+
+
+def _hardtanh_bounds(
+    input: torch.Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> tuple[torch.Tensor, float, bool] | None:
+    return (input, float(max_val), inplace) if min_val == 0 else None
+
+
+_RECTIFIERS: dict[Callable, Callable[..., tuple[torch.Tensor, float, bool] | None]] = {
+    F.relu: _bounds(float("inf")),
+    torch.relu: _bounds(float("inf")),
+    torch.Tensor.relu: _bounds(float("inf")),
+    torch.relu_: _bounds(float("inf"), inplace=True),
+    torch.Tensor.relu_: _bounds(float("inf"), inplace=True),
+    F.relu6: _bounds(6.0),
+    F.hardtanh: _hardtanh_bounds,  # nn.ReLU6 calls it
+    F.hardtanh_: lambda input, *bounds, **named: _hardtanh_bounds(input, *bounds, **named, inplace=True),
+}
+_OTHER_ACTIVATIONS = (F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, F.prelu)
+
+
+class _Guided(TorchFunctionMode):
+    """While it is entered, every rectifier that this thread calls is a guided one, functions and in-place ones too.
+
+    Attributes:
+        rectifiers: how many there were, of those that a gradient comes back to.
+        others: the names of activations that were no rectifiers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rectifiers = 0
+        self.others: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        bounds = _RECTIFIERS[func](*args, **(kwargs or {})) if func in _RECTIFIERS else None
+        if bounds is not None:
+            self.rectifiers += bounds[0].requires_grad
+            return _Rectify.apply(*bounds)
+        if func in _OTHER_ACTIVATIONS:
+            self.others.add(func.__name__)
+        return func(*args, **(kwargs or {}))

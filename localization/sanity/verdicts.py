@@ -1,0 +1,158 @@
+"""What the sanity checks found: a table for a terminal, `sanity.csv` and `sanity.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from localization.methods.table import METHODS
+from localization.sanity.checks import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
+from utils import atomic_write, write_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's blue, vermilion and grey, lightened: told apart by colour-blind readers; the marks say the same.
+FACES = {"pass": "#cfe8f6", "fail": "#f5c9a9", "n/a": "#ededed"}
+MARKS = {"pass": "✓", "fail": "✗", "n/a": "–"}
+INK = "#0072B2"
+ROW = 0.36  # inches
+
+
+def write_sanity(folder: Path, findings: Sequence[Finding], titles: Mapping[str, str]) -> None:
+    """Write `sanity.csv`, a row for each check of each method, and `sanity.png` (`sanity_figure`) into `folder`.
+
+    Args:
+        titles: the methods' names for people.
+    """
+    write_csv(folder / "sanity.csv", [_row(finding) for finding in findings])
+    with atomic_write(folder / "sanity.png", "wb") as file:
+        sanity_figure(findings, titles).savefig(file, format="png", dpi=130)
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    """A row of `sanity.csv`: numbers that are not known are left empty; the curve is `share:similarity` words."""
+    numbers = {name: getattr(finding, name) for name in ("value", "low", "high", "threshold", "area")}
+    return {
+        "method": finding.method,
+        "check": finding.check,
+        "verdict": finding.verdict,
+        **{name: "" if np.isnan(number) else f"{number:.6g}" for name, number in numbers.items()},
+        "n": finding.n,
+        "curve": " ".join(f"{share:.2f}:{value:.4f}" for share, value in finding.curve),
+        "note": finding.note,
+    }
+
+
+def format_sanity(findings: Sequence[Finding], titles: Mapping[str, str]) -> str:
+    """A table for a terminal: a line for each method with its verdict, its checks and its known failure; then notes."""
+    thresholds = {f.check: f"{f.check} {CHECKS[f.check]} {f.threshold:g}" for f in findings}
+    lines = [["method", "verdict", *(thresholds[check] for check in CHECKS), "known failure"]]
+    notes: dict[str, list[str]] = {}
+    for method in dict.fromkeys(finding.method for finding in findings):
+        own = {finding.check: finding for finding in findings if finding.method == method}
+        known = METHODS[method].known_failure
+        verdict = verdict_of(findings, method)
+        lines.append(
+            [titles[method], verdict.upper() if verdict == "fail" else verdict]
+            + [_cell(own[check]) for check in CHECKS]
+            + [known]
+        )
+        for finding in own.values():
+            if finding.note and finding.note not in (NO_NOISE, NO_CLASS, KNOWN + known):
+                notes.setdefault(f"{finding.check}: {finding.note}", []).append(titles[method])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*table, *(f"{', '.join(names)}: {note}" for note, names in notes.items())])
+
+
+def _cell(finding: Finding) -> str:
+    """`0.12 [-0.10, 0.40]`, after `FAIL` where it fails."""
+    words = "FAIL " if finding.verdict == "fail" else ""
+    if finding.verdict == "n/a":
+        return "n/a"
+    if finding.note in (NO_NOISE, NO_CLASS):
+        return words + finding.note
+    if finding.check == "batch":
+        return words + (f"{finding.value:.0e}" if finding.value else "0")
+    return words + f"{finding.value:.2f} [{finding.low:.2f}, {finding.high:.2f}]"
+
+
+def sanity_figure(findings: Sequence[Finding], titles: Mapping[str, str]) -> Figure:
+    """Left, methods × checks: verdict and number; right, in the same rows, each method's cascade curve."""
+    from matplotlib.figure import Figure
+
+    methods = list(dict.fromkeys(finding.method for finding in findings))
+    known = [method for method in methods if METHODS[method].known_failure]
+    notes = [f"† {titles[method]}: {METHODS[method].known_failure}" for method in known]
+    height = ROW * len(methods)
+    figure = Figure(figsize=(9.3, height + 1.5 + 0.18 * len(notes)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1.9))
+    for row, method in enumerate(methods):
+        for finding in findings:
+            if finding.method == method:
+                _draw_cell(left, row, finding)
+                if finding.curve:
+                    _draw_curve(right, row, finding)
+    thresholds = {finding.check: finding.threshold for finding in findings}
+    left.set_xticks(range(len(CHECKS)), [f"{c}\n{sign} {thresholds[c]:g}" for c, sign in CHECKS.items()], fontsize=9)
+    names = [titles[method] + " †" * (method in known) for method in methods]
+    left.set_yticks(range(len(methods)), names, fontsize=9, parse_math=False)
+    left.set_xlim(-0.5, len(CHECKS) - 0.5)
+    left.set_ylim(len(methods) - 0.5, -0.5)
+    right.set_xlim(-0.06, 1.06)
+    right.set_xticks((0, 0.5, 1), ("trained", "random from\nthe head down", "all\nrandom"), fontsize=8)
+    right.set_title("cascade: similarity, 0 to 1\ndashed: the end must lie below", fontsize=9)
+    for ax in (left, right):
+        ax.xaxis.set_ticks_position("top" if ax is left else "bottom")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.supxlabel("\n".join([_legend(findings), *notes]), fontsize=8, x=0.01, ha="left", parse_math=False)
+    return figure
+
+
+def _legend(findings: Sequence[Finding]) -> str:
+    pictures = max(finding.n for finding in findings)
+    return (
+        f"✓ passes, ✗ fails, – no verdict. Mean over up to {pictures} pictures, below it the smallest and the largest; "
+        "batch: the largest difference, as a share of the peak."
+    )
+
+
+def _draw_cell(ax: Axes, row: int, finding: Finding) -> None:
+    from matplotlib.patches import Rectangle
+
+    column = list(CHECKS).index(finding.check)
+    face = Rectangle(
+        (column - 0.5, row - 0.5), 1, 1, facecolor=FACES[finding.verdict], edgecolor="white", linewidth=1.5
+    )
+    ax.add_patch(face)
+    text, below = "", ""
+    if finding.note in (NO_NOISE, NO_CLASS):
+        text = finding.note.replace(" no ", "\nno ")
+    elif finding.verdict == "n/a":
+        pass
+    elif finding.check == "batch":
+        text = f"{finding.value:.0e}" if finding.value else "0"
+    else:
+        text, below = f"{finding.value:.2f}", f"{finding.low:.2f} to {finding.high:.2f}"
+    ax.text(column - 0.45, row, MARKS[finding.verdict], va="center", fontsize=10)
+    ax.text(column + 0.06, row - 0.16 * bool(below), text, ha="center", va="center", fontsize=8.5)
+    ax.text(column + 0.06, row + 0.24, below, ha="center", va="center", fontsize=6.5, color="0.3")
+
+
+def _draw_curve(ax: Axes, row: int, finding: Finding) -> None:
+    """The curve between the row's bottom (0) and top (1)."""
+    shares, values = (np.array(part) for part in zip(*finding.curve, strict=True))
+
+    def height(value: np.ndarray | float) -> np.ndarray:
+        return row + 0.4 - 0.8 * np.clip(value, -0.1, 1)
+
+    ax.plot((0, 1), height(np.zeros(2)), color="0.8", linewidth=0.8)
+    ax.plot((0, 1), height(np.full(2, finding.threshold)), color="0.6", linewidth=0.7, linestyle=(0, (3, 3)))
+    ax.fill_between(shares, height(0), height(values), color=INK, alpha=0.15, linewidth=0)
+    ax.plot(shares, height(values), color=INK, linewidth=1.4, marker="o", markersize=3, clip_on=False)

@@ -1,0 +1,292 @@
+"""The phantom: layout, determinism, findings where the literature puts them, and no giveaway."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dataset.phantom import draw as phantom
+
+PROJECT = Path(__file__).resolve().parents[2]
+COUNT = 400
+
+
+def read(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert picture is not None, path
+    return picture
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "dataset/phantom/draw.py", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_phantom(tmp_path_factory.mktemp("phantom") / "data", COUNT, workers=2)
+
+
+@pytest.fixture(scope="module")
+def masks(root: Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Per class, the lung and lesion masks as bool."""
+    return {
+        label: [
+            (read(root / label / "masks" / file.name) > 0, read(file) > 0)
+            for file in sorted((root / label / "lesion_masks").iterdir())
+        ]
+        for label in phantom.CLASSES
+    }
+
+
+def test_class_counts_follow_the_database() -> None:
+    assert phantom.class_counts(100) == {"COVID": 17, "Lung_Opacity": 28, "Normal": 48, "Viral Pneumonia": 7}
+    for count in range(8, 300):
+        counts = phantom.class_counts(count)
+        assert sum(counts.values()) == count and min(counts.values()) >= 1
+        assert all(
+            abs(counts[label] - count * share / 100) < 1
+            for label, share in zip(phantom.CLASSES, phantom.PROPORTIONS, strict=True)
+        )
+    with pytest.raises(ValueError, match="at least 8"):
+        phantom.class_counts(7)
+
+
+def test_layout(root: Path) -> None:
+    assert not [path for path in root.parent.iterdir() if path != root], "temporary folder left behind"
+    assert json.loads((root / "phantom.json").read_text())["count"] == COUNT
+    for label, count in phantom.class_counts(COUNT).items():
+        names = {kind: {path.name for path in (root / label / kind).iterdir()} for kind in phantom.FOLDERS}
+        assert names["images"] == names["masks"] == names["lesion_masks"]
+        assert len(names["images"]) == count
+        for name in names["images"]:
+            assert re.fullmatch(rf"{label}-P\d{{4,}}-[123]\.png", name)
+        table = pd.read_excel(root / f"{label}.metadata.xlsx")
+        assert list(table.columns) == ["FILE NAME", "FORMAT", "SIZE", "URL"]
+        assert {f"{name}.png" for name in table["FILE NAME"]} == names["images"]
+        assert set(table["FORMAT"]) == {"PNG"} and set(table["SIZE"]) == {"299*299"}
+        assert set(table["URL"]) <= set(phantom.SOURCES)
+        patients = table["FILE NAME"].str.extract(phantom.GROUP_PATTERN)[0]
+        assert patients.notna().all() and (table["URL"].groupby(patients).nunique() == 1).all()
+        assert patients.nunique() < count
+
+
+def test_pictures_and_masks(root: Path) -> None:
+    for label in phantom.CLASSES:
+        for file in sorted((root / label / "images").iterdir())[:10]:
+            picture = read(file)
+            assert picture.shape == (299, 299) and picture.dtype == np.uint8
+            assert picture.std() > 20
+            for kind in ("masks", "lesion_masks"):
+                mask = read(root / label / kind / file.name)
+                assert mask.shape == (256, 256) and set(np.unique(mask)) <= {0, 255}
+
+
+def test_lungs_are_two_fields_inside_the_picture(masks: dict) -> None:
+    for pairs in masks.values():
+        for lungs, lesion in pairs:
+            assert 0.12 < lungs.mean() < 0.50
+            parts, _, stats, _ = cv2.connectedComponentsWithStats(lungs.astype(np.uint8))
+            assert (stats[1:, cv2.CC_STAT_AREA] > 3000).sum() == 2, parts
+            assert not lungs[:, :1].any() or lungs[:, 0].mean() < 0.5
+            assert not lesion.any() or (lesion & lungs).sum() / lesion.sum() > 0.98
+
+
+def test_normal_has_no_lesion_and_viral_pneumonia_fills_both_lungs(masks: dict) -> None:
+    assert not any(lesion.any() for _, lesion in masks["Normal"])
+    for lungs, lesion in masks["Viral Pneumonia"]:
+        assert (lungs & lesion).sum() / (lungs | lesion).sum() > 0.97
+
+
+def test_covid_is_bilateral_peripheral_and_low(masks: dict) -> None:
+    lower, peripheral = [], []
+    for lungs, lesion in masks["COVID"]:
+        rows, cols = np.nonzero(lungs)
+        lesion_rows, lesion_cols = np.nonzero(lesion)
+        middle = cols.mean()
+        shares = [(lesion_cols < middle).mean(), (lesion_cols > middle).mean()]
+        assert min(shares) > 0.12
+        lower.append(lesion_rows.mean() > rows.mean())
+        peripheral.append(abs(lesion_cols - middle).mean() > abs(cols - middle).mean())
+    assert np.mean(lower) > 0.95 and np.mean(peripheral) > 0.9
+
+
+def test_lung_opacity_is_one_focus(masks: dict) -> None:
+    sides = []
+    for lungs, lesion in masks["Lung_Opacity"]:
+        _, _, stats, _ = cv2.connectedComponentsWithStats(lesion.astype(np.uint8))
+        areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
+        assert areas[-1] / areas.sum() > 0.98
+        sides.append(np.nonzero(lesion)[1].mean() < np.nonzero(lungs)[1].mean())
+    assert 0.2 < np.mean(sides) < 0.8
+
+
+@pytest.mark.parametrize("label", ["COVID", "Lung_Opacity"])
+def test_lesions_have_real_sizes(masks: dict, label: str) -> None:
+    assert 0.08 <= np.median([lesion.mean() for _, lesion in masks[label]]) <= 0.18
+
+
+@pytest.mark.parametrize("label", ["COVID", "Lung_Opacity"])
+def test_lesions_show(label: str) -> None:
+    """Against the same film without the finding, the lesion is brighter than the rest of the lungs."""
+    for patient in range(1, 7):
+        film, lungs, lesion = (part.astype(np.float32) for part in phantom.draw_radiograph(label, patient, 1))
+        twin = phantom._draw(label, patient, 1, 0, 299, "Normal")[0].astype(np.float32)
+        rise = cv2.resize(film - twin, (256, 256), interpolation=cv2.INTER_AREA)
+        lesion, rest = lesion > 0, (lungs > 0) & (lesion == 0)
+        assert rise[lesion].mean() - rise[rest].mean() > 10
+
+
+def test_reticulation_shows() -> None:
+    ratios = []
+    for patient in range(1, 9):
+        film, lungs, _ = phantom.draw_radiograph("Viral Pneumonia", patient, 1)
+        twin = phantom._draw("Viral Pneumonia", patient, 1, 0, 299, "Normal")[0]
+        inside = cv2.erode(cv2.resize(lungs.astype(np.uint8), (299, 299)), np.ones((9, 9), np.uint8)) > 0
+        rough = [cv2.Laplacian(cv2.GaussianBlur(picture, (0, 0), 2.0), cv2.CV_32F)[inside].std()
+                 for picture in (film, twin)]  # fmt: skip
+        ratios.append(rough[0] / rough[1])
+    assert np.median(ratios) > 1.15 and min(ratios) > 1
+
+
+def test_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    one = phantom.write_phantom(tmp_path / "one", 16, seed=3, workers=1)
+    two = phantom.write_phantom(tmp_path / "two", 16, seed=3, workers=2)
+    other = phantom.write_phantom(tmp_path / "other", 16, seed=4, workers=1)
+    assert digests(one) == digests(two)
+    same = [name for name, digest in digests(other).items() if digests(one).get(name) == digest]
+    assert not [name for name in same if "/images/" in name]
+
+
+def test_a_patient_does_not_depend_on_the_count(root: Path, tmp_path: Path) -> None:
+    small = phantom.write_phantom(tmp_path / "small", 12, workers=1)
+    large = digests(root)
+    images = {name: digest for name, digest in digests(small).items() if name.endswith(".png")}
+    assert images and all(large[name] == digest for name, digest in images.items())
+
+
+def test_no_giveaway(root: Path) -> None:
+    """Global statistics do not tell the class."""
+    rows, labels, groups = [], [], []
+    for label in phantom.CLASSES:
+        for file in sorted((root / label / "images").iterdir()):
+            picture = read(file).astype(np.float32)
+            border = np.ones(picture.shape, bool)
+            border[30:-30, 30:-30] = False
+            noise = np.median(abs(cv2.Laplacian(picture, cv2.CV_32F)))
+            levels = np.percentile(picture, (1, 5, 10, 25, 50, 75, 90, 95, 99))
+            rows.append([picture.mean(), picture.std(), *levels, file.stat().st_size, picture[border].mean(), noise])
+            labels.append(label)
+            groups.append(re.match(phantom.GROUP_PATTERN, file.stem)[1])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
+    scores = []
+    for seed in range(2):
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        guess = cross_val_predict(model, np.array(rows), labels, groups=groups, cv=folds)
+        scores.append(balanced_accuracy_score(labels, guess))
+    assert np.mean(scores) <= 0.35
+
+
+def test_complete_phantom_is_kept_and_anything_else_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = phantom.write_phantom(tmp_path / "data", 8, workers=1)
+    monkeypatch.setattr(phantom, "_write_films", lambda *_: pytest.fail("drew again"))
+    assert phantom.write_phantom(root, 8) == root
+    with pytest.raises(ValueError, match="exists and is not this phantom"):
+        phantom.write_phantom(root, 9)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not this phantom"):
+        phantom.write_phantom(foreign, 8)
+    assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
+
+
+def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "_write_metadata", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.write_phantom(tmp_path / "data", 8, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, write = tmp_path / "data", phantom._write_metadata
+
+    def other_first(*arguments: object) -> None:
+        monkeypatch.setattr(phantom, "_write_metadata", write)
+        phantom.write_phantom(root, 8, workers=1)
+        write(*arguments)
+
+    monkeypatch.setattr(phantom, "_write_metadata", other_first)
+    assert phantom.write_phantom(root, 8, workers=1) == root
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_bad_films_are_refused() -> None:
+    bad = (("Pneumonia", 1, 1), ("COVID", 0, 1), ("COVID", 1, 0), ("COVID", 1, 1, -1), ("COVID", 1, 1, 0, 8))
+    for arguments in bad:
+        with pytest.raises(ValueError, match="no such film"):
+            phantom.draw_radiograph(*arguments)
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys, runpy\nsys.argv = ['phantom.py', '--help']\n"
+        "try:\n    runpy.run_path('dataset/phantom/draw.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'pandas', 'cv2', 'openpyxl', 'tqdm', 'scipy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--contact-sheet" in done.stdout
+
+
+def test_command_line(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = run("--output", str(tmp_path / "data"), "--count", "8", "--workers", "2", "--contact-sheet", str(sheet))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "phantom.json").is_file()
+    assert read(sheet).shape == (4 * 299, 6 * 299, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--count", "3"], "--count"),
+        (["--count", "many"], "--count"),
+        (["--seed", "-1"], "--seed"),
+        (["--size", "5"], "--size"),
+        (["--workers", "-2"], "--workers"),
+        (["--contact-sheet", "missing/sheet.png"], "--contact-sheet"),
+        (["--output", "dataset"], "--output"),
+        (["--output", "/dev/null/data"], "--output"),
+        (["--out", "x"], "--out"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], flag: str) -> None:
+    first = [] if flag == "--output" else ["--output", str(tmp_path / "data")]
+    done = run(*first, *arguments)
+    assert done.returncode == 2
+    assert flag in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

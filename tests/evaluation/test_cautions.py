@@ -1,0 +1,80 @@
+"""What a reader is warned of, and what not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from evaluation.cautions import cautions
+from evaluation.metrics.calibration import equal_width, perfect_error
+from evaluation.metrics.summary import compute_metrics
+from evaluation.predictions import Predictions
+
+
+def _predictions(n: int, confidence: float, right: float, **columns: object) -> Predictions:
+    """Two classes in turns, all with this confidence, the first share of each right."""
+    number = np.arange(n)
+    truth = number % 2
+    answer = np.where(number // 2 < round(right * (n // 2)), truth, 1 - truth)
+    p = np.where(answer == 1, confidence, 1 - confidence)
+    table = pd.DataFrame({"path": number.astype(str), "label": np.array(["a", "b"])[truth], "p_a": 1 - p, "p_b": p})
+    return Predictions(table.assign(group=[f"g{i}" for i in number]).assign(**columns), ["a", "b"])
+
+
+def _texts(found: Predictions, about: dict | None = None, temperature: dict | None = None) -> dict[str, str]:
+    metrics = compute_metrics(found, resamples=0)
+    mean, p95 = perfect_error(found.confidence, equal_width(found.confidence))
+    metrics |= {"ece_if_perfect": {"mean": mean, "p95": p95}, "temperature": temperature}
+    return {warning["text"]: warning["level"] for warning in cautions(found, metrics, about or {})}
+
+
+def test_nothing_is_said_of_a_sound_evaluation() -> None:
+    assert _texts(_predictions(400, 0.9, 0.9), {"kind": "test", "overlap": {"trained_on": 0, "validated_on": 0}}) == {}
+
+
+def test_the_images() -> None:
+    found = _predictions(400, 0.9, 0.9)
+    (text, level), *_ = _texts(found, {"kind": "test", "overlap": {"trained_on": 7, "validated_on": 0}}).items()
+    assert (level, "trained on 7 of these 400" in text) == ("severe", True)
+    texts = _texts(found, {"kind": "external", "overlap": {"validated_on": 3}, "unknown_classes": {"TB": 12}})
+    assert any("3 of these images are validation images" in t for t in texts)
+    assert any("12 images of class 'TB'" in t for t in texts)
+    assert "severe" in _texts(found, {"kind": "train"}).values()
+    assert list(_texts(found, {"kind": "external", "synthetic": True}).values()) == ["severe"]
+    assert list(_texts(found, {"kind": "test", "synthetic": True}).values()) == ["caution"]
+
+
+def test_the_sample() -> None:
+    texts = " ".join(_texts(_predictions(40, 0.9, 0.9)))
+    assert "Only 40 images" in texts
+    assert "Fewer than 30 images of a (20), b (20)" in texts
+    unknown = _predictions(400, 0.9, 0.9)
+    half = [path if i % 2 else "one" for i, path in enumerate(unknown.table["path"])]
+    assert "which patient any image" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=unknown.table["path"])))
+    assert "which patient 200 of 400 images" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=half)))
+    only = unknown.subset(unknown.labels == 0)
+    assert "No image of b" in " ".join(_texts(only))
+
+
+def test_a_source_for_each_class_is_a_shortcut() -> None:
+    labels = _predictions(400, 0.9, 0.9).table["label"]
+    apart = _texts(_predictions(400, 0.9, 0.9, source=labels.map({"a": "Guangzhou", "b": "NIH"})))
+    assert [level for text, level in apart.items() if "source" in text] == ["severe"]
+    partly = labels.map({"a": "Guangzhou", "b": ""})
+    assert not any("source" in text for text in _texts(_predictions(400, 0.9, 0.9, source=partly)))
+    mixed = labels.map({"a": "Guangzhou", "b": "NIH"}).where(np.arange(400) > 5, "NIH")
+    assert not any("source" in text for text in _texts(_predictions(400, 0.9, 0.9, source=mixed)))
+
+
+def test_calibration() -> None:
+    temperature = {"value": 2.0, "applied": False, "ece_here": 0.03}
+    texts = " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=temperature))
+    assert "not calibrated: ECE 0.250" in texts
+    assert "too sure" in texts
+    assert "0.030 (--calibrated)" in texts
+    worse = " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=temperature | {"ece_here": 0.3}))
+    assert "does not help" in worse
+    assert "--calibrated" not in worse
+    assert "too unsure" in " ".join(_texts(_predictions(400, 0.6, 0.95), temperature=temperature))
+    applied = temperature | {"applied": True}
+    assert "--calibrated" not in " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=applied))

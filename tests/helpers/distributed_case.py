@@ -1,0 +1,168 @@
+"""What `test_distributed.py` runs under torchrun: distributed_case.py FOLDER PHANTOM CACHE."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from config import Config, compose_config  # noqa: E402
+from dataset.image_set import Batch, Part  # noqa: E402
+from dataset.loading import load_dataset  # noqa: E402
+from dataset.transforms import Augment  # noqa: E402
+from pretrained_models import Architecture  # noqa: E402
+from training import loop, trainer  # noqa: E402
+from training.distributed import Ranks, job  # noqa: E402
+from training.loop import Learner, train_epoch, validate  # noqa: E402
+from training.optimisation import build_optimizer  # noqa: E402
+from utils import UserError, run_verb  # noqa: E402
+
+SIDE = 32
+group_norm = partial(nn.GroupNorm, 2, 8)
+batch_norm = partial(nn.BatchNorm2d, 8)
+
+
+class Network(nn.Module):
+    """A small network without dropout; it works in the precision of its weights."""
+
+    def __init__(self, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2), norm(), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+        )
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(inputs.to(self.head.weight.dtype)).flatten(1))
+
+
+def config_of(phantom: Path, cache: Path, *words: str) -> Config:
+    shared = [f"data.size={SIDE}", f"data.cache_dir={cache}", "data.split=0.6,0.2,0.2", "train.batch=8"]
+    return compose_config(
+        [*shared, "train.lr=0.01", *words], {"data.path": str(phantom), "init": "none", "precision": "fp32"}
+    )
+
+
+def learner_of(
+    config: Config, ranks: Ranks, norm: Callable[[], nn.Module], dtype: torch.dtype = torch.float32
+) -> Learner:
+    torch.manual_seed(5)
+    model = Network(norm).to(dtype)
+    architecture = Architecture("tiny", "head", SIDE, (0.5,), (0.25,))
+    optimizer = build_optimizer(model, config.train)
+    augment = Augment(config.augment, config.seed, SIDE, SIDE)
+    return Learner(model, architecture, optimizer, augment, config, torch.device("cpu"), "fp32", model, ranks)
+
+
+def losses_of(learner: Learner, part: Part, epochs: int) -> list[float]:
+    """The loss of every step: what the ranks' shares sum to, over the images of the step."""
+    found: list[torch.Tensor] = []
+    ranks, taken = learner.ranks, []
+    original = loop._step
+
+    def step(learner: Learner, forward: Any, share: Any, batches: Iterator[Batch]) -> torch.Tensor:
+        taken.append(share.images)
+        return original(learner, forward, share, batches)
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(Ranks.sum(ranks, tensor).clone())
+        return found[-1]
+
+    loop._step, ranks.sum = step, total
+    try:
+        for epoch in range(1, epochs + 1):
+            train_epoch(learner, part, epoch)
+    finally:
+        loop._step = original
+        del ranks.sum
+    return [float(pair[0]) / images for pair, images in zip(found, taken, strict=True)]
+
+
+def drawn_of(learner: Learner, part: Part) -> list[int]:
+    """The images that this rank draws in one epoch."""
+    drawn: list[int] = []
+    original = part.batches
+
+    def spying(*arguments: Any, **named: Any) -> Iterator[Batch]:
+        for batch in original(*arguments, **named):
+            drawn.extend(batch.indices.tolist())
+            yield batch
+
+    part.batches = spying
+    train_epoch(learner, part, 1)
+    del part.batches
+    return drawn
+
+
+def agree(ranks: Ranks, phantom: Path, cache: Path) -> dict[str, Any]:
+    """Everything that must not depend on the number of ranks, and a little that must."""
+    config = config_of(phantom, cache)
+    with ranks.leading():
+        dataset = load_dataset(config.data, SIDE)
+    whole, validation = dataset.part("train"), dataset.part("val")
+    found: dict[str, Any] = {"images": len(whole)}
+    exact = {"norm": group_norm, "dtype": torch.float64}
+
+    def some(images: int) -> Part:
+        return whole.take(np.arange(len(whole)) < images)
+
+    # last batches of 3, which is too small for two ranks, of 7 and of 6
+    for name, images, words in (
+        ("weighted", 67, ["train.label_smoothing=0.1"]),
+        ("frozen", 63, ["train.freeze_epochs=1", "train.sampler=sequential", "train.clip_norm=null"]),
+        ("accumulated", 62, [f"train.accumulate={2 if ranks.world > 1 else 1}", "train.clip_norm=0.1"]),
+    ):
+        learner = learner_of(config_of(phantom, cache, *words), ranks, **exact)
+        found[name] = losses_of(learner, some(images), 3)
+    if ranks.world == 1:
+        learner = learner_of(config_of(phantom, cache, "train.accumulate=4", "train.clip_norm=0.1"), ranks, **exact)
+        found["accumulated alone"] = losses_of(learner, some(62), 3)
+    found["single precision"] = losses_of(learner_of(config, ranks, group_norm), whole, 1)
+    sequential = config_of(phantom, cache, "train.sampler=sequential")
+    drawn = drawn_of(learner_of(sequential, ranks, group_norm), some(64))
+    found["drawn"] = ranks.gather(np.array(drawn)).tolist()
+    for eval_batch in (5, 100):  # of the second, one rank has none
+        tested = learner_of(config_of(phantom, cache, f"train.eval_batch={eval_batch}"), ranks, batch_norm)
+        found[f"validation {eval_batch}"] = validate(tested, validation, ranks.share(validation, eval_batch))
+        found[f"answers {eval_batch}"] = tested.validated.tolist()
+    normed = learner_of(config, ranks, batch_norm)
+    train_epoch(normed, some(67), 1)
+    found["statistics"] = ranks.gather(normed.model.body[1].running_var[None].numpy()).tolist()
+    found["weights"] = ranks.gather(normed.model.head.weight.detach()[None].numpy()).tolist()
+    return found
+
+
+def fail(phantom: Path, cache: Path, folder: Path) -> None:
+    """A real training, in which a mistake of the user's befalls rank 1 in the second epoch."""
+    steps, original = [], loop._step
+
+    def step(*arguments: Any) -> torch.Tensor:
+        steps.append(1)
+        if os.environ["RANK"] == "1" and len(steps) == 12:
+            raise UserError("the disk of this rank is gone")
+        return original(*arguments)
+
+    loop._step = step
+    trainer.train(config_of(phantom, cache, "model=timm/test_resnet", "track=none", f"save={folder}"), "failed")
+
+
+def main(argv: list[str]) -> None:
+    folder, phantom, cache = map(Path, argv)
+    found = job(lambda ranks: agree(ranks, phantom, cache))
+    if os.environ["RANK"] == "0":
+        torch.save(found, folder / "found.pt")
+    fail(phantom, cache, folder)
+
+
+if __name__ == "__main__":
+    run_verb(main, ranks=True)

@@ -1,0 +1,181 @@
+"""The facts of a run: only what its files show, in phrases that the checklist's items take."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.phrases import threshold, words
+from report.facts import collect_facts, fill
+from report.inputs import read_inputs
+from tests.helpers.report_case import CHECKLIST, Case, Page, make_case
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Case:
+    return make_case(tmp_path)
+
+
+def _answer(page: Page, standard: str, item: str) -> str | None:
+    """The answer to an item of a standard, None where it is blank."""
+    part = next(p for p in page.root.find("details") if p.find("summary")[0].words().startswith(standard))
+    found = next(e for e in part.find("div", class_="item") if e.find("span", class_="id")[0].words() == item)
+    answers = found.find("p", class_="answer")
+    return answers[0].words() if answers else None
+
+
+def test_external_images_are_not_internal_testing(own: Case) -> None:
+    page = own.report()
+    assert "the run's own test split" in _answer(page, "CLAIM", "32")
+    assert _answer(page, "CLAIM", "33") is None
+    assert "every image is synthetic" in _answer(page, "CLAIM", "5")
+    table = pd.read_csv(own.folder / "predictions.csv", dtype=str)
+    table["sha256"] = [f"{i:063x}e" for i in range(len(table))]
+    table.to_csv(own.folder / "predictions.csv", index=False)
+    own.metrics(evaluation={"kind": "external", "data": "/data/elsewhere"})
+    page = own.report()
+    assert _answer(page, "CLAIM", "32") is None
+    assert "/data/elsewhere" in _answer(page, "CLAIM", "33")
+    assert _answer(page, "CLAIM", "5") is None  # nothing says that these are synthetic
+    assert "the phantom" in _answer(page, "CLAIM", "7")  # the run's own data
+
+
+def test_facts_of_unknown_patients(own: Case) -> None:
+    """A patient who is not known is one whose group repeats the path: half of them here, then all."""
+    split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
+    test = (split["split"] == "test").to_numpy()
+    half = test & (np.arange(len(split)) % 4 < 2)
+    for chosen, wanted in ((half, "40 of 20 patients, 40 of unknown ones"), (np.ones(len(split), bool), None)):
+        split.loc[chosen, "group"] = split.loc[chosen, "path"]
+        split.to_csv(own.run / "split.csv", index=False)
+        facts = collect_facts(read_inputs(own.folder, own.run))
+        assert facts["n_patients"] is None
+        unit = "patient (40 images of unknown patients singly)" if wanted else "image (patients not known)"
+        assert facts["split"].startswith(f"at random by {unit}, stratified by class")
+        if wanted:
+            assert f"test 80 images ({wanted})" in facts["n_by_part"]
+        else:
+            assert facts["n_by_part"] == "train 160 images, test 80 images"
+            assert facts["patients_known"] is None
+            assert facts["disjoint"] == "no file is in two parts, and the patients are not known"
+
+
+def test_facts_of_leaking_and_ready_made_splits(own: Case) -> None:
+    split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
+    assert collect_facts(read_inputs(own.folder, own.run))["split"].startswith("at random by patient")
+    split.loc[split["split"] == "train", "group"] = "patient 0"
+    split["path"] = ["/data/x/" + s + f"/COVID/{i}.png" for i, s in enumerate(split["split"])]
+    split.to_csv(own.run / "split.csv", index=False)
+    record = json.loads((own.run / "run.json").read_text())
+    for data, wanted in (("/data/x", "as the folders of the data have it"), ("/data/x.csv", None)):
+        (own.run / "run.json").write_text(json.dumps(record | {"data": data, "unreadable": 3}))
+        facts = collect_facts(read_inputs(own.folder, own.run))
+        assert facts["split"] == wanted
+        assert facts["disjoint"] == "no file is in two parts, 1 patient in more than one part"
+        assert facts["synthetic"] is None
+
+
+def test_validation_that_the_folders_do_not_have(own: Case) -> None:
+    """It is told from where it came where every path shows its folder, and else nothing is claimed."""
+    split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
+    split["path"] = ["/data/x/" + s + f"/COVID/{i}.png" for i, s in enumerate(split["split"])]
+    record = json.loads((own.run / "run.json").read_text()) | {"data": "/data/x"}
+    (own.run / "run.json").write_text(json.dumps(record))
+    trained = split.index[split["split"] == "train"]
+
+    def told(rows: pd.DataFrame) -> str | None:
+        rows.to_csv(own.run / "split.csv", index=False)
+        return collect_facts(read_inputs(own.folder, own.run))["split"]
+
+    taken = split.copy()
+    taken.loc[trained[:10], "split"] = "val"
+    found = told(taken)
+    assert found.startswith("as the folders of the data have it, but validation: 10 of its training images, at random")
+    moved = taken.copy()
+    moved.loc[taken.index[taken["split"] == "test"][0], "split"] = "train"
+    assert told(moved) is None
+    linked = taken.copy()
+    linked.loc[trained[0], "path"] = "/elsewhere/1.png"
+    assert told(linked) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "evaluated", "wanted"),
+    [
+        (0, 0, "no file was unreadable"),
+        (3, 0, "3 unreadable files of the run's data left out and no file of the evaluated images was unreadable"),
+        (0, 1, "no file of the run's data was unreadable and 1 unreadable file of the evaluated images left out"),
+        (None, 0, "no file of the evaluated images was unreadable"),
+        (2, None, "2 unreadable files of the run's data left out"),
+        (None, None, None),
+    ],
+)
+def test_unreadable_files_are_told_of_their_own_set(
+    own: Case, data: int | None, evaluated: int | None, wanted: str | None
+) -> None:
+    record = json.loads((own.run / "run.json").read_text())
+    (own.run / "run.json").write_text(json.dumps(record | {"unreadable": data}))
+    own.metrics(evaluation={"unreadable": evaluated, "kind": "external", "data": "/data/elsewhere"})
+    assert collect_facts(read_inputs(own.folder, own.run))["unreadable"] == wanted
+
+
+def test_what_is_null_is_not_known(own: Case) -> None:
+    """Where an ensemble's members differ, and where nothing tells what a checkpoint has seen, nothing is claimed."""
+
+    def fact(name: str, **evaluation: object) -> str | None:
+        own.metrics(evaluation=evaluation)
+        return collect_facts(read_inputs(own.folder, own.run))[name]
+
+    assert fact("preprocessing").startswith("8-bit grey, squashed to 64×64")
+    for key, value in (("size", 64), ("fit", "squash"), ("mean", [0.5]), ("std", [0.25])):
+        assert fact("preprocessing", **{key: None}) is None
+        assert fact("preprocessing", **{key: value}) is not None
+    seen = {"trained_on": 0, "allowed": False, "validated_on": 0}
+    assert fact("overlap", overlap=seen) == "no evaluated image was trained on, and none chose the epoch"
+    assert fact("overlap", overlap=seen | {"validated_on": None}).endswith("whether any chose the epoch is not known")
+    assert fact("overlap", overlap=seen | {"trained_on": 2, "validated_on": 5}) == (
+        "2 of these images were trained on, 5 chose the epoch"
+    )
+    assert fact("overlap", overlap=seen | {"trained_on": None}) is None
+    assert fact("overlap", overlap=None) is None
+    own.metrics(evaluation={"kind": "val"})
+    assert "none chose" not in fact("overlap", overlap=seen | {"validated_on": None})
+    assert fact("operating_points") is None
+
+
+def test_words_and_thresholds() -> None:
+    """One table of words; and no probability below 1 is written as 1."""
+    assert words("mcc") == "MCC" and words("mcc", True) == "Matthews correlation (MCC)"
+    assert words("auroc Viral Pneumonia_2") == "AUROC of Viral Pneumonia_2"
+    assert words("balanced_accuracy") == "balanced accuracy"
+    assert [threshold(value) for value in (0.5, 0.98765, 0.995, 0.9999997, 1.0)] == [
+        *("0.5", "0.988", "0.995", "0.9999997", "1")
+    ]
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_threshold_below_one_is_written_below_one(value: float) -> None:
+    written = float(threshold(value))
+    assert written < 1
+    assert abs(written - value) <= 0.005 * min(value, 1 - value) or value < 0.99
+
+
+def test_facts_are_phrases(own: Case) -> None:
+    facts = collect_facts(read_inputs(own.folder, own.run))
+    known = {name: text for name, text in facts.items() if text is not None}
+    assert not [name for name, text in known.items() if text.endswith(".") or not text.strip()]
+    assert facts["unreadable"] == "no file was unreadable"
+    assert fill("{model} and {parameters}", facts) == "resnet18 and 11,178,564 parameters"
+    assert fill("{model} and {external}", facts) is None
+    assert facts["explainability"].startswith("Grad-CAM of ")
+    (own.run / "cams" / "cams.json").write_text('{"weights": "others", "kind": "test"}')
+    assert collect_facts(read_inputs(own.folder, own.run))["explainability"] is None
+    templates = " ".join(item.get("fill", "") for standard in CHECKLIST for item in standard["items"])
+    assert set(re.findall(r"\{(\w+)\}", templates)) <= set(facts)

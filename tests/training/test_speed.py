@@ -1,0 +1,149 @@
+"""What makes training quick must not change what is learnt: pictures on the device, compiled steps, kept memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config import AugmentConfig, DataConfig
+from dataset.image_set import Part
+from dataset.loading import load_dataset
+from dataset.transforms import Augment
+from tests.helpers.verbs import ROOT
+from training import compilation
+from training.compilation import LONG_RUN, training_forward
+from utils import UserError, pick_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("batch", [7, 32])
+def test_resident_pictures_give_the_streamed_batches(
+    phantom: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    dataset = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48)
+    augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
+    order = np.random.default_rng(0).integers(0, len(dataset.part("train")), 60)
+
+    def batches(part: Part) -> list:
+        return list(part.batches(CPU, batch, 48, (0.5, 0.4), (0.2, 0.3), order=order, augment=augment, epoch=2))
+
+    streamed = batches(dataset.part("train"))
+    monkeypatch.setattr(Part, "fits", lambda self, device: True)
+    part = dataset.part("train")
+    resident = batches(part)
+    assert part.resident(CPU).shape == (len(part), 48, 48)
+    assert part.resident(CPU) is part.resident(CPU)  # moved once
+    for ours, theirs in zip(streamed, resident, strict=True):
+        assert torch.equal(ours.inputs, theirs.inputs)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert np.array_equal(ours.indices, theirs.indices)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("device_bytes", [0, 2**30], ids=["streamed", "resident"])
+def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path, device_bytes: int) -> None:
+    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
+    augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
+
+    def batches(device: torch.device) -> list:
+        return list(part.batches(device, 16, 48, (0.5, 0.4), (0.2, 0.3), augment=augment, epoch=2))
+
+    gpu = torch.device("cuda")
+    part.device_bytes = device_bytes
+    assert (part.resident(gpu) is None) == (device_bytes == 0)
+    for ours, theirs in zip(batches(gpu), batches(CPU), strict=True):
+        torch.testing.assert_close(ours.inputs.cpu(), theirs.inputs, rtol=0, atol=1e-4)
+
+
+def test_a_cpu_holds_no_second_copy(phantom: Path, cache_dir: Path) -> None:
+    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
+    assert part.resident(CPU) is None
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_a_compiled_step_learns_the_same() -> None:
+    model = _network()
+    plain = copy.deepcopy(model)
+    inputs = torch.randn(4, 2, 9, 9)
+    random = torch.get_rng_state()
+    forward = training_forward(model, "on", "fp32", inputs.shape, CPU, 10)
+    assert forward is not model
+    assert torch.equal(torch.get_rng_state(), random)  # compiling draws nothing
+    for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)  # and moves nothing
+    for network, call in ((model, forward), (plain, plain)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for part in (inputs, inputs[:3]):  # a whole batch, and the last one of an epoch
+            nn.functional.cross_entropy(call(part), torch.arange(len(part)) % 3).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert list(model.state_dict()) == list(plain.state_dict())  # a checkpoint of it is an ordinary one
+    for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_when_compiling_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(model: nn.Module, **_: object) -> nn.Module:
+        def call(inputs: torch.Tensor) -> torch.Tensor:
+            raise torch._dynamo.exc.Unsupported("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model, shape = _network(), (4, 2, 9, 9)
+    with pytest.raises(UserError, match=r"train\.compile.*no compiler.*train\.compile=off"):
+        training_forward(model, "on", "fp32", shape, CPU, 10)
+    monkeypatch.setattr(compilation, "LONG_RUN", 10)
+    monkeypatch.setattr(torch, "zeros", lambda shape, device: torch.ones(shape))  # for a GPU that is not there
+    assert training_forward(model, "auto", "fp32", shape, torch.device("cuda"), 10) is model  # it goes on without
+
+
+def test_auto_compiles_long_runs_on_a_gpu_alone() -> None:
+    model = _network()
+    shape, gpu = (4, 2, 9, 9), torch.device("cuda")
+    assert training_forward(model, "auto", "fp32", shape, CPU, 10 * LONG_RUN) is model
+    assert training_forward(model, "auto", "fp32", shape, gpu, LONG_RUN - 1) is model
+    assert training_forward(model, "off", "fp32", shape, gpu, 10 * LONG_RUN) is model
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="another allocator than glibc's"
+)
+def test_freed_memory_is_kept_on_a_cpu() -> None:
+    """The page faults of allocating and freeing 64 MiB again and again, with and without."""
+    program = (
+        "import resource, sys, torch; sys.path.insert(0, {root!r}); from utils import pick_device\n"
+        "if {kept}: pick_device('cpu')\n"
+        "torch.ones(2**24)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): torch.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    faults = [
+        int(subprocess.run(
+            [sys.executable, "-c", program.format(root=str(ROOT), kept=kept)],
+            capture_output=True, text=True, check=True,
+        ).stdout)
+        for kept in (True, False)
+    ]  # fmt: skip
+    # Not a tenth: an aligned block does not fit where a block of its own size lay, only where two did.
+    assert faults[0] < 0.7 * faults[1]
+    assert pick_device("cpu") == CPU
