@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command_line import Parser
-from utils import UserError, log, read_json, run_verb
+from utils import UserError, log, read_json, run_verb, shortened_name
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 KINDS = ("train", "val", "test")
 FILE = "predictions.csv"
 COLUMNS = ("a", "b", "metric", "difference", "low", "high", "p", "p_holm")
-LONGEST = 120  # bytes of a folder's name: file systems take 255
 KEYS = ("save", "seed", "data.cache_dir")  # the last changes nothing here, and may stand in anybody's command
 
 
@@ -107,11 +106,7 @@ def choose(paths: Sequence[Path], kind: str, baseline: Path | None) -> tuple[dic
 
 def default_folder(names: Sequence[str], kind: str, baseline: str | None) -> str:
     """compare-A-vs-B, with what else tells it from other comparisons; short enough for a file system."""
-    from zlib import crc32
-
-    text = "-vs-".join(name.replace("/", "-") for name in names)
-    if len(text.encode()) > LONGEST:
-        text = f"{text.encode()[:LONGEST].decode(errors='ignore')}-{crc32(text.encode()):08x}"
+    text = shortened_name("-vs-".join(name.replace("/", "-") for name in names))
     return f"compare-{text}" + ("" if kind == "test" else f"-{kind}") + ("" if baseline is None else "-baseline")
 
 

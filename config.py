@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -331,6 +332,17 @@ def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], wher
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{where}: no YAML: {place}{getattr(error, 'problem', None) or error}") from None
+
+
+def get_value(config: Any, dotted: str) -> Any:
+    """Return the value of a dotted key (`train.lr`)."""
+    return reduce(getattr, dotted.split("."), config)
+
+
+def set_value(config: Config, dotted: str, value: Any) -> None:
+    """Set a dotted key without any check; `compose_config` checks what a user gives."""
+    *groups, key = dotted.split(".")
+    setattr(reduce(getattr, groups, config), key, value)
 
 
 def to_plain(config: Any) -> Any:

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import Parser, add_data_flags
 from config import Config
-from utils import UserError, log, make_folder, run_verb, shortened, write_json
+from utils import UserError, log, make_folder, run_verb, shortened_name, write_json
 
 if TYPE_CHECKING:
     from experiment.selection import Selection
     from localization.drawing.maps import Drawn
     from localization.run import Wanted
 
-LONGEST = 120  # bytes of a folder's name
 
 
 def parser() -> Parser:
@@ -225,7 +224,7 @@ def _renew_report(run: Path) -> None:
         try:
             log.info(f"the report has the maps now: {write_report(run / 'test', run)}")
         except (UserError, OSError) as error:
-            log.warning(f"WARNING: the report stays as it was: {error}")
+            log.warning(f"the report stays as it was: {error}")
 
 
 def _record(chosen: Selection, folder: Path, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
@@ -298,7 +297,7 @@ def main(argv: Sequence[str]) -> None:
         failed |= any(finding.verdict == "fail" for finding in findings)
         _record(chosen, folder, arguments, list(found.means))
     if len(drawn) > 1 and (arguments.score or _are_compared(arguments)):
-        together = shortened("localization-" + "-vs-".join(one.name for one in drawn), LONGEST)
+        together = shortened_name("localization-" + "-vs-".join(one.name for one in drawn))
         _together(arguments.output or runs_folder(config) / together, drawn, arguments)
     if arguments.strict and failed:
         raise SystemExit(1)

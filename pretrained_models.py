@@ -130,7 +130,7 @@ def build_model(name: str, num_classes: int, init: str = "none") -> tuple[nn.Mod
                     "--init none for random weights"
                 ) from None
             log.warning(
-                f"WARNING: no ImageNet weights of {name} ({reason}): starting from RANDOM weights, which learns "
+                f"no ImageNet weights of {name} ({reason}): starting from RANDOM weights, which learns "
                 "slower and ends lower. --init FILE gives a state dict."
             )
             return model, architecture, f"random weights (ImageNet's could not be had: {reason})"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from evaluation.predictions import Predictions
-    from inference.ensemble import Members
+    from inference.ensemble import Ensemble
 
 KINDS = ("train", "val", "test")
 
@@ -155,12 +155,12 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
     from evaluation.results import note_file, refuse_other_data
     from experiment.run_folder import runs_folder
     from experiment.selection import select
-    from inference.ensemble import Members
+    from inference.ensemble import Ensemble
 
     if arguments.external:
         config.data.path = given["data.path"] = str(arguments.external)
     weights = arguments.weights or [None]
-    members = Members([select(config, path, given) for path in weights], config.train.eval_batch, arguments.tta)
+    members = Ensemble([select(config, path, given) for path in weights], config.train.eval_batch, arguments.tta)
     first, kind = members.first, "external" if arguments.external else arguments.kind or "test"
     if arguments.classes not in (None, len(members.classes)):
         raise UserError(
@@ -182,7 +182,7 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
     if arguments.calibrated:
         predictions = predictions.calibrated(temperature["value"])
     if validation is not None and validation.shared(predictions):
-        log.warning("WARNING: no operating points: these images chose the thresholds")
+        log.warning("no operating points: these images chose the thresholds")
         validation = None
     if validation is not None:
         file = members.kept_validation()
@@ -194,7 +194,7 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
     _write(arguments, predictions, folder, about, run=run, validation=validation, temperature=temperature)
 
 
-def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _images(arguments: argparse.Namespace, members: Ensemble, kind: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The records to evaluate, and what is to be said about them."""
     from experiment.run_folder import now
     from utils import device_name, git_commit, versions
@@ -220,14 +220,14 @@ def _images(arguments: argparse.Namespace, members: Members, kind: str) -> tuple
         extra = {"unknown_classes": found.unknown, "class_map": found.class_map, "unreadable": found.unreadable}
         return found.records, about | extra | {"title": f"{members.name}, {arguments.external.resolve().name}"}
     dataset = first.dataset()
-    records = dataset.part(kind).records
+    records = dataset.images(kind).records
     if records.empty:
         raise UserError(f"--kind {kind}: this split has no images")
     return records, about | {"unreadable": len(dataset.unreadable), "title": f"{members.name}, {kind} split"}
 
 
 def _overlap(
-    arguments: argparse.Namespace, members: Members, records: pd.DataFrame, kind: str
+    arguments: argparse.Namespace, members: Ensemble, records: pd.DataFrame, kind: str
 ) -> dict[str, Any] | None:
     """Refuse images that were trained on, by name; with --allow-overlap count them. None for the training images."""
     if kind == "train":
@@ -244,7 +244,7 @@ def _overlap(
 
 
 def _temperature(
-    arguments: argparse.Namespace, members: Members, validation: Predictions | None
+    arguments: argparse.Namespace, members: Ensemble, validation: Predictions | None
 ) -> dict[str, Any] | None:
     """The temperature that lies beside the checkpoint, or that validation decides."""
     found = members.temperature(validation)
@@ -279,7 +279,9 @@ def _write(
     )
     log.info(f"{about.get('title', '')}, {len(predictions)} images\n\n{format_metrics(metrics)}\n")
     for warning in metrics["warnings"]:
-        log.warning(f"{'WARNING' if warning['level'] == 'severe' else 'caution'}: {warning['text']}")
+        (log.warning if warning["level"] == "severe" else log.info)(
+            ("" if warning["level"] == "severe" else "caution: ") + warning["text"]
+        )
     log.info(f"\nwritten: {folder}" + ("" if arguments.quick else f"\nopen {folder / 'report.html'}"))
 
 

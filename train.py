@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import Parser, add_training_flags
+from config import get_value
 from utils import UserError, run_verb
 
 
@@ -40,13 +41,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--config: a run that is resumed keeps its configuration")
     if arguments.name:
         raise UserError("--name: a run that is resumed keeps its name")
-    resume(arguments.resume, {key: _value(config, key) for key in given})
-
-
-def _value(config: object, dotted: str) -> object:
-    for part in dotted.split("."):
-        config = getattr(config, part, None)
-    return config
+    resume(arguments.resume, {key: get_value(config, key) for key in given})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command_line import Parser, add_training_flags
-from utils import UserError, digest, log, make_folder, run_verb, sqlite_address
+from config import get_value
+from utils import UserError, file_sha256, log, make_folder, run_verb, sqlite_address
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -148,7 +149,7 @@ def _search(search: Search) -> None:
     config.save = str(search.folder / "trials")
     del learner
     log.info(
-        f"study {search.name}: {search.metric.words} of {len(dataset.part('val'))} validation images, "
+        f"study {search.name}: {search.metric.words} of {len(dataset.images('val'))} validation images, "
         f"{len(search.space)} keys ({search.file})"
     )
     try:
@@ -165,13 +166,12 @@ def _search(search: Search) -> None:
 def _made_with(search: Search) -> dict[str, Any]:
     """What all trials of the study share, to be refused where it differs."""
     from config import all_keys, to_plain
-    from search.space import value_of
     from search.study import describe_space
 
     keys = [key for key in all_keys() if key not in search.space and key not in OF_THE_MACHINE]
-    fixed = {key: to_plain(value_of(search.config, key)) for key in keys}
+    fixed = {key: to_plain(get_value(search.config, key)) for key in keys}
     if "init" in fixed and Path(fixed["init"]).is_file():  # it may lie elsewhere on another machine
-        fixed["init"] = f"a file with the SHA-256 {digest(fixed['init'])[:16]}…"
+        fixed["init"] = f"a file with the SHA-256 {file_sha256(fixed['init'])[:16]}…"
     return {"space": describe_space(search.space), "fixed": {"--metric": search.metric.name, **fixed}}
 
 
@@ -181,7 +181,7 @@ def _images(dataset: Dataset) -> str:
 
     digest = hashlib.sha256()
     for split in ("train", "val"):
-        records = dataset.part(split).records
+        records = dataset.images(split).records
         if not len(records):
             raise UserError(f"--data: no {'validation' if split == 'val' else 'training'} images; change data.split")
         digest.update(
@@ -223,11 +223,11 @@ def _show(search: Search, study: Study) -> None:
 def _words_beside_the_preset(search: Search) -> list[str]:
     """What `train.py` must be told beside the preset: on which images, how they are split, with which seed."""
     from config import all_keys, to_plain
-    from search.space import says_how_it_learns, value_of
+    from search.space import says_how_it_learns
 
     words = ["--config", str(search.arguments.config)] if search.arguments.config else []
     for key in all_keys():
-        value, plain = (to_plain(value_of(config, key)) for config in (search.config, search.plain))
+        value, plain = (to_plain(get_value(config, key)) for config in (search.config, search.plain))
         if says_how_it_learns(key) or key in ("save", "track"):
             continue
         if value != (None if key == "data.path" else plain):  # no preset and no file names the images

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import errno
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -73,6 +75,15 @@ def _say(line: str, code: int) -> int:
     return code
 
 
+class _Formatter(logging.Formatter):
+    """Mark warnings and errors with their level; other lines stand alone."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname}: {record.message}"
+        return super().formatMessage(record)
+
+
 class _TqdmHandler(logging.StreamHandler):
     """Writes log lines above a running tqdm bar instead of through it."""
 
@@ -92,7 +103,7 @@ def start_logging() -> None:
     """Send the project's log to the screen, as bare lines."""
     if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
         handler = _TqdmHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Formatter("%(message)s"))
         handler.setLevel(logging.INFO)  # debug lines are for train.log alone
         log.addHandler(handler)
         log.setLevel(logging.DEBUG)
@@ -116,7 +127,7 @@ def quiet_screen() -> Iterator[None]:
 def log_to(path: Path) -> Iterator[None]:
     """Copy the log to `path`, with times, while the block runs. `log.debug` lines reach the file, not the screen."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
         yield
@@ -227,16 +238,35 @@ def read_tensors(path: Path, flag: str) -> Any:
         ) from None
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
-    import hashlib
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal. Raises: `OSError`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+def did_you_mean(word: str, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """Return ` (did you mean A, B?)` with at most `count` of the `names` that resemble `word`, or an empty string."""
+    near = difflib.get_close_matches(word, list(names), n=count, cutoff=cutoff)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def shortened(text: str, most: int) -> str:
-    """`text` cut to at most `most` bytes of UTF-8: file systems take 255 for a name, and count bytes."""
-    return text.encode()[:most].decode(errors="ignore")
+def elide(text: str, limit: int) -> str:
+    """Return `text`, its middle replaced by `…` where it has more than `limit` characters."""
+    kept = limit - 1
+    return text if len(text) <= limit else f"{text[: kept - kept // 2].rstrip()}…{text[-(kept // 2) :].lstrip()}"
+
+
+def shortened_name(text: str, identity: str = "", limit: int = 120) -> str:
+    """Return a name for a file or folder: `text`, cut to `limit` bytes of UTF-8 where it is longer.
+
+    A name that is cut ends in 8 hexadecimal digits of the SHA-256 of `identity` (default: `text`), so that two texts
+    that begin alike keep two names. File systems take 255 bytes for a name.
+    """
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    mark = hashlib.sha256((identity or text).encode()).hexdigest()[:8]
+    return f"{encoded[: limit - 9].decode(errors='ignore')}-{mark}"
 
 
 def sqlite_address(path: Path) -> str:

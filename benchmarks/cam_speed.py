@@ -252,7 +252,7 @@ def agreement_table() -> None:
         run = train(compose_config(list(TRAINING), {"save": folder}, None))
         checkpoint = load_checkpoint(run / "best.pt")
         chosen = select(compose_config([], {}, None), run, {})
-        part = chosen.dataset().part("test")
+        part = chosen.dataset().images("test")
         model = checkpoint.model().to(chosen.device)
     architecture = checkpoint.architecture
     layers = find_layers(model, architecture, checkpoint.size)

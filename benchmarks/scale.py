@@ -59,7 +59,7 @@ def measure(data: str, cache: str, pipe) -> None:
 
     from config import DataConfig
     from dataset.cache import PixelStore, hash_files
-    from dataset.image_set import Part
+    from dataset.image_set import ImageSet
     from dataset.layouts import find_records, name_groups
     from dataset.sampling import epoch_order
     from dataset.split import split_records
@@ -88,7 +88,7 @@ def measure(data: str, cache: str, pipe) -> None:
     split = timed("split", lambda: split_records(records, DataConfig().split, 0), 5)
     training = records[split == "train"].reset_index(drop=True)
     classes = sorted(records["label"].unique())
-    part = Part(training, classes, {"image": (store, store.rows(training["sha256"]))})
+    part = ImageSet(training, classes, {"image": (store, store.rows(training["sha256"]))})
 
     def batches(order: np.ndarray):
         return part.batches(device, BATCH, SIZE, (0.5,), (0.25,), order=order)

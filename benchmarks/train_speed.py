@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dataset.image_set import Part
+    from dataset.image_set import ImageSet
     from training.loop import Learner
 
 # Images per round and contestant: whole batches of 32, the fewer the slower the model. VGG16's epoch is a single step:
@@ -35,7 +35,7 @@ TARGETS = {"resnet18": 3.5, "vgg16": 3.0, "densenet121": 2.5}
 PRECISION_MODELS = ("resnet18", "mobilenet_v2", "timm/tf_efficientnet_lite0")
 
 
-def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, Part]:
+def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, ImageSet]:
     """Our learner and the first `images` training pictures of the phantom."""
     from dataclasses import replace
 
@@ -44,7 +44,7 @@ def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, 
 
     flags = {"model": model, "init": "none", "train.batch": batch, "data.size": size}
     learner, dataset, _ = prepare(compose_config([f"data.phantom_count={_phantom_count(images)}"], flags, None))
-    part = dataset.part("train")
+    part = dataset.images("train")
     assert len(part) >= images
     stores = {name: (store, rows[:images]) for name, (store, rows) in part.stores.items()}
     return learner, replace(part, records=part.records.iloc[:images], stores=stores)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from config import Config
-from dataset.image_set import make_part
+from dataset.image_set import make_image_set
 from dataset.loading import Dataset
 from dataset.transforms import Augment
 from utils import atomic_write
@@ -29,7 +29,7 @@ def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
         for _, rows in dataset.records.groupby("label")
     )
     source_side = config.augment.resize or side
-    plain, _ = make_part(chosen.reset_index(drop=True), dataset.classes, dataset.data, source_side, masks=True)
+    plain, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, dataset.data, source_side, masks=True)
     indices = np.arange(len(plain))
     pixels = plain.gather("image", indices)
     masks = np.stack([plain.gather(name, indices) for name in ("lung_mask", "lesion_mask")], 1)

@@ -54,13 +54,13 @@ def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str
             f"({', '.join(classes)}); name them: --map {found[0]}={classes[0]}"
         )
     for name, count in unknown.items():
-        log.warning(f"WARNING: {count} images of class '{name}', which the model does not know, are left out")
+        log.warning(f"{count} images of class '{name}', which the model does not know, are left out")
     records = records[known].reset_index(drop=True)
     records["sha256"] = hash_files(list(records["path"]), cache_folder(data), data.workers)
     missing = records["sha256"].isna()
     if missing.any():
         log.warning(
-            f"WARNING: {int(missing.sum())} files may not be read, for example {records['path'][missing].iloc[0]}"
+            f"{int(missing.sum())} files may not be read, for example {records['path'][missing].iloc[0]}"
         )
     if missing.all():
         raise UserError(f"--external {folder}: none of its files may be read")

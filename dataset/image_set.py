@@ -36,7 +36,7 @@ class Batch:
 
 
 @dataclass
-class Part:
+class ImageSet:
     """The radiographs of one split: records, and pixels (uint8 rows of the cache, read a batch at a time).
 
     Args:
@@ -78,7 +78,7 @@ class Part:
         """(n,) bool: which pictures have the mask `name`."""
         return self.stores[name][1] >= 0
 
-    def take(self, kept: np.ndarray) -> Part:
+    def take(self, kept: np.ndarray) -> ImageSet:
         """The part with those of its pictures alone that `kept` (n,) bool takes."""
         stores = {name: (store, rows[kept]) for name, (store, rows) in self.stores.items()}
         return replace(self, records=self.records[kept].reset_index(drop=True), stores=stores)
@@ -168,14 +168,14 @@ def cache_folder(data: DataConfig) -> Path:
     return PROJECT / data.cache_dir
 
 
-def make_part(
+def make_image_set(
     records: pd.DataFrame,
     classes: list[str],
     data: DataConfig,
     side: int,
     masks: bool = False,
-) -> tuple[Part, dict[str, str]]:
-    """Fill the cache for `records` (with `sha256`) and return them as a `Part`, without those that cannot be read,
+) -> tuple[ImageSet, dict[str, str]]:
+    """Fill the cache for `records` (with `sha256`) and return them as a `ImageSet`, without those that cannot be read,
     and the reasons of those. A mask that cannot be used counts as absent, and is said (`dataset.masks.mask_keys`).
 
     Raises: `UserError` for a mask that the user named and that cannot be that picture's.
@@ -191,4 +191,4 @@ def make_part(
     for name in MASKS if masks else ():
         store = PixelStore(folder, side, data.fit, "mask")
         stores[name] = (store, store.rows(mask_keys(store, name, records, data)))
-    return Part(records, classes, stores, round(data.device_memory * 2**30)), unreadable
+    return ImageSet(records, classes, stores, round(data.device_memory * 2**30)), unreadable

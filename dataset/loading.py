@@ -10,7 +10,7 @@ import pandas as pd
 
 from config import DataConfig
 from dataset.cache import hash_files
-from dataset.image_set import Part, cache_folder, make_part
+from dataset.image_set import ImageSet, cache_folder, make_image_set
 from dataset.layouts import find_records, name_groups
 from dataset.masks import give_masks
 from dataset.phantom import GROUP_PATTERN, VERSION, write_phantom
@@ -34,13 +34,13 @@ class Dataset:
     data: DataConfig
     side: int
 
-    def part(self, split: str, side: int | None = None, masks: bool = False) -> Part:
+    def part(self, split: str, side: int | None = None, masks: bool = False) -> ImageSet:
         """The radiographs of one split (`train`, `val` or `test`), cached at `side` (default: the dataset's)."""
         chosen = self.records[self.records["split"] == split].reset_index(drop=True)
         limit = SUBSET[split]
         if self.data.subset and len(chosen) > limit:
             chosen = chosen.sample(limit, random_state=self.data.split_seed).sort_index().reset_index(drop=True)
-        return make_part(chosen, self.classes, self.data, side or self.side, masks)[0]
+        return make_image_set(chosen, self.classes, self.data, side or self.side, masks)[0]
 
     def table(self) -> pd.DataFrame:
         """Images per class (rows, with a total) and split, and the number of patients."""
@@ -101,7 +101,7 @@ def _check_split(records: pd.DataFrame) -> None:
         if absent and split == "train" and (records["split"] == "train").any():
             raise UserError(f"--data: class '{absent[0]}' has no training image; add images, or change data.split")
         if absent and split != "train" and (records["split"] == split).any():
-            log.warning(f"WARNING: no {split} image of {', '.join(absent)}: nothing can be said of it there")
+            log.warning(f"no {split} image of {', '.join(absent)}: nothing can be said of it there")
 
 
 def data_folder(data: DataConfig) -> tuple[Path, str | None]:
@@ -151,8 +151,8 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
     missing = records["sha256"].isna()
     unreadable = dict.fromkeys(records["path"][missing], "no such file, or it may not be read")
     if before is not None and (changed := int((~missing & (before != records["sha256"])).sum())):
-        log.warning(f"WARNING: {changed} files have changed since the run's split.csv was written")
-    part, undecodable = make_part(records[~missing].reset_index(drop=True), [], data, side)
+        log.warning(f"{changed} files have changed since the run's split.csv was written")
+    part, undecodable = make_image_set(records[~missing].reset_index(drop=True), [], data, side)
     unreadable |= undecodable
     if unreadable:
         path, reason = next(iter(unreadable.items()))
@@ -163,7 +163,7 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
             raise UserError(
                 f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, or raise it"
             )
-        log.warning(f"WARNING: {message}: left out")
+        log.warning(f"{message}: left out")
     return part.records, unreadable
 
 

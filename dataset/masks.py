@@ -19,7 +19,7 @@ import pandas as pd
 from config import DataConfig
 from dataset.boxes import boxes_key, is_boxes, match_boxes, read_boxes, square_boxes
 from dataset.cache import PixelStore, hash_files, in_parallel
-from dataset.image_set import MASKS, Part, cache_folder
+from dataset.image_set import MASKS, ImageSet, cache_folder
 from dataset.layouts import match_masks
 from dataset.readers import UnreadableImage, image_size, letterbox_frame, square_mask
 from utils import UserError, log
@@ -137,7 +137,7 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
     named = named_masks(name, data)
     wanted = [row for row in zip(records["path"], records["sha256"], records[name], strict=True) if row[2]]
     if named and len(records) and not wanted:
-        log.warning(f"WARNING: {' '.join(named)}: it has none of the {len(records)} chosen pictures: no scores")
+        log.warning(f"{' '.join(named)}: it has none of the {len(records)} chosen pictures: no scores")
     files = list({mask for *_, mask in wanted if not is_boxes(mask)})
     hashes = dict(zip(files, hash_files(files, cache_folder(data), data.workers), strict=True))
     measured = in_parallel(_sizes, [(path, mask) for path, _, mask in wanted], data.workers, "sizes of masks", "mask")
@@ -162,7 +162,7 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
         if named and not plan.keys:
             raise UserError(f"{' '.join(named)}: no mask there can be used, for example {where} ({reason})")
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.warning(f"WARNING: left out of the {_noun(name)} masks: {where} ({reason}){more}")
+        log.warning(f"left out of the {_noun(name)} masks: {where} ({reason}){more}")
     return [plan.keys.get(path, "") for path in records["path"]]
 
 
@@ -182,7 +182,7 @@ def _noun(name: str) -> str:
     return name.removesuffix("_mask")
 
 
-def without_empty_masks(part: Part, data: DataConfig) -> Part:
+def without_empty_masks(part: ImageSet, data: DataConfig) -> ImageSet:
     """`part` without its empty masks, counted in a line: nothing can be scored against them.
 
     Of lungs that is a fault; a picture without a finding has an empty lesion mask. Raises: `UserError` where all masks
@@ -207,7 +207,7 @@ def without_empty_masks(part: Part, data: DataConfig) -> Part:
             "this picture" if len(empty) == 1 else "these pictures"
         )
         if kind == "lung":
-            log.warning(f"WARNING: {line}")
+            log.warning(f"{line}")
         else:
             log.info(line)
         rows = rows.copy()

@@ -109,6 +109,6 @@ def _warn_of_leaks(given: np.ndarray, groups: np.ndarray) -> None:
     leaking = int((splits_of_group > 1).sum())
     if leaking:
         log.warning(
-            f"WARNING: {leaking} patients (or copies of one picture) are in more than one of the data's splits: "
+            f"{leaking} patients (or copies of one picture) are in more than one of the data's splits: "
             "the test result will be too good"
         )

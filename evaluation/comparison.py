@@ -169,7 +169,7 @@ def _common_patients(tables: dict[str, pd.DataFrame]) -> pd.Series:
     for other, found in others:
         if not np.array_equal(pd.factorize(found)[0], pd.factorize(groups)[0]):  # the names may differ
             log.warning(
-                f"WARNING: {name} and {other} disagree about the patients (column group): those of {name} count"
+                f"{name} and {other} disagree about the patients (column group): those of {name} count"
             )
     return groups
 

@@ -71,7 +71,7 @@ def read_runs(parent: Path, kind: str = "test") -> list[Entry]:
         try:
             found.append(_read_run(file, kind))
         except UserError as error:
-            log.warning(f"WARNING: {error}")
+            log.warning(f"{error}")
     return sorted(found, key=lambda entry: entry.merit)
 
 

@@ -22,7 +22,7 @@ from evaluation.metrics.operating_points import WANTED, operating_points
 from evaluation.metrics.subgroups import per_patient, subgroups
 from evaluation.metrics.summary import compute_metrics, write_metrics
 from evaluation.predictions import Predictions, write_predictions
-from utils import UserError, digest, log, read_json
+from utils import UserError, file_sha256, log, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def write_results(
         try:
             write_report(folder, run)
         except UserError as error:
-            log.warning(f"WARNING: no report: {error}")
+            log.warning(f"no report: {error}")
     return metrics
 
 
@@ -137,7 +137,7 @@ def earlier_results(path: Path) -> dict[str, Any]:
 
 def note_file(file: Path, folder: Path) -> dict[str, str]:
     """Where a file is, seen from `folder`, and the SHA-256 of what is in it."""
-    return {"path": os.path.relpath(file, folder), "sha256": digest(file)}
+    return {"path": os.path.relpath(file, folder), "sha256": file_sha256(file)}
 
 
 def noted_file(folder: Path, note: dict[str, str] | None) -> Path | None:
@@ -145,9 +145,9 @@ def noted_file(folder: Path, note: dict[str, str] | None) -> Path | None:
     if not note:
         return None
     file = folder / note["path"]
-    if file.is_file() and digest(file) == note["sha256"]:
+    if file.is_file() and file_sha256(file) == note["sha256"]:
         return file
-    log.warning(f"WARNING: {file} is gone or has changed: no operating points")
+    log.warning(f"{file} is gone or has changed: no operating points")
     return None
 
 

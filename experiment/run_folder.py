@@ -100,6 +100,11 @@ class RunFolder:
         write_csv(self.path / "history.csv", [{k: row[k] for k in HISTORY} for row in history], HISTORY)
 
 
+def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the lowest validation loss, the earliest of equals: the epoch that `best.pt` holds."""
+    return min(history, key=lambda row: row["valid_loss"])
+
+
 def _command() -> str:
     """The command that runs: of torchrun's, what can be known of it here."""
     processes, nodes = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
@@ -121,7 +126,7 @@ def finished_runs(parent: Path, model: str | None = None) -> list[Path]:
             if record["status"] == "finished" and model in (None, record["model"]):
                 found.append((record["finished"], record_file.parent))
         except (OSError, ValueError, KeyError, TypeError):
-            log.warning(f"WARNING: {record_file}: cannot be read, this run is passed over")
+            log.warning(f"{record_file}: cannot be read, this run is passed over")
     return [path for _, path in sorted(found, reverse=True)]
 
 

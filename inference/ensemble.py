@@ -12,20 +12,20 @@ import pandas as pd
 import torch
 
 from config import DataConfig
-from dataset.image_set import Part, make_part
+from dataset.image_set import ImageSet, make_image_set
 from dataset.loading import load_dataset, read_split
 from evaluation.metrics.calibration import fitted
 from evaluation.predictions import Predictions, prediction_table, read_predictions, write_predictions
 from experiment.run_folder import shown
 from experiment.selection import Selection
 from inference.predict import predict_logits, softmax
-from utils import UserError, digest, log, read_json, write_json
+from utils import UserError, file_sha256, log, read_json, shortened_name, write_json
 
-NO_VALIDATION = "WARNING: no temperature and no operating points"
+NO_VALIDATION = "no temperature and no operating points"
 
 
 @dataclass
-class Members:
+class Ensemble:
     """Selections that answer together: the mean of their probabilities. All know the same classes.
 
     Args:
@@ -84,17 +84,18 @@ class Members:
             prediction_table(part.records, total / len(self.selections), self.classes), list(self.classes)
         )
 
-    def _part(self, selection: Selection, records: pd.DataFrame, data: DataConfig) -> Part:
+    def _part(self, selection: Selection, records: pd.DataFrame, data: DataConfig) -> ImageSet:
         checkpoint = selection.checkpoint
-        part, unreadable = make_part(records, checkpoint.classes, replace(data, fit=checkpoint.fit), checkpoint.size)
+        data = replace(data, fit=checkpoint.fit)
+        part, unreadable = make_image_set(records, checkpoint.classes, data, checkpoint.size)
         self.left_out |= unreadable
         for path, reason in unreadable.items():
-            log.warning(f"WARNING: {path}: left out ({reason})")
+            log.warning(f"{path}: left out ({reason})")
         if not len(part):
             raise UserError(f"none of {len(records)} images can be read, for example {records['path'].iloc[0]}")
         return part
 
-    def _probabilities(self, selection: Selection, part: Part, title: str) -> np.ndarray:
+    def _probabilities(self, selection: Selection, part: ImageSet, title: str) -> np.ndarray:
         checkpoint = selection.checkpoint
         model = checkpoint.model().to(selection.device)
         views = [
@@ -152,7 +153,7 @@ class Members:
     def kept_validation(self) -> Path | None:
         """The validation predictions beside a single checkpoint, if of these very weights, views and precision."""
         file, record = self._beside("validation.csv"), self._record()
-        whole = record is not None and file.is_file() and record.get("predictions") == digest(file)
+        whole = record is not None and file.is_file() and record.get("predictions") == file_sha256(file)
         return file if whole and self.first.run is not None else None
 
     def _validation_records(self) -> pd.DataFrame | None:
@@ -183,9 +184,9 @@ class Members:
         try:
             write_predictions(validation.table, file)
             found = fitted(validation) or {"value": None}
-            write_json(self._beside("temperature.json"), found | {"key": self._key(), "predictions": digest(file)})
+            write_json(self._beside("temperature.json"), found | {"key": self._key(), "predictions": file_sha256(file)})
         except OSError as error:
-            log.warning(f"WARNING: {file}: the validation predictions are not kept ({error.strerror})")
+            log.warning(f"{file}: the validation predictions are not kept ({error.strerror})")
 
     def temperature(self, validation: Predictions | None) -> dict[str, Any] | None:
         """What lies beside a single checkpoint, if it is of these very weights, else what `validation` decides."""
@@ -215,16 +216,15 @@ class Members:
             found = read_json(file, "it is made anew")
             value = found["value"] is None or float(found["value"])
         except (UserError, ValueError, KeyError, TypeError):
-            log.warning(f"WARNING: {file}: cannot be read, it is made anew")
+            log.warning(f"{file}: cannot be read, it is made anew")
             return None
         return found if value and found.get("key") == self._key() else None
 
     def folder_name(self) -> str:
-        """`ensemble-A+B`, of the runs' names, cut where it grows too long."""
+        """Return `ensemble-A+B-MARK`, of the runs' names; the mark tells apart runs of one name."""
         names = [s.run.name if s.run else s.checkpoint.path.stem for s in self.selections]
-        full = "+".join(names)
         mark = hashlib.sha256("\0".join(str(s.checkpoint.path.resolve()) for s in self.selections).encode())
-        return f"ensemble-{full if len(full) <= 100 else full[:90]}-{mark.hexdigest()[:6]}"
+        return f"{shortened_name('ensemble-' + '+'.join(names))}-{mark.hexdigest()[:6]}"
 
     def about(self) -> dict[str, Any]:
         """Who answered, for `metrics.json`."""

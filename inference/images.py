@@ -9,7 +9,7 @@ import pandas as pd
 
 from config import DataConfig
 from dataset.cache import hash_files
-from dataset.image_set import MASKS, Part, cache_folder, make_part
+from dataset.image_set import MASKS, ImageSet, cache_folder, make_image_set
 from dataset.layouts import name_groups
 from dataset.loading import RECORD_COLUMNS, read_split
 from dataset.masks import give_masks, without_empty_masks
@@ -21,7 +21,7 @@ from utils import UserError, log
 FLAT = "one value only: nothing to explain"
 
 
-def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int, errors: int = 0) -> Part:
+def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int, errors: int = 0) -> ImageSet:
     """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split
     and the `errors` most confident errors that the run's `test/predictions.csv` holds.
 
@@ -41,15 +41,15 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
         drawn.append(test[test["sha256"].isin(_worst(chosen, errors))])
     records = pd.concat(drawn).sort_index()
     records = records[~records.index.duplicated()].reset_index(drop=True)
-    part, flat = _without_flat(make_part(records, checkpoint.classes, data, checkpoint.size, masks=True)[0], data)
+    part, flat = _without_flat(make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)[0], data)
     for path in flat:
-        log.warning(f"WARNING: {path}: left out ({FLAT})")
+        log.warning(f"{path}: left out ({FLAT})")
     if not len(part):
         raise UserError(f"the chosen test images: {FLAT}; give --image PATH, or --data DIR")
     return without_empty_masks(part, data)
 
 
-def _without_flat(part: Part, data: DataConfig) -> tuple[Part, list[str]]:
+def _without_flat(part: ImageSet, data: DataConfig) -> tuple[ImageSet, list[str]]:
     """The part without the pictures that have one value only, as the model sees them, and the paths of those."""
 
     def flat(index: int, path: str) -> bool:
@@ -85,7 +85,7 @@ def _patients(records: pd.DataFrame, chosen: Selection) -> pd.Series:
         return name_groups(records, None)
 
 
-def _given_images(chosen: Selection, images: list[Path]) -> Part:
+def _given_images(chosen: Selection, images: list[Path]) -> ImageSet:
     checkpoint, data = chosen.checkpoint, chosen.data
     for path in images:
         if not path.exists():
@@ -105,11 +105,11 @@ def _given_images(chosen: Selection, images: list[Path]) -> Part:
         for column in ("label", "group", "source", *MASKS):
             records[column] = known[column].to_numpy()
     records["group"] = _patients(records, chosen)
-    part, unreadable = make_part(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
+    part, unreadable = make_image_set(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
     part, flat = _without_flat(part, data)
     reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
     for path, reason in reasons.items():
         if Path(path) in {p.resolve() for p in images} or not len(part):
             raise UserError(f"--image {path}: {reason}")
-        log.warning(f"WARNING: {path}: left out ({reason})")
+        log.warning(f"{path}: left out ({reason})")
     return without_empty_masks(part, data)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset.image_set import Part
+from dataset.image_set import ImageSet
 from utils import UserError, autocast
 
 
 def predict_logits(
     model: nn.Module,
-    part: Part,
+    part: ImageSet,
     device: torch.device,
     *,
     precision: str,

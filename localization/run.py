@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dataset.image_set import Batch, Part
+from dataset.image_set import Batch, ImageSet
 from localization.drawing.maps import Drawn, Style, draw_maps
 from localization.explainer import Explainer
 from localization.methods.explanation import Budget
@@ -56,7 +56,7 @@ class Wanted:
 
 def inspect_model(
     checkpoint: Checkpoint,
-    part: Part,
+    part: ImageSet,
     wanted: Wanted,
     name: str,
     folder: Path,
@@ -130,7 +130,7 @@ def inspect_model(
     return drawn, findings
 
 
-def _unit(part: Part) -> str:
+def _unit(part: ImageSet) -> str:
     """What the intervals take as independent."""
     known = (part.records["group"] != part.records["path"]).any()
     return "patients" if known else "images, as the patients are not known: --group-pattern"
@@ -146,7 +146,7 @@ def _say_what_is_lacking(explainer: Explainer, methods: Sequence[str], wanted: W
         log.info(f"{name}: target layer {', '.join(layer.name for layer in explainer.layers)}{several}")
 
 
-def _pictures(part: Part, explainer: Explainer, count: int, seed: int, device: torch.device) -> Batch:
+def _pictures(part: ImageSet, explainer: Explainer, count: int, seed: int, device: torch.device) -> Batch:
     """`count` pictures of the part, drawn by seed, as one batch."""
     drawn = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
     architecture = explainer.architecture
@@ -154,7 +154,7 @@ def _pictures(part: Part, explainer: Explainer, count: int, seed: int, device: t
     return batch
 
 
-def _controls(explainer: Explainer, part: Part, wanted: Wanted, device: torch.device) -> Controls:
+def _controls(explainer: Explainer, part: ImageSet, wanted: Wanted, device: torch.device) -> Controls:
     seed = derived_seed(wanted.seed, 1)
     sample = _pictures(part, explainer, MOST_PICTURES, seed, device)
     model = fully_randomised(explainer.model, explainer.architecture, sample.inputs, wanted.seed)
@@ -164,7 +164,7 @@ def _controls(explainer: Explainer, part: Part, wanted: Wanted, device: torch.de
 
 
 def _check_sanity(
-    explainer: Explainer, part: Part, methods: Sequence[str], wanted: Wanted, folder: Path, device: torch.device
+    explainer: Explainer, part: ImageSet, methods: Sequence[str], wanted: Wanted, folder: Path, device: torch.device
 ) -> list[Finding]:
     batch = _pictures(part, explainer, wanted.sanity_count, derived_seed(wanted.seed, 3), device)
     statistics = _pictures(part, explainer, MOST_PICTURES, derived_seed(wanted.seed, 1), device).inputs

@@ -31,6 +31,7 @@ from evaluation.metrics.curves import class_curves
 from evaluation.metrics.subgroups import MOST_VALUES
 from evaluation.metrics.summary import PER_CLASS, SMALL, with_limits
 from evaluation.phrases import count, join, of_patients, patients_named, sampling_unit, threshold, words
+from experiment.run_folder import best_epoch
 from intervals import LEVEL
 from report.facts import Facts, collect_facts, fill
 from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
@@ -220,7 +221,7 @@ def _learning_curves(inputs: Inputs) -> dict[str, Any] | None:
     if inputs.history is None:
         return None
     history = [row | {"epoch": int(row["epoch"])} for row in inputs.history]
-    best = min(history, key=lambda row: row["valid_loss"])
+    best = best_epoch(history)
     label = (
         f"Learning curves over {count(len(history), 'epoch')}: the lowest validation loss, {best['valid_loss']:.3f}, "
         f"is that of epoch {best['epoch']}, with a validation accuracy of {best['valid_accuracy']:.3f}."

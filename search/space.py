@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, field_of, set_key
+from config import Config, field_of, get_value, set_key
 from utils import PROJECT, UserError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def own_values(space: Space, config: Config, where: str) -> dict[str, Any]:
 
     Raises: `UserError` for one that the space does not hold; `where` names the space's file.
     """
-    values = {key: value_of(config, key) for key in space}
+    values = {key: get_value(config, key) for key in space}
     for key, value in values.items():
         if not holds(space[key], value):
             shown = "null" if value is None else value
@@ -172,13 +172,6 @@ def own_values(space: Space, config: Config, where: str) -> dict[str, Any]:
                 f"itself: widen the space, or start elsewhere ({key}=…)"
             )
     return values
-
-
-def value_of(config: Any, dotted: str) -> Any:
-    """The value of a dotted key."""
-    for part in dotted.split("."):
-        config = getattr(config, part)
-    return config
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Worker:
                     queue_again(self.study, self._trial(), died=own)
                 raise
             # Optuna refused our result, because the trial was over already.
-            log.warning(f"WARNING: trial {self._number}: another worker took us for dead and has its parameters")
+            log.warning(f"trial {self._number}: another worker took us for dead and has its parameters")
             return
         finally:
             tidy(self.study, self.folder)

@@ -43,7 +43,7 @@ def training_forward(
         reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
         if wanted == "on":
             raise UserError(f"{reason}; set train.compile=off") from None
-        log.warning(f"WARNING: {reason}: going on without")
+        log.warning(f"{reason}: going on without")
         return model
     finally:
         model.load_state_dict(before)

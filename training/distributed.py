@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import TrainConfig
-from dataset.image_set import Part
+from dataset.image_set import ImageSet
 from experiment.run_folder import Pruned
 from utils import UserError, log, pick_device
 
@@ -150,7 +150,7 @@ class Ranks:
         dist.all_gather_object(found, array)
         return np.concatenate(found)
 
-    def share(self, part: Part, batch: int) -> Part:
+    def share(self, part: ImageSet, batch: int) -> ImageSet:
         """This rank's consecutive pictures of `part`, in whole batches: each of them is one that a single process would
         make, so that the answers are the same to the last bit.
         """

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import Config
-from dataset.image_set import Batch, Part
+from dataset.image_set import Batch, ImageSet
 from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
 from evaluation.metrics.calibration import log_losses
 from evaluation.metrics.summary import confusion_matrix, overall_values
+from experiment.run_folder import best_epoch
 from inference.predict import predict_logits, softmax
 from pretrained_models import Architecture
 from training.distributed import Ranks
@@ -44,7 +45,7 @@ class Learner:
     validated: np.ndarray | None = None  # probabilities (n, classes) of the validation images after the newest epoch
 
 
-def train_epoch(learner: Learner, part: Part, epoch: int) -> dict[str, float]:
+def train_epoch(learner: Learner, part: ImageSet, epoch: int) -> dict[str, float]:
     """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss`, `train_accuracy`.
 
     Order and augmentation are functions of (seed, epoch, position), dropout is one of (seed, epoch, rank), so an epoch
@@ -147,7 +148,7 @@ def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> No
         )
 
 
-def validate(learner: Learner, part: Part, share: Part | None = None) -> dict[str, Any]:
+def validate(learner: Learner, part: ImageSet, share: ImageSet | None = None) -> dict[str, Any]:
     """`valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over the whole of `part`,
     of which this rank predicts its `share` (`Ranks.share`).
     """
@@ -173,5 +174,4 @@ def validate(learner: Learner, part: Part, share: Part | None = None) -> dict[st
 
 def steady_learning(history: list[dict[str, Any]], patience: int | None) -> bool:
     """Whether one of the last `patience` epochs still lowered the validation loss."""
-    losses = np.array([row["valid_loss"] for row in history])
-    return patience is None or len(losses) - 1 - int(losses.argmin()) < patience
+    return patience is None or history[-1]["epoch"] - best_epoch(history)["epoch"] < patience

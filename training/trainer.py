@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from config import Config, TrainConfig, load_run_config, to_plain
+from config import Config, TrainConfig, load_run_config, set_value, to_plain
 from dataset.image_set import cache_folder
 from dataset.loading import Dataset, load_dataset
 from dataset.transforms import Augment
 from evaluation.figures.plots import learning_curves_figure, save_figure
 from evaluation.predictions import Predictions, prediction_table
 from experiment.checkpoint import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
-from experiment.run_folder import RunFolder, now, runs_folder, shown
+from experiment.run_folder import RunFolder, best_epoch, now, runs_folder, shown
 from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
 from training.compilation import training_forward
 from training.distributed import Ranks, job, synchronise_norms
@@ -150,7 +150,7 @@ def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
     data = replace(config.data, path=None)  # the images are those of the run's split.csv
     with ranks.leading():
         dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
-    trained = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
+    trained = hashes_to_tensor(list(dataset.images("train").records["sha256"]))
     if not torch.equal(trained, checkpoint.train_hashes):
         raise UserError(f"--resume {folder}: its training images have changed since; restore them, or train a new run")
     model = checkpoint.model().to(device)
@@ -184,8 +184,7 @@ def _resumable(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoin
     checkpoint = load_checkpoint(folder / "last.pt", "--resume")
     config = load_run_config(folder / "config.yaml")
     for dotted, value in changes.items():
-        *groups, key = dotted.split(".")
-        setattr(reduce(getattr, groups, config), key, value)
+        set_value(config, dotted, value)
     check_tracker(config.track)
     history = checkpoint.resume.get("history")
     if not history or "optimizer" not in checkpoint.resume:
@@ -216,7 +215,7 @@ def _run_epochs(
     learner.ranks.last_words = partial(_end_badly, run)
     with log_to(run.path / "train.log"):
         _log_start(run, learner, dataset)
-        hashes = hashes_to_tensor(list(dataset.part("train").records["sha256"]))
+        hashes = hashes_to_tensor(list(dataset.images("train").records["sha256"]))
         with tracking(run, learner, dataset, history) as track_epoch:
             for row in _epochs(learner, dataset, history):
                 run.update(compiled=learner.forward is not learner.model)
@@ -224,7 +223,7 @@ def _run_epochs(
                 _log_epoch(row, history, learner.config.train)
                 track_epoch()
                 if report is not None:
-                    table = prediction_table(dataset.part("val").records, learner.validated, dataset.classes)
+                    table = prediction_table(dataset.images("val").records, learner.validated, dataset.classes)
                     report(row, Predictions(table, dataset.classes))
             _finish(run, history)
 
@@ -258,8 +257,8 @@ def _epochs(learner: Learner, dataset: Dataset, history: list[dict[str, Any]]) -
     """The epochs that `history` does not hold yet, entered there and yielded as they end, on every rank alike."""
     config, ranks = learner.config, learner.ranks
     with ranks.leading():
-        training = dataset.part("train", learner.augment.source_side)
-    validation = dataset.part("val")
+        training = dataset.images("train", learner.augment.source_side)
+    validation = dataset.images("val")
     if not len(training) or not len(validation):
         raise UserError(f"--data: no {'validation' if len(training) else 'training'} images; change data.split")
     share = ranks.share(validation, config.train.eval_batch)
@@ -288,12 +287,8 @@ def _log_epoch(row: dict[str, Any], history: list[dict[str, Any]], train: TrainC
         f"epoch {row['epoch']}/{train.epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
         f"  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  macro F1 "
         f"{row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-        + ("  *" if _best(history) is row else "")
+        + ("  *" if best_epoch(history) is row else "")
     )
-
-
-def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
-    return min(history, key=lambda row: row["valid_loss"])
 
 
 @interrupts_wait()
@@ -317,7 +312,7 @@ def _save_epoch(
         {},
         run.path / "best.pt",
     )
-    if _best(history) is row:
+    if best_epoch(history) is row:
         save_checkpoint(checkpoint)
     checkpoint.path, checkpoint.resume = (
         run.path / "last.pt",
@@ -325,13 +320,13 @@ def _save_epoch(
     )
     save_checkpoint(checkpoint)
     run.write_history(history)
-    figure = learning_curves_figure(history, _best(history)["epoch"])
+    figure = learning_curves_figure(history, best_epoch(history)["epoch"])
     figure.suptitle(f"{config.model}, {run.path.name}", fontsize=10)
     save_figure(figure, run.path / "curves.png")
 
 
 def _finish(run: RunFolder, history: list[dict[str, Any]]) -> None:
-    best = _best(history)
+    best = best_epoch(history)
     seconds = sum(row["seconds"] for row in history)
     run.update(
         status="finished",

@@ -156,10 +156,10 @@ def fitted(validation: Predictions) -> dict[str, Any] | None:
     """
     value = fit_temperature(validation.probabilities, validation.labels)
     if validation.correct.all():
-        log.warning(f"WARNING: no temperature: none of the {len(validation)} validation images is classified wrongly")
+        log.warning(f"no temperature: none of the {len(validation)} validation images is classified wrongly")
         return None
     if not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
-        log.warning(f"WARNING: no temperature: {len(validation)} validation images would make it {value:.2g}")
+        log.warning(f"no temperature: {len(validation)} validation images would make it {value:.2g}")
         return None
     scaled = scale(validation.probabilities, value)
     losses = [float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled)]

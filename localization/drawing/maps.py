@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.image_set import MASKS, Part
+from dataset.image_set import MASKS, ImageSet
 from dataset.readers import read_image, to_uint8
 from localization.drawing.means import draw_means
 from localization.drawing.overlay import COLORMAP, OverlayDrawer, Square
@@ -67,7 +67,7 @@ class Drawn:
     """
 
     name: str
-    part: Part
+    part: ImageSet
     square: Square
     rows: list[dict[str, Any]] = field(default_factory=list)
     controls: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Drawn:
 def draw_maps(
     checkpoint: Checkpoint,
     explainer: Explainer,
-    part: Part,
+    part: ImageSet,
     methods: Sequence[str],
     name: str,
     folder: Path,
@@ -166,7 +166,7 @@ class Means:
     any class where the true one is not known.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ImageSet) -> None:
         self.part = part
         self._maps: dict[str, np.ndarray] = {}
         self._pictures: dict[str, np.ndarray] = {}

@@ -93,7 +93,7 @@ def check_colormap(name: str) -> None:
     steps = np.diff(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0, :, 0])
     if min(steps.clip(min=0).sum(), -steps.clip(max=0).sum()) > 1:
         log.warning(
-            f"WARNING: --colormap {name}: its lightness both rises and falls, so that it shows edges that no map has; "
+            f"--colormap {name}: its lightness both rises and falls, so that it shows edges that no map has; "
             f"{COLORMAP} (the default), viridis and cividis are even"
         )
 

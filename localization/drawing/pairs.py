@@ -48,7 +48,7 @@ def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
     alike = first.square.fit == second.square.fit
     if not alike:
         log.warning(
-            f"WARNING: {first.name} and {second.name} see their pictures fitted differently: no mean differences"
+            f"{first.name} and {second.name} see their pictures fitted differently: no mean differences"
         )
     for method in (method for method in first.means if alike and method in second.means):
         means = first.means[method], second.means[method]
@@ -62,5 +62,5 @@ def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
     if len(same) < len(both):
         log.info(f"{len(both) - len(same)} of {len(both)} maps explain different classes in the two models: not paired")
     if not both:
-        log.warning(f"WARNING: {first.name} and {second.name} have no picture and method in common: nothing to compare")
+        log.warning(f"{first.name} and {second.name} have no picture and method in common: nothing to compare")
     return len(same)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.figures.plots import COLOURS
 from localization.scoring.summary import ALL, MASKS, MOST_CLASSES, beats_controls
 from utils import atomic_write
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, one per model: told apart by colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = {"gaussian": ("^", "centred Gaussian"), "randomised": ("x", "randomised model"), "oracle": ("d", "oracle")}
 WIDE = 6  # the largest number over the smallest: beyond, the axis is logarithmic
 LEAST = 0.05  # of a logarithmic axis

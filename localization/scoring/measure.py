@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.image_set import MASKS, Batch, Part
+from dataset.image_set import MASKS, Batch, ImageSet
 from dataset.readers import image_size, letterbox_frame
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
@@ -27,7 +27,7 @@ from localization.scoring.overlap import (
     uniform_map,
 )
 from localization.scoring.summary import SCORES
-from utils import shortened
+from utils import shortened_name
 
 COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak", *SCORES]
 CONTROL_COLUMNS = ["path", "target", "method", "control", "status", *SCORES]
@@ -37,12 +37,12 @@ Maps = Mapping[str, np.ndarray]  # method → (n, h, w)
 
 def numbered(index: int, path: str) -> str:
     """How the files of a picture begin: its number and its stem."""
-    return f"{index:04d}_{shortened(Path(path).stem, 100)}"
+    return f"{index:04d}_{shortened_name(Path(path).stem, limit=100)}"
 
 
 def file_name(name: str) -> str:
     """A class's name as a part of a file's."""
-    return shortened(name.replace("/", "_"), 80)
+    return shortened_name(name.replace("/", "_"), limit=80)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Measurer:
 
     def __init__(
         self,
-        part: Part,
+        part: ImageSet,
         fit: str,
         classes: Sequence[str],
         name: str,

@@ -26,7 +26,7 @@ def test_boxes_become_masks_of_their_pictures(tmp_path: Path, cache_dir: Path) -
     rows = "A0,x,20,10,40,30\nA1,x,0,0,8,8\nA1,x,64,32,32,16\nA2,x,120,60,100,100\n"
     (tmp_path / "A" / "boxes.csv").write_text(HEADER + rows)
     data = DataConfig(path=str(tmp_path), cache_dir=str(cache_dir), split=[1.0, 0.0, 0.0])
-    part = load_dataset(data, 64).part("train", masks=True)
+    part = load_dataset(data, 64).images("train", masks=True)
     masks = {Path(p).stem: part.gather("lesion_mask", np.array([i]))[0] for i, p in enumerate(part.records["path"])}
     expected = np.zeros((4, 64, 64), np.uint8)
     expected[0, 10:40, 10:30] = 1

@@ -17,7 +17,7 @@ from PIL import Image
 from config import Config, DataConfig
 from dataset import readers
 from dataset.cache import hash_files
-from dataset.image_set import Part, make_part
+from dataset.image_set import ImageSet, make_image_set
 from dataset.loading import RECORD_COLUMNS
 from dataset.masks import same_shape
 from dataset.readers import UnreadableImage, image_size, read_image, square_image, square_mask
@@ -62,13 +62,13 @@ def _box(height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _part(data: DataConfig, side: int, **columns: list[str]) -> Part:
+def _part(data: DataConfig, side: int, **columns: list[str]) -> ImageSet:
     records = pd.DataFrame(columns).reindex(columns=RECORD_COLUMNS, fill_value="")
     records["sha256"] = hash_files(list(records["path"]), Path(data.cache_dir))
-    return make_part(records, [], data, side, masks=True)[0]
+    return make_image_set(records, [], data, side, masks=True)[0]
 
 
-def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **keys: object) -> Part:
+def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **keys: object) -> ImageSet:
     """What draw_cam.py would explain with a checkpoint of 64×64 pixels that lies in no run; nothing goes to val."""
     keys = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
     data = DataConfig(**{"split": [0.5, 0.0, 0.5], "cache_dir": str(cache_dir), **keys})
@@ -76,7 +76,7 @@ def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **
     return chosen_images(Selection(checkpoint, None, data, torch.device("cpu"), "fp32"), images, count, 0)
 
 
-def _mask(part: Part, name: str, stem: str) -> np.ndarray:
+def _mask(part: ImageSet, name: str, stem: str) -> np.ndarray:
     (index,) = np.flatnonzero(part.records["path"].map(lambda p: Path(p).stem) == stem)
     return part.gather(name, np.array([index]))[0]
 

@@ -241,7 +241,7 @@ def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:
 
     checkpoint = load_checkpoint(tiny_run / "best.pt")
     data = load_run_config(tiny_run / "config.yaml").data
-    part = load_dataset(data, 64, run_split=tiny_run / "split.csv").part("test")
+    part = load_dataset(data, 64, run_split=tiny_run / "split.csv").images("test")
     a, device = checkpoint.architecture, torch.device("cpu")
     logits = [
         predict_logits(checkpoint.model(), part, device, precision="fp32", batch=b, mean=a.mean, std=a.std)

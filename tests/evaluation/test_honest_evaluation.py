@@ -173,7 +173,7 @@ def test_mirrored_views_are_averaged(verb: Verb, run: Path) -> None:
     ok(verb("test.py", "--weights", run, "--tta", *QUICK))
     found = read_predictions(run / "test-tta" / "predictions.csv")
     checkpoint = load_checkpoint(run / "best.pt")
-    part = load_dataset(load_run_config(run / "config.yaml").data, 64, run_split=run / "split.csv").part("test")
+    part = load_dataset(load_run_config(run / "config.yaml").data, 64, run_split=run / "split.csv").images("test")
     model, mean, std = checkpoint.model(), checkpoint.architecture.mean, checkpoint.architecture.std
     (batch,) = part.batches(torch.device("cpu"), len(part), 64, mean, std)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from config import Config, compose_config  # noqa: E402
-from dataset.image_set import Batch, Part  # noqa: E402
+from dataset.image_set import Batch, ImageSet  # noqa: E402
 from dataset.loading import load_dataset  # noqa: E402
 from dataset.transforms import Augment  # noqa: E402
 from pretrained_models import Architecture  # noqa: E402
@@ -64,7 +64,7 @@ def learner_of(
     return Learner(model, architecture, optimizer, augment, config, torch.device("cpu"), "fp32", model, ranks)
 
 
-def losses_of(learner: Learner, part: Part, epochs: int) -> list[float]:
+def losses_of(learner: Learner, part: ImageSet, epochs: int) -> list[float]:
     """The loss of every step: what the ranks' shares sum to, over the images of the step."""
     found: list[torch.Tensor] = []
     ranks, taken = learner.ranks, []
@@ -88,7 +88,7 @@ def losses_of(learner: Learner, part: Part, epochs: int) -> list[float]:
     return [float(pair[0]) / images for pair, images in zip(found, taken, strict=True)]
 
 
-def drawn_of(learner: Learner, part: Part) -> list[int]:
+def drawn_of(learner: Learner, part: ImageSet) -> list[int]:
     """The images that this rank draws in one epoch."""
     drawn: list[int] = []
     original = part.batches
@@ -109,11 +109,11 @@ def agree(ranks: Ranks, phantom: Path, cache: Path) -> dict[str, Any]:
     config = config_of(phantom, cache)
     with ranks.leading():
         dataset = load_dataset(config.data, SIDE)
-    whole, validation = dataset.part("train"), dataset.part("val")
+    whole, validation = dataset.images("train"), dataset.images("val")
     found: dict[str, Any] = {"images": len(whole)}
     exact = {"norm": group_norm, "dtype": torch.float64}
 
-    def some(images: int) -> Part:
+    def some(images: int) -> ImageSet:
         return whole.take(np.arange(len(whole)) < images)
 
     # last batches of 3, which is too small for two ranks, of 7 and of 6

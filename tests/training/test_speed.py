@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from config import AugmentConfig, DataConfig
-from dataset.image_set import Part
+from dataset.image_set import ImageSet
 from dataset.loading import load_dataset
 from dataset.transforms import Augment
 from tests.helpers.verbs import ROOT
@@ -33,14 +33,14 @@ def test_resident_pictures_give_the_streamed_batches(
 ) -> None:
     dataset = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48)
     augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
-    order = np.random.default_rng(0).integers(0, len(dataset.part("train")), 60)
+    order = np.random.default_rng(0).integers(0, len(dataset.images("train")), 60)
 
-    def batches(part: Part) -> list:
+    def batches(part: ImageSet) -> list:
         return list(part.batches(CPU, batch, 48, (0.5, 0.4), (0.2, 0.3), order=order, augment=augment, epoch=2))
 
-    streamed = batches(dataset.part("train"))
-    monkeypatch.setattr(Part, "fits", lambda self, device: True)
-    part = dataset.part("train")
+    streamed = batches(dataset.images("train"))
+    monkeypatch.setattr(ImageSet, "fits", lambda self, device: True)
+    part = dataset.images("train")
     resident = batches(part)
     assert part.resident(CPU).shape == (len(part), 48, 48)
     assert part.resident(CPU) is part.resident(CPU)  # moved once
@@ -53,7 +53,7 @@ def test_resident_pictures_give_the_streamed_batches(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("device_bytes", [0, 2**30], ids=["streamed", "resident"])
 def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path, device_bytes: int) -> None:
-    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
+    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).images("train")
     augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
 
     def batches(device: torch.device) -> list:
@@ -67,7 +67,7 @@ def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path, devi
 
 
 def test_a_cpu_holds_no_second_copy(phantom: Path, cache_dir: Path) -> None:
-    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).part("train")
+    part = load_dataset(DataConfig(path=str(phantom), cache_dir=str(cache_dir)), 48).images("train")
     assert part.resident(CPU) is None
 
 

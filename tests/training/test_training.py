@@ -381,7 +381,7 @@ def test_no_training_batch_of_one(batch: int, tiny_run: Path) -> None:
     from dataset.transforms import Augment
 
     config = load_run_config(tiny_run / "config.yaml")
-    part = load_dataset(config.data, 64, run_split=tiny_run / "split.csv").part("train")
+    part = load_dataset(config.data, 64, run_split=tiny_run / "split.csv").images("train")
     order = np.arange((len(part) - 1) // batch * batch + 1)
     augment = Augment(config.augment, 0, 64, 64)
     settings = (torch.device("cpu"), batch, 64, (0.5,), (0.5,))

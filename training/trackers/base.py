@@ -12,17 +12,16 @@ import importlib.util
 import random
 import re
 from collections.abc import Callable, Iterator
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from config import Config, all_keys
+from config import Config, all_keys, get_value
 from dataset.loading import Dataset
 from evaluation.metrics.summary import confusion_matrix
 from experiment.checkpoint import load_checkpoint
-from experiment.run_folder import Pruned, RunFolder
+from experiment.run_folder import Pruned, RunFolder, best_epoch
 from training.loop import Learner
 from training.trackers.previews import confusion_picture, sample_cams
 from utils import UserError, log
@@ -61,7 +60,7 @@ def check_tracker(name: str) -> None:
 
 
 def _backend(run: RunFolder, config: Config) -> Backend | None:
-    parameters = {dotted: reduce(getattr, dotted.split("."), config) for dotted in all_keys()}
+    parameters = {dotted: get_value(config, dotted) for dotted in all_keys()}
     if config.track == "tensorboard":
         from training.trackers.tensorboard import TensorBoard
 
@@ -122,11 +121,11 @@ class Tracker:
         """Show the last epoch; its confusion matrix too where it is the best so far."""
         row = self.history[-1]
         self._guarded(lambda backend: backend.scalars(row))
-        if self.learner.validated is not None and row is min(self.history, key=lambda one: one["valid_loss"]):
+        if self.learner.validated is not None and row is best_epoch(self.history):
             self._guarded(self._show_confusion)
 
     def _show_confusion(self, backend: Backend) -> None:
-        epoch, part = self.history[-1]["epoch"], self.dataset.part("val")
+        epoch, part = self.history[-1]["epoch"], self.dataset.images("val")
         counts = confusion_matrix(part.labels, self.learner.validated.argmax(1), len(part.classes))
         png = confusion_picture(counts, part.classes, f"{self.run.path.name}, validation, epoch {epoch}")
         backend.picture("validation/confusion matrix", png, epoch)
@@ -142,7 +141,7 @@ class Tracker:
         try:
             cams = sample_cams(checkpoint, self.dataset, config.data, device, config.seed)
         except (UserError, RuntimeError) as error:  # no Grad-CAM, or no memory for it: no fault of the backend's
-            log.warning(f"WARNING: --track {config.track}: no sample CAMs: {_line(error)}")
+            log.warning(f"--track {config.track}: no sample CAMs: {_line(error)}")
             return
         for name, png in cams:
             backend.picture(f"sample Grad-CAM/{name}", png, checkpoint.epoch)
@@ -161,7 +160,7 @@ class Tracker:
                 action(self.backend)
         except Exception as error:
             log.warning(
-                f"WARNING: --track {self.learner.config.track}: {self.backend.place} failed ({_line(error)}): "
+                f"--track {self.learner.config.track}: {self.backend.place} failed ({_line(error)}): "
                 f"{self.backend.remedy}; the training goes on untracked, its numbers are in history.csv"
             )
             self.backend = None

@@ -165,7 +165,7 @@ class MLflow:
                 )
             except Exception as error:  # tracing may fail in as many ways as there are models
                 reason = " ".join(str(error).split())[:200]
-                log.warning(f"WARNING: --track mlflow: {self.place} has best.pt, but no model to serve: {reason}")
+                log.warning(f"--track mlflow: {self.place} has best.pt, but no model to serve: {reason}")
 
 
 @contextlib.contextmanager

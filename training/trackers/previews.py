@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from config import DataConfig
-from dataset.image_set import make_part
+from dataset.image_set import make_image_set
 from dataset.loading import Dataset
 from evaluation.figures.plots import confusion_figure
 from evaluation.metrics.summary import overall_values
@@ -47,11 +47,11 @@ def sample_cams(
     from localization.drawing.maps import Style, draw_maps
     from localization.explainer import Explainer
 
-    validation = dataset.part("val").records
+    validation = dataset.images("val").records
     order = np.random.default_rng(seed).permutation(len(validation))
     each = max(1, MOST_CAMS // len(dataset.classes))
     chosen = validation.iloc[order].groupby("label").head(each).sort_values("label", kind="stable").head(MOST_CAMS)
-    part, _ = make_part(chosen.reset_index(drop=True), dataset.classes, data, dataset.side, masks=True)
+    part, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, data, dataset.side, masks=True)
     explainer = Explainer(checkpoint.model().to(device), checkpoint.architecture, checkpoint.size, checkpoint.precision)
     methods, counts = explainer.choose(METHOD), dict.fromkeys(dataset.classes, 0)
     found = []
