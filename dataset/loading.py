@@ -34,7 +34,7 @@ class Dataset:
     data: DataConfig
     side: int
 
-    def part(self, split: str, side: int | None = None, masks: bool = False) -> ImageSet:
+    def images(self, split: str, side: int | None = None, masks: bool = False) -> ImageSet:
         """The radiographs of one split (`train`, `val` or `test`), cached at `side` (default: the dataset's)."""
         chosen = self.records[self.records["split"] == split].reset_index(drop=True)
         limit = SUBSET[split]
