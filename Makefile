@@ -1,11 +1,11 @@
-# make demo: train, evaluate and draw CAMs on the phantom.  make test: everything in tests/.
-# On a new machine each does its own set-up in .venv.
+# make demo: train, evaluate and draw CAMs on the phantom.  make test: run every test.
+# On a new machine each target first sets up the environment it needs in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test bench clean
+.PHONY: help demo test check bench clean
 
-help:  ## what there is
+help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 .venv/run: requirements.txt
@@ -23,13 +23,17 @@ demo: .venv/run  ## train, evaluate, draw CAMs and write a report on synthetic r
 	$(PY) test.py --model resnet18
 	$(PY) draw_cam.py --model resnet18 --count 60 --errors 12
 
-test: .venv/dev  ## ruff, then all tests (under 8 minutes)
+test: .venv/dev  ## run ruff and all tests (under 8 minutes)
 	$(PY) -m ruff check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
-bench: .venv/dev  ## every benchmark, beside its rivals, and a table of what was wanted (under 25 minutes)
+check: .venv/dev  ## run ruff and the fast tests (about a minute)
+	$(PY) -m ruff check .
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not slow"
+
+bench: .venv/dev  ## run the benchmarks against their rivals and summarise them (under 25 minutes)
 	for name in train_speed cam_speed test_speed startup scale; do $(PY) benchmarks/$$name.py || exit 1; done
 	$(PY) benchmarks/summary.py
 
-clean:  ## take away the environment and the caches (runs/ stays)
+clean:  ## delete the environment and the caches, but keep runs/
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis

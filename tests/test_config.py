@@ -224,6 +224,7 @@ def test_an_unknown_flag_that_is_a_key_is_told_so(flag: str, hint: str, capsys: 
 VERBS = [("train.py",), ("test.py",), ("draw_cam.py",), ("tune.py",), ("compare.py", "a", "b"), ("dataset/data.py",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", VERBS, ids=lambda command: command[0])
 def test_the_printed_configuration_is_the_one_that_is_used(command: tuple[str, ...], own_dir: Path) -> None:
     """It is printed without torch, and reads back as a file to start from."""
@@ -253,6 +254,7 @@ def test_a_resumed_run_s_configuration_is_not_printed_from_elsewhere(capsys: pyt
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_page_of_keys_is_current() -> None:
     """Made anew by the command that it names, and whole: every key, and every file of every group."""
     done = subprocess.run([sys.executable, "docs/config_keys.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
@@ -294,6 +296,7 @@ def test_torchrun_starts_no_verb_but_train(
     assert capsys.readouterr().err.count("torchrun") == 1 - rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_nothing_heavy(script: str) -> None:
     code = (

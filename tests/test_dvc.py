@@ -57,6 +57,7 @@ class Clone:
         return json.loads((self.path / file).read_text())
 
 
+@pytest.mark.slow
 def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     config = compose_config([*TINY, "data.path=data/phantom"])

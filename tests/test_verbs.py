@@ -14,6 +14,8 @@ import torch
 
 from tests.helpers.verbs import TINY, Verb, ok, refused
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> None:
     out = ok(

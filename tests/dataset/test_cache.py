@@ -116,6 +116,7 @@ def test_rows_that_vanished_are_built_again(tmp_path: Path) -> None:
     assert _values(store, hashes) == list(range(8))
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_store(tmp_path: Path) -> None:
     paths = _pictures(tmp_path / "p", 200)
     hashes = hash_files(paths, tmp_path)

@@ -250,6 +250,7 @@ def test_bad_films_are_refused() -> None:
             phantom.draw_radiograph(*arguments)
 
 
+@pytest.mark.slow
 def test_help_is_light() -> None:
     code = (
         "import sys, runpy\nsys.argv = ['phantom.py', '--help']\n"
@@ -262,6 +263,7 @@ def test_help_is_light() -> None:
     assert "--contact-sheet" in done.stdout
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = run("--output", str(tmp_path / "data"), "--count", "8", "--workers", "2", "--contact-sheet", str(sheet))
@@ -270,6 +272,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert read(sheet).shape == (4 * 299, 6 * 299, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [

@@ -16,6 +16,8 @@ from evaluation.metrics import calibration
 from evaluation.predictions import Predictions, read_predictions
 from tests.helpers.verbs import Result, ok, refused
 
+pytestmark = pytest.mark.slow
+
 Verb = Callable[..., Result]
 QUICK = ("--quick",)
 

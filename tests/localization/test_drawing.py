@@ -15,6 +15,8 @@ import torch
 from localization.methods.table import METHODS
 from tests.helpers.verbs import TINY, Result
 
+pytestmark = pytest.mark.slow
+
 Verb = Callable[..., Result]
 
 

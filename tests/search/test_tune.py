@@ -367,6 +367,7 @@ def _table(study: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_no_trial_is_lost_when_one_of_two_workers_is_killed(shared_study: Path) -> None:
     table = _table(shared_study)
     whole = [row for row in table if row["state"] in ("complete", "pruned")]
@@ -379,6 +380,7 @@ def test_no_trial_is_lost_when_one_of_two_workers_is_killed(shared_study: Path) 
     assert len({row["worker"] for row in table}) == 2
 
 
+@pytest.mark.slow
 def test_a_search_leaves_the_best_weights_alone_and_a_preset_that_makes_them(
     shared_study: Path, verb: Verb, phantom: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +404,7 @@ def test_a_search_leaves_the_best_weights_alone_and_a_preset_that_makes_them(
     assert {**made, **own} == {**found, **own}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
@@ -424,6 +427,7 @@ def test_a_study_of_other_trials_is_refused(
     assert len(lines) == 1 and "--study resnet18-rate" in lines[0] and word in lines[0], lines
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_study_that_goes_on(
     verb: Verb, phantom: Path, tmp_path: Path, ctrl_c: Callable[[], None]
 ) -> None:
@@ -444,6 +448,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(
     assert not (run / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_fails_and_the_search_goes_on(verb: Verb, phantom: Path, tmp_path: Path) -> None:
     space = _space(tmp_path, train__lr={"choices": [5e-4, 1e18]}, train__clip_norm={"choices": [None, 1.0]})
     words = ["--data", phantom, *TINY, "--space", space, "--study", "d", "--save", tmp_path, "train.lr=1e18"]
@@ -455,6 +460,7 @@ def test_a_diverging_trial_fails_and_the_search_goes_on(verb: Verb, phantom: Pat
     assert len(table) == 2 and table[1]["state"] in ("complete", "failed")
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_stops_early(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
     space = read_space(_space(tmp_path, train__lr={"low": 1e-5, "high": 1e-2, "log": True}))
     words = ["data.size=32", f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2", "train.epochs=5"]
@@ -531,6 +537,7 @@ def postgres(tmp_path: Path) -> Iterator[Postgres]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_postgresql_holds_a_study_of_several_workers(
     postgres: Postgres, verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +556,7 @@ def test_postgresql_holds_a_study_of_several_workers(
     assert not (tmp_path / "two/tune-resnet18-rate/study.db").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_in_mid_trial_loses_nothing(
     postgres: Postgres, verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

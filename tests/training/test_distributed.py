@@ -65,6 +65,7 @@ def both(
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weighted", "frozen", "accumulated"])
 def test_two_ranks_take_the_steps_of_one(name: str, both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """In float64, short last batches, clipping, a frozen start and accumulation included."""
@@ -74,21 +75,25 @@ def test_two_ranks_take_the_steps_of_one(name: str, both: tuple[dict[str, Any], 
     np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_same_steps(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     one, _ = both
     np.testing.assert_allclose(one["accumulated alone"], one["accumulated"], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_first_step_in_single_precision(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     one, two = both
     assert two["single precision"][0] == pytest.approx(one["single precision"][0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_image_is_drawn_once(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     for found in both:
         assert sorted(found["drawn"]) == list(range(64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 100])
 def test_the_evaluation_is_that_of_one_process(batch: int, both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """To the last bit, each image once and in order."""
@@ -98,6 +103,7 @@ def test_the_evaluation_is_that_of_one_process(batch: int, both: tuple[dict[str,
     assert len(one[f"answers {batch}"]) > 20
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_weights_and_statistics(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """Batch normalisation sees a rank's images alone, so its statistics are others than one process's; they and the
     weights are the same on all ranks, those that are saved and validated.
@@ -173,6 +179,7 @@ def test_a_model_with_synchronised_norms_is_the_same_model(name: str) -> None:
     build_model(name, 4, "none")[0].load_state_dict(after)
 
 
+@pytest.mark.slow
 def test_a_bad_batch_ends_all_ranks_with_one_line(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
     ended = _torchrun("train.py", "--data", phantom, "--batch", 9, "--save", tmp_path, f"data.cache_dir={cache_dir}")
     assert ended.returncode != 0
@@ -182,6 +189,7 @@ def test_a_bad_batch_ends_all_ranks_with_one_line(phantom: Path, cache_dir: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_job_with_its_reason(launch: tuple[Path, subprocess.CompletedProcess]) -> None:
     """And soon: a rank that waits for another would do so for an hour."""
     folder, ended = launch
@@ -197,6 +205,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_reason(launch: tuple[Path, subp
     assert datetime.fromisoformat(record["finished"]).timestamp() - (run / "last.pt").stat().st_mtime < 15
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks(tiny_run: Path, tmp_path: Path) -> None:
     """From one to two and back to one; checkpoints are those of a single process."""
     import shutil

@@ -124,6 +124,7 @@ def test_auto_compiles_long_runs_on_a_gpu_alone() -> None:
     assert training_forward(model, "off", "fp32", shape, gpu, 10 * LONG_RUN) is model
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="another allocator than glibc's"
 )
