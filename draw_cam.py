@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from localization.run import Wanted
 
 
-
 def parser() -> Parser:
     parser = Parser(prog="draw_cam.py", description=__doc__)
     add_data_flags(parser)

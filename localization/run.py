@@ -20,6 +20,7 @@ from localization.sanity.randomise import MOST_PICTURES, fully_randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
 from localization.scoring.summary import format_summary, summarise, verdict_lines, write_summary
+from localization.states import count_flawed
 from utils import UserError, derived_seed, log
 
 if TYPE_CHECKING:
@@ -109,11 +110,8 @@ def inspect_model(
         controls=controls,
         keep=keep,
     )
-    counts = {
-        state: sum(row["status"] == state for row in drawn.rows) for state in ("empty", "nan", "border", "diffuse")
-    }
-    words = {"empty": "without positive evidence", "nan": "not finite", "border": "at the border", "diffuse": "diffuse"}
-    said = "".join(f", {count} {words[state]}" for state, count in counts.items() if count)
+    counts = count_flawed(row["status"] for row in drawn.rows)
+    said = "".join(f", {count} {state.counted}" for state, count in counts.items() if count)
     log.info(f"{name}: {len(drawn.rows)} maps{said} in {folder}")
     summary = summarise([*drawn.rows, *drawn.controls])
     if wanted.score:

@@ -21,7 +21,8 @@ from localization.drawing.panel import Entry, PanelDrawer, Subject
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
 from localization.scoring.measure import COLUMNS, CONTROL_COLUMNS, Controls, Measurer, file_name, numbered
-from localization.scoring.overlap import SCORED, TOLERANCE
+from localization.scoring.overlap import TOLERANCE
+from localization.states import SCORED, MapState
 from utils import atomic_write, log, make_folder, write_csv
 
 if TYPE_CHECKING:
@@ -238,9 +239,16 @@ class _Writer:
             method, peak = METHODS[row["method"]].title, peaks.get(row["method"])
             unit = self.style.unit(row["method"])
             self.overlays.draw(
-                self.folder / row["file"], radiograph, cam, row["status"], title, unit=unit, peak=peak, masks=masks
+                self.folder / row["file"],
+                radiograph,
+                cam,
+                MapState(row["status"]),
+                title,
+                unit=unit,
+                peak=peak,
+                masks=masks,
             )
-            entries.append(Entry(method, cam, row["status"], peak, _note(row)))
+            entries.append(Entry(method, cam, MapState(row["status"]), peak, _note(row)))
             self.drawn.means[row["method"]].add(picture.index, cam, row)
             if self.keep:
                 self.drawn.maps[row["path"], row["method"]] = cam

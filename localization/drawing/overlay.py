@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dataset.readers import letterbox_frame
+from localization.states import MapState
 from utils import UserError, atomic_write, log
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 COLORMAP = "inferno"  # perceptually even, and read in RGB by matplotlib alone
 MAX_OPACITY = 0.6
 LEAST_DIFFERENCE = 0.1  # of a uniform map: the least top of a scale of differences
-BOX = "Radiograph"  # the PNG's text chunk: left, top, right, bottom of the radiograph in the picture, in pixels
+BOX_KEY = "Radiograph"  # the PNG text chunk with left, top, right, bottom of the image in the overlay, in pixels
 LONGEST_SIDE = 1024  # pixels of an overlay's picture: larger radiographs are drawn smaller
-NO_COLOURS = {"empty": "no positive evidence for this class", "nan": "the map is not finite"}
-WORDS = NO_COLOURS | {"diffuse": "spread out like a uniform map", "border": "most of it at the picture's edge"}
 OUTLINES = {"lung_mask": ("lungs", "deepskyblue"), "lesion_mask": ("lesion", "orange")}  # as in the contact sheet
 
 
@@ -226,7 +225,7 @@ class OverlayDrawer:
         path: Path,
         radiograph: np.ndarray,
         cam: np.ndarray,
-        status: str,
+        state: MapState,
         title: str,
         *,
         unit: str,
@@ -239,7 +238,7 @@ class OverlayDrawer:
             path: the picture to write.
             radiograph: (height, width) uint8.
             cam: (h, w) float32 over the square, on its own grid, not rescaled.
-            status: an `empty` or `nan` map has no colours; any status but `ok` is said in words.
+            state: a map that is not scored has no colours; any state but `ok` has a caption.
             title: class, probability and the like; a line that is too long loses its middle.
             unit: what the colour bar shows.
             peak: the top of the colours, > 0; None: the map's own peak. A map far below it looks weak.
@@ -253,7 +252,7 @@ class OverlayDrawer:
             radiograph = cv2.resize(radiograph, size[::-1], interpolation=cv2.INTER_AREA)
         self.figure.clear()
         ax = self.figure.add_axes((0.01, 0.01, 0.8, 0.89))
-        if status in NO_COLOURS:
+        if not state.scored:
             ax.imshow(radiograph, cmap="gray", vmin=0, vmax=255)
         else:
             own = float(cam.max())
@@ -261,8 +260,8 @@ class OverlayDrawer:
             ax.imshow(blend(radiograph, lay_back(cam, *full, self.square, size), scale))
             place = self.figure.add_axes((0.85, 0.14, 0.03, 0.7))
             draw_bar(place, scale, unit, None if scale.top == own else own)
-        if status in WORDS:
-            _say(ax, WORDS[status])
+        if state.caption:
+            _say(ax, state.caption)
         lines = [fitted(self.figure, line, 0.8 * self.figure.bbox.width, fontsize=10) for line in title.split("\n")]
         ax.set_title("\n".join(lines), fontsize=10, parse_math=False)  # file names may hold dollar signs
         ax.set_axis_off()
@@ -277,9 +276,17 @@ class OverlayDrawer:
                 file,
                 format="png",
                 dpi=self.figure.dpi,
-                metadata={BOX: ",".join(str(round(edge)) for edge in box)},
+                metadata={BOX_KEY: ",".join(str(round(edge)) for edge in box)},
                 pil_kwargs={"compress_level": 2},  # a third of the time
             )
+
+
+def read_box(text: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """Return where the image lies in an overlay (left, top, right, bottom, in pixels); None where the PNG's text chunks
+    do not say.
+    """
+    box = text.get(BOX_KEY)
+    return None if box is None else tuple(round(float(edge)) for edge in box.split(","))
 
 
 def _say(ax: Axes, words: str) -> None:

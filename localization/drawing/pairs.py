@@ -12,6 +12,7 @@ from localization.drawing.maps import Drawn
 from localization.drawing.means import draw_differences
 from localization.drawing.panel import Entry, PanelDrawer, Subject
 from localization.methods.table import METHODS
+from localization.states import MapState
 from utils import log
 
 
@@ -35,7 +36,8 @@ def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
         i, path, method = index[a["path"]], Path(a["path"]), a["method"]
         masks = {m: first.part.gather(m, np.array([i]))[0] for m in MASKS if first.part.has(m)[i]}
         entries = tuple(
-            Entry(of.name, of.maps[row["path"], method], row["status"]) for of, row in zip(pair, (a, b), strict=True)
+            Entry(of.name, of.maps[row["path"], method], MapState(row["status"]))
+            for of, row in zip(pair, (a, b), strict=True)
         )
         drawer.draw_pair(
             folder / a["file"].replace(f"__{method}__", f"__{method}__difference__"),
@@ -47,9 +49,7 @@ def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
         )
     alike = first.square.fit == second.square.fit
     if not alike:
-        log.warning(
-            f"{first.name} and {second.name} see their pictures fitted differently: no mean differences"
-        )
+        log.warning(f"{first.name} and {second.name} see their pictures fitted differently: no mean differences")
     for method in (method for method in first.means if alike and method in second.means):
         means = first.means[method], second.means[method]
         pictures = means[1].pictures | means[0].pictures

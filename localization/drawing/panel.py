@@ -13,9 +13,7 @@ import numpy as np
 
 from localization.drawing.overlay import (
     COLORMAP,
-    NO_COLOURS,
     OUTLINES,
-    WORDS,
     Scale,
     Square,
     blend,
@@ -25,6 +23,7 @@ from localization.drawing.overlay import (
     new_figure,
     outline,
 )
+from localization.states import MapState
 from utils import atomic_write
 
 if TYPE_CHECKING:
@@ -48,14 +47,14 @@ class Entry:
     Attributes:
         title: the method's, or the model's.
         cam: (h, w) float32 over the model's square, on its own grid, not rescaled.
-        status: an `empty` or `nan` map has no colours; any status but `ok` is said in words.
+        state: a map that is not scored has no colours; any state but `ok` has a caption.
         peak: the top of the colours, > 0; None: the map's own peak.
         note: a smaller line under the title: a score, a probability.
     """
 
     title: str
     cam: np.ndarray
-    status: str
+    state: MapState
     peak: float | None = None
     note: str = ""
 
@@ -142,8 +141,8 @@ class PanelDrawer:
         tiles = [_Tile("Radiograph", _grey(small), legend=list(curves))]
         shared = False
         for entry in entries:
-            tile = _Tile(entry.title, _grey(small), entry.note, WORDS.get(entry.status, ""))
-            if entry.status not in NO_COLOURS:
+            tile = _Tile(entry.title, _grey(small), entry.note, entry.state.caption)
+            if entry.state.scored:
                 own = float(entry.cam.max())
                 tile.scale = Scale(own if entry.peak is None else entry.peak, self.colormap)
                 tile.mark = None if tile.scale.top == own else own
@@ -181,13 +180,13 @@ class PanelDrawer:
         curves = outline(masks or {}, *radiograph.shape, self.square)
         found = {}
         for letter, entry, square in zip("AB", pair, squares, strict=True):
-            if entry.status not in NO_COLOURS:
+            if entry.state.scored:
                 heat = lay_back(entry.cam, *radiograph.shape, square, small.shape)
                 found |= {letter: heat / heat.mean(dtype=np.float64)} if heat.any() else {}
         scale = Scale(max((float(heat.max()) for heat in found.values()), default=1.0), self.colormap)
         tiles = [_Tile("Radiograph", _grey(small), legend=list(curves))]
         for letter, entry in zip("AB", pair, strict=True):
-            tile = _Tile(f"{letter}: {entry.title}", _grey(small), entry.note, WORDS.get(entry.status, ""))
+            tile = _Tile(f"{letter}: {entry.title}", _grey(small), entry.note, entry.state.caption)
             if letter in found:
                 tile.pixels, tile.scale = blend(small, found[letter], scale), scale
             tile.words = tile.words or ("" if letter in found else "none of it lies on the picture")

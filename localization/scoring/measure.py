@@ -17,16 +17,16 @@ from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
 from localization.scoring.faithfulness import FAITHFULNESS, ROUNDING, Faithfulness
 from localization.scoring.overlap import (
-    SCORED,
     TOLERANCE,
     MaskScorer,
     enlarge,
     gaussian_map,
-    map_status,
+    map_states,
     oracle_map,
     uniform_map,
 )
 from localization.scoring.summary import SCORES
+from localization.states import SCORED
 from utils import shortened_name
 
 COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak", *SCORES]
@@ -194,7 +194,7 @@ class Measurer:
 
     def _status(self, cam: np.ndarray, picture: _Seen) -> str:
         """The state of a map on the picture; one whose energy all lies over the padding has no evidence in it."""
-        return map_status(picture.cut(cam, self.part.side)[None])[0]
+        return map_states(picture.cut(cam, self.part.side)[None])[0]
 
     def _control_maps(
         self,

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from scipy import special
 
-SCORED = ("ok", "diffuse", "border")  # states of the maps that are scored and drawn; `empty` and `nan` are counted
+from localization.states import MapState
+
 COARSE = 14  # cells a side, at most, on which the effective area is taken: noise of single pixels is not spread
 DIFFUSE = 0.9  # of the picture: the effective area from which on a map is as good as uniform
 FINE = 100  # pixels a side, at least, on which the frame is measured
@@ -24,7 +25,7 @@ TOLERANCE = 0.03  # of the side: Zhang's 15 pixels on pictures of about 500
 SPREAD = 0.25  # of the side: the standard deviation of the Gaussian control
 
 
-def map_status(maps: np.ndarray) -> list[str]:
+def map_states(maps: np.ndarray) -> list[MapState]:
     """The state of each map of (n, h, w); of several that hold, the first.
 
     `nan`: a value is not finite. `empty`: no value is positive, there is no evidence for the class. `border`: more than
@@ -35,12 +36,13 @@ def map_status(maps: np.ndarray) -> list[str]:
     A map of one cell is uniform, so diffuse.
     """
     finite = np.isfinite(maps).all((1, 2))
-    status = np.where(finite, "empty", "nan").astype(object)
+    states = [MapState.EMPTY if usable else MapState.NAN for usable in finite]
     usable = np.flatnonzero(finite & (maps.max((1, 2)) > 0))
     found = maps[usable].astype(np.float64)
-    spread = np.where(_effective_area(found) >= DIFFUSE, "diffuse", "ok")
-    status[usable] = np.where(_frame_share(found) > BORDER, "border", spread)
-    return status.tolist()
+    diffuse, border = _effective_area(found) >= DIFFUSE, _frame_share(found) > BORDER
+    for i, is_diffuse, is_border in zip(usable, diffuse, border, strict=True):
+        states[i] = MapState.BORDER if is_border else MapState.DIFFUSE if is_diffuse else MapState.OK
+    return states
 
 
 def _effective_area(maps: np.ndarray) -> np.ndarray:

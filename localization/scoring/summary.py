@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from intervals import Patients, mean_interval, mean_over_patients, proportion_interval
-from localization.scoring.overlap import SCORED
+from localization.states import FLAWED, SCORED
 from utils import write_csv
 
 MASKS = {"lung": "lungs", "lesion": "lesions"}  # prefix of a score: what it is called
@@ -31,7 +31,6 @@ CONTROLS = {"uniform": "uniform", "gaussian": "Gaussian", "randomised": "randomi
 TO_BEAT = ("uniform", "gaussian", "randomised")  # by a method that has seen something
 ROUNDING = 1e-9  # a difference below it is none
 ALL = "all"
-STATES = ("nan", "empty", "border", "diffuse")  # that a table counts
 MOST_CLASSES = 6  # each with a panel and a sentence of its own
 COLUMNS = ["model", "class", "method", "score", "value", "low", "high", "n", "patients", *CONTROLS]
 COLUMNS += ["n_randomised", "of_oracle", "better_than"]
@@ -221,7 +220,7 @@ def _table_row(scores: Mapping[str, Mapping[str, Any]], oracle_of: str) -> dict[
     line = next(iter(scores.values()))
     return {
         "maps": str(line["maps"]),
-        **{state: str(line["states"].get(state, "")) for state in STATES},
+        **{state: str(line["states"].get(state, "")) for state in FLAWED},
         "lung lift": _text(scores.get("lung_lift")),
         "lesion lift": _text(scores.get("lesion_lift")),
         "of oracle": _percent(scores.get(oracle_of), "of_oracle"),

@@ -17,7 +17,6 @@ from dataset.readers import fit_square, letterbox_frame
 from localization.drawing.means import GAP, HEAD, TILE, draw_differences, draw_means
 from localization.drawing.overlay import (
     MAX_OPACITY,
-    WORDS,
     OverlayDrawer,
     Scale,
     Square,
@@ -28,6 +27,7 @@ from localization.drawing.overlay import (
     new_figure,
 )
 from localization.drawing.panel import Entry, PanelDrawer, Subject
+from localization.states import MapState
 from utils import UserError
 
 SHAPES = [(64, 64), (90, 61), (61, 90), (301, 299), (53, 200)]  # square, portrait, landscape, odd sizes
@@ -139,7 +139,7 @@ def test_colormaps(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyP
     uneven = ("jet", "jet_r", "rainbow", "hsv", "turbo", "nipy_spectral", "coolwarm", "twilight", "tab10")
     for name in uneven:
         check_colormap(name)
-    assert list(dict.fromkeys(record.getMessage().split()[2] for record in caplog.records)) == [f"{n}:" for n in uneven]
+    assert list(dict.fromkeys(record.getMessage().split()[1] for record in caplog.records)) == [f"{n}:" for n in uneven]
 
 
 def _colour(share: float, colormap: str = "inferno", grey: float = 0) -> np.ndarray:
@@ -181,7 +181,9 @@ def _words(figure: Figure) -> list[str]:
 def test_a_weak_map_looks_weak_on_a_shared_scale(tmp_path: Path, peak: float | None) -> None:
     drawer = OverlayDrawer(Square("squash", 64), "viridis")
     cam = np.full((7, 7), 1, np.float32)
-    drawer.draw(tmp_path / "o.png", np.zeros((64, 64), np.uint8), cam, "ok", "title", unit="Layer$CAM$", peak=peak)
+    drawer.draw(
+        tmp_path / "o.png", np.zeros((64, 64), np.uint8), cam, MapState.OK, "title", unit="Layer$CAM$", peak=peak
+    )
     shown = _overlay(tmp_path / "o.png")
     assert np.abs(shown[20:-20, 20:-20] - _colour(1 / (peak or 1), "viridis")).max() <= 2
     label = drawer.figure.axes[1].get_ylabel()
@@ -190,22 +192,22 @@ def test_a_weak_map_looks_weak_on_a_shared_scale(tmp_path: Path, peak: float | N
     assert drawer.figure.axes[1].get_ylim() == (0, peak or 1)
 
 
-@pytest.mark.parametrize("status", ["ok", *WORDS])
-def test_a_doubtful_map_is_shown_with_words_and_an_absent_one_without_colours(tmp_path: Path, status: str) -> None:
-    absent = {"empty": 0, "nan": np.nan}
-    cam = np.full((7, 7), absent.get(status, 1), np.float32)
+@pytest.mark.parametrize("state", list(MapState))
+def test_a_doubtful_map_is_shown_with_words_and_an_absent_one_without_colours(tmp_path: Path, state: MapState) -> None:
+    absent = {MapState.EMPTY: 0, MapState.NAN: np.nan}
+    cam = np.full((7, 7), absent.get(state, 1), np.float32)
     radiograph = np.full((90, 61), 120, np.uint8)
     overlay, panel = OverlayDrawer(Square("letterbox", 64)), PanelDrawer(Square("letterbox", 64))
-    overlay.draw(tmp_path / "o.png", radiograph, cam, status, "t", unit="m")
-    panel.draw(tmp_path / "p.png", radiograph, [Entry("m", cam, status)], Subject("name", "A"))
+    overlay.draw(tmp_path / "o.png", radiograph, cam, state, "t", unit="m")
+    panel.draw(tmp_path / "p.png", radiograph, [Entry("m", cam, state)], Subject("name", "A"))
     upper = _overlay(tmp_path / "o.png")[2:300, 2:-2]
     tile = np.asarray(Image.open(tmp_path / "p.png"), int)[120:200, 220:340]
     for shown in (upper, tile):
-        assert (np.ptp(shown, axis=2).max() > 30) == (status not in absent)
-    said = [WORDS[status]] if status in WORDS else []
+        assert (np.ptp(shown, axis=2).max() > 30) == (state not in absent)
+    said = [state.caption] if state is not MapState.OK else []
     assert _words(overlay.figure) == said
     assert all(words in [" ".join(text.get_text().split()) for text in panel.figure.texts] for words in said)
-    assert len(overlay.figure.axes) == (1 if status in absent else 2)
+    assert len(overlay.figure.axes) == (1 if state in absent else 2)
 
 
 @pytest.mark.parametrize(("fit", "shape"), [("squash", (90, 60)), ("letterbox", (90, 60)), ("letterbox", (60, 90))])
@@ -217,7 +219,9 @@ def test_masks_are_outlined_where_they_are(tmp_path: Path, fit: str, shape: tupl
     inside[slice(*rows), slice(*columns)] = 1
     masks = {"lung_mask": fit_square(inside, 90, fit) >= 0.5, "lesion_mask": np.zeros((90, 90), np.uint8)}
     drawer = OverlayDrawer(square)
-    drawer.draw(tmp_path / "o.png", np.zeros(shape, np.uint8), np.zeros((3, 3)), "empty", "t", unit="m", masks=masks)
+    drawer.draw(
+        tmp_path / "o.png", np.zeros(shape, np.uint8), np.zeros((3, 3)), MapState.EMPTY, "t", unit="m", masks=masks
+    )
     shown = _overlay(tmp_path / "o.png")
     blue = np.argwhere((shown[..., 2] > 150) & (shown[..., 0] < 60))
     for axis, (edges, length) in enumerate(((rows, height), (columns, width))):
@@ -229,8 +233,10 @@ def test_masks_are_outlined_where_they_are(tmp_path: Path, fit: str, shape: tupl
 
 def test_without_masks_there_is_no_legend(tmp_path: Path) -> None:
     overlay, panel = OverlayDrawer(Square("squash", 32)), PanelDrawer(Square("squash", 32))
-    overlay.draw(tmp_path / "o.png", np.zeros((9, 9), np.uint8), np.ones((3, 3)), "ok", "t", unit="m")
-    panel.draw(tmp_path / "p.png", np.zeros((9, 9), np.uint8), [Entry("m", np.ones((3, 3)), "ok")], Subject("n", "A"))
+    overlay.draw(tmp_path / "o.png", np.zeros((9, 9), np.uint8), np.ones((3, 3)), MapState.OK, "t", unit="m")
+    panel.draw(
+        tmp_path / "p.png", np.zeros((9, 9), np.uint8), [Entry("m", np.ones((3, 3)), MapState.OK)], Subject("n", "A")
+    )
     assert not overlay.figure.legends
     assert not {"lungs", "lesion"} & {text.get_text() for text in panel.figure.texts}
 
@@ -238,7 +244,7 @@ def test_without_masks_there_is_no_legend(tmp_path: Path) -> None:
 def test_a_long_title_stays_on_the_picture(tmp_path: Path) -> None:
     drawer = OverlayDrawer(Square("squash", 32))
     title = f"{LONG}{LONG}\nevidence for {CLASS} (probability 0.93); true class {CLASS}"
-    drawer.draw(tmp_path / "o.png", np.zeros((90, 60), np.uint8), np.ones((3, 3)), "ok", title, unit="m")
+    drawer.draw(tmp_path / "o.png", np.zeros((90, 60), np.uint8), np.ones((3, 3)), MapState.OK, title, unit="m")
     lines = drawer.figure.axes[0].get_title().split("\n")
     assert [line[:6] for line in lines] == ["00_Tho", "eviden"] and [line[-3:] for line in lines] == ["jpg", "uss"]
     extent = drawer.figure.axes[0].title.get_window_extent()
@@ -264,7 +270,7 @@ def test_fitted_keeps_both_ends() -> None:
 def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[int, int]) -> None:
     drawer = PanelDrawer(Square("letterbox", 64))
     masks = {"lung_mask": np.eye(64) == 0, "lesion_mask": np.eye(64) == 1}
-    states = ("ok", "diffuse", "border", "empty", "nan")
+    states = list(MapState)
     cam = np.full((7, 7), 1.234e-5, np.float32)
     entries = [
         Entry(
@@ -304,7 +310,7 @@ def _tiles(path: Path, value: int) -> list[np.ndarray]:
 def test_colours_of_a_panel(tmp_path: Path, count: int, off: int) -> None:
     """Each map on its own scale; many tiles are saved in a palette, which shifts colours a little."""
     peaks = [None, 1.0, 2.0, 4.0, 8.0, None, 3.0][:count]
-    entries = [Entry(str(i), np.full((4, 4), 1, np.float32), "ok", peak) for i, peak in enumerate(peaks)]
+    entries = [Entry(str(i), np.full((4, 4), 1, np.float32), MapState.OK, peak) for i, peak in enumerate(peaks)]
     radiograph = np.full((60, 90), 80, np.uint8)
     PanelDrawer(Square("letterbox", 64)).draw(tmp_path / "p.png", radiograph, entries, Subject("n", "A"))
     tiles = _tiles(tmp_path / "p.png", 80)
@@ -321,7 +327,9 @@ def test_two_models_on_one_picture(tmp_path: Path) -> None:
     uniform = np.ones((5, 5), np.float32)
     drawer, subject = PanelDrawer(squares[0]), Subject("n", "A")
 
-    def tiles(a: np.ndarray, b: np.ndarray, states: tuple[str, str] = ("ok", "ok")) -> list[np.ndarray]:
+    def tiles(
+        a: np.ndarray, b: np.ndarray, states: tuple[MapState, MapState] = (MapState.OK, MapState.OK)
+    ) -> list[np.ndarray]:
         pair = Entry("model a", a, states[0]), Entry("model b", b, states[1])
         drawer.draw_pair(tmp_path / "p.png", radiograph, pair, squares, subject)
         return _tiles(tmp_path / "p.png", 80)
@@ -334,7 +342,7 @@ def test_two_models_on_one_picture(tmp_path: Path) -> None:
     assert difference[-5][1] > difference[-5][[0, 2]].max()
     words = {text.get_text() for text in drawer.figure.texts}
     assert {"A: model a", "B: model b", "A - B", "-1", "1"} <= words
-    for states in (("empty", "ok"), ("ok", "nan")):
+    for states in ((MapState.EMPTY, MapState.OK), (MapState.OK, MapState.NAN)):
         maps = (uniform * 0 if states[0] == "empty" else uniform, uniform if states[1] == "ok" else uniform * np.nan)
         upper = [tile[:60] for tile in tiles(*maps, states)]
         assert [np.ptp(tile, axis=2).max() > 30 for tile in upper] == [

@@ -26,6 +26,7 @@ from localization.methods.gradients import (
 )
 from localization.methods.layers import Layer, find_layers
 from localization.methods.table import METHODS, method_name
+from localization.states import MapState
 from pretrained_models import Architecture, build_model
 from utils import UserError
 
@@ -335,7 +336,7 @@ def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
             maps = METHODS[method].function(explanation)
         if i % 10 == 0:
             picture = np.zeros((32, 32), np.uint8)
-            drawer.draw(tmp_path / "a.png", picture, maps[0].numpy(), "ok", "picture", unit="")
+            drawer.draw(tmp_path / "a.png", picture, maps[0].numpy(), MapState.OK, "picture", unit="")
         if i in (29, 149):
             gc.collect()
             counts.append(sum(type(o) is torch.Tensor for o in gc.get_objects()))
