@@ -1,4 +1,4 @@
-"""dvc.yaml with the real DVC, in a git repository of its own made from this working tree."""
+"""dvc.yaml with the real DVC, in a git repository made from this working tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY += ["data.size=32", "data.split=0.6,0.2,0.2", "train.epochs=1", "train.batc
 
 
 class Clone:
-    """A git repository with the project's files, and commands run in it."""
+    """A git repository that holds the project's files and runs commands."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "clone"
@@ -67,10 +67,10 @@ def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
         *("phantom", "split", "train", "test", "cams")
     ]
     clone.commit()
-    assert clone.run("git", "status", "--short") == ""  # what the stages make is DVC's, and nothing else is left lying
+    assert clone.run("git", "status", "--short") == ""  # DVC tracks every output, and nothing else is left behind
     split = pd.read_csv(clone.path / "data" / "split.csv").set_index("path")["split"]
     trained = pd.read_csv(clone.path / "runs" / "dvc" / "split.csv").set_index("path")["split"]
-    assert {str((clone.path / "data" / path).resolve()): part for path, part in split.items()} == trained.to_dict()
+    assert {str((clone.path / "data" / path).resolve()): name for path, name in split.items()} == trained.to_dict()
 
     lock = (clone.path / "dvc.lock").read_bytes()
     assert "Running stage" not in clone.dvc("repro")
@@ -95,8 +95,8 @@ def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
     assert before != after
 
 
-def test_the_pipeline_names_what_there_is() -> None:
-    """Its parameters are keys of the schema or groups of them, its code is there, and each other file is made by it."""
+def test_parameters_and_dependencies_exist() -> None:
+    """Parameters are keys or groups of the schema; every dependency exists or is the output of a stage."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     made = {next(iter(out)) if isinstance(out, dict) else out for s in stages.values() for out in s.get("outs", [])}
     made |= {file for stage in stages.values() for kind in ("metrics", "plots") for file in stage.get(kind, [])}
@@ -107,55 +107,62 @@ def test_the_pipeline_names_what_there_is() -> None:
             assert file in made or file == "${data.path}" or (ROOT / file).exists(), file
 
 
-# What a stage's script imports, and what changes none of its results: how a command is read, and (for trackers alone)
-# sample CAMs.
-NO_RESULT = {"train": ("command_line.py", "localization"), "default": ("command_line.py",)}
+# Imported by a stage's program without changing its results: command lines and, for training, sample CAMs.
+NO_RESULT = {Path("command_line.py"), Path("classifier.py")}
+NO_RESULT_OF_TRAINING = NO_RESULT | {Path("localization"), Path("training/trackers")}
 
 
-def _imported(script: Path) -> set[Path]:
-    """The project's files that `script` imports, they in turn, and so on: also inside functions, not for types."""
-    found: set[Path] = set()
-    left = [script]
-    while left:
-        file = left.pop()
-        if file not in found:
-            found.add(file)
-            left += _imports(ast.parse(file.read_text()))
-    return found
+def _program(command: str) -> Path:
+    """Return the file that `python FILE …` or `python -m MODULE …` runs."""
+    words = command.split("python ")[1].split()
+    return Path(words[1].replace(".", "/"), "__main__.py") if words[0] == "-m" else Path(words[0])
+
+
+def _imported(program: Path, without: set[Path]) -> set[Path]:
+    """Return the project's files that `program` imports, directly or through others, except those in `without`."""
+    files: set[Path] = set()
+    pending = [program]
+    while pending:
+        file = pending.pop()
+        if not _inside(file, files | without):
+            files.add(file)
+            pending += _imports(ast.parse((ROOT / file).read_text()))
+    return files
+
+
+def _inside(file: Path, folders: set[Path]) -> bool:
+    return bool({file, *file.parents} & folders)
 
 
 def _imports(tree: ast.Module) -> Iterator[Path]:
-    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    skipped = {id(node) for branch in typing for node in ast.walk(branch)}
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names if id(node) not in skipped else ():
-            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            if file.is_file():
-                yield file
+        for name in names:
+            path = Path(*name.split("."))
+            yield from (file for file in (path.with_suffix(".py"), path / "__init__.py") if (ROOT / file).is_file())
 
 
 @pytest.mark.parametrize("stage", ["phantom", "split", "train", "test", "cams"])
 def test_a_stage_depends_on_the_code_that_makes_its_results(stage: str) -> None:
-    """Else a change of that code would leave old numbers, and dvc repro would call them up to date."""
-    said = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
-    script = next(word for word in said["cmd"].split() if word.endswith(".py"))
-    files = {file.relative_to(ROOT) for file in _imported(ROOT / script)}
+    """Otherwise a change in that code would leave old numbers that dvc repro calls up to date."""
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    program = _program(entry["cmd"])
+    files = _imported(program, NO_RESULT_OF_TRAINING if stage == "train" else NO_RESULT)
     assert len(files) > 3
-    known = [Path(dep) for dep in [*said["deps"], *NO_RESULT.get(stage, NO_RESULT["default"])]]
-    assert [str(file) for file in sorted(files) if not {file, *file.parents} & set(known)] == []
+    dependencies = {Path(name) for name in entry["deps"]}
+    assert [str(file) for file in sorted(files) if not _inside(file, dependencies)] == []
 
 
 def test_every_key_can_be_set_in_the_pipeline() -> None:
-    """DVC sets only keys that params.yaml has, and a configuration that the schema does not know would fail later."""
+    """DVC sets only keys that params.yaml has, and a key unknown to the schema would fail later."""
     plain = yaml.safe_load((ROOT / "params.yaml").read_text())
     for key in all_keys():
         value: Any = plain
         for part in key.split("."):
-            assert part in value, f"params.yaml has no {key}: make it anew, with the command that stands at its head"
+            assert part in value, f"params.yaml has no {key}: compose it again with the command in its first lines"
             value = value[part]
     assert compose_config(file=ROOT / "params.yaml").data.path is not None
