@@ -1,4 +1,4 @@
-"""The face of every verb: argparse for flags, `key=value` words beside them, and the configuration that both make.
+"""What every verb has in common: its flags and `key=value` words, the configuration they make, and how it runs.
 
 Nothing heavy is imported at the top: every verb imports this module before it answers `--help`.
 """
@@ -6,20 +6,42 @@ Nothing heavy is imported at the top: every verb imports this module before it a
 from __future__ import annotations
 
 import argparse
-import difflib
+import contextlib
+import errno
+import gc
+import logging
+import os
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from config import GROUPS, Config, all_keys, compose_config, field_of, to_plain
-from utils import UserError
+from config import GROUPS, SPLITS, Config, all_keys, compose_config, field_of, to_plain
+from utils import UserError, did_you_mean, log
+
+
+class ParsedWords(NamedTuple):
+    """A command line, taken apart."""
+
+    arguments: argparse.Namespace
+    words: list[str]  # key=value
+    flags: dict[str, Any]  # the configuration keys that flags set
+
+
+class Command(NamedTuple):
+    """What a command line asks for."""
+
+    arguments: argparse.Namespace
+    config: Config
+    given: dict[str, Any]  # the keys and groups that it names
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with `-` and `_` alike in flags, no abbreviations, `key=value` words apart, one-line errors.
+    """argparse with `-` and `_` alike in flags, no abbreviations, `key=value` words, and one-line errors.
 
-    A flag added with `config_flag` is present in the result only when it was given, so that it never hides the YAML.
+    A flag added with `config_flag` is in the result only if it was given, so that its default never hides the YAML.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -42,54 +64,47 @@ class Parser(argparse.ArgumentParser):
             "--config-dir",
             type=Path,
             metavar="DIR",
-            help="a folder of one's own group files, found beside the project's: DIR/preset/mine.yaml is preset=mine",
+            help="a folder of your own group files, searched besides configs/: DIR/preset/mine.yaml is preset=mine",
         )
         self.add_argument(
-            "--print-config", action="store_true", help="print the configuration that would be used, as YAML, and stop"
+            "--print-config", action="store_true", help="print the resulting configuration as YAML, and stop"
         )
 
     def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
-        """A flag that sets the key `dotted`; its help and its checks are the schema's."""
-        described, _ = field_of(dotted)
-        kwargs.setdefault("help", described.metadata["help"].replace("%", "%%"))
+        """Add a flag that sets the key `dotted`; its help and its checks come from the schema."""
+        kwargs.setdefault("help", field_of(dotted)[0].metadata["help"].replace("%", "%%"))
         if kwargs.get("action") is None:
             kwargs.setdefault("metavar", dotted.split(".")[-1].upper())
         self.config_keys[self.add_argument(flag, default=argparse.SUPPRESS, **kwargs).dest] = dotted
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
-        flag = unknown[1].split("=")[0] if unknown else ""
-        name = flag.lstrip("-").replace("-", "_")
-        keys = (
-            [f"{key}=…" for key in [*GROUPS, *all_keys()] if key.rpartition(".")[2] == name] if self.config_keys else []
-        )
-        near = keys[:1] or (difflib.get_close_matches(flag, self._option_string_actions, n=1) if unknown else [])
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        """Exit with code 2 and one line, which suggests the key or the flag that an unknown flag resembles."""
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
+            name = unknown[1].lstrip("-").replace("-", "_")
+            keys = [key for key in [*GROUPS, *all_keys()] if self.config_keys and key.rpartition(".")[2] == name]
+            hint = f" (did you mean {keys[0]}=…?)" if keys else did_you_mean(unknown[1], self._option_string_actions)
         self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
 
-    def parse_command(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
-        """`argv` as (plain arguments, `key=value` words, configuration keys that flags set)."""
+    def parse_command(self, argv: Sequence[str]) -> ParsedWords:
+        """Take the `key=value` words out of `argv` and parse the rest. A word that names a file is not a key."""
         words, rest, wants_value = [], [], False
         for word in argv:
             if not wants_value and re.match(r"[A-Za-z_][\w.]*=", word) and not Path(word).exists():
                 words.append(word)
                 continue
-            if word.startswith("--"):
-                flag, *value = word.split("=", 1)
-                word = "=".join([flag.replace("_", "-"), *value])
-            action = self._option_string_actions.get(word)
+            flag, *value = word.split("=", 1)
+            rest.append("=".join([flag.replace("_", "-"), *value]) if word.startswith("--") else word)
+            action = self._option_string_actions.get(rest[-1])
             wants_value = action is not None and action.nargs in (None, "+")
-            rest.append(word)
         arguments = self.parse_args(rest)
-        flags = {
-            dotted: getattr(arguments, dest) for dest, dotted in self.config_keys.items() if hasattr(arguments, dest)
-        }
-        return arguments, words, flags
+        flags = {key: getattr(arguments, dest) for dest, key in self.config_keys.items() if hasattr(arguments, dest)}
+        return ParsedWords(arguments, words, flags)
 
-    def read_command(self, argv: Sequence[str]) -> tuple[argparse.Namespace, Config, dict[str, Any]]:
-        """`argv` as (plain arguments, the configuration that it makes, the keys and groups that it names).
+    def read_command(self, argv: Sequence[str]) -> Command:
+        """Parse `argv` and compose its configuration.
 
-        With `--print-config` the configuration is printed and the program ends, before anything heavy is imported.
+        With `--print-config`, print the configuration and exit before anything heavy is imported.
         Raises: `UserError`.
         """
         arguments, words, flags = self.parse_command(argv)
@@ -99,15 +114,15 @@ class Parser(argparse.ArgumentParser):
 
             if getattr(arguments, "resume", None):
                 raise UserError(
-                    f"--print-config: a run that is resumed keeps its configuration, {arguments.resume}/config.yaml"
+                    f"--print-config: a resumed run keeps its own configuration; see {arguments.resume}/config.yaml"
                 )
             print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
             self.exit(0)
-        return arguments, config, {**dict(word.split("=", 1) for word in words), **flags}
+        return Command(arguments, config, {**dict(word.split("=", 1) for word in words), **flags})
 
 
 def add_data_flags(parser: Parser) -> None:
-    """The flags that every verb shares: which data, and how it is decoded."""
+    """Add the flags that choose the data and say how it is decoded."""
     parser.config_flag("--data", "data.path")
     parser.config_flag("--group-pattern", "data.group_pattern")
     parser.config_flag("--workers", "data.workers", type=int)
@@ -115,7 +130,7 @@ def add_data_flags(parser: Parser) -> None:
 
 
 def add_training_flags(parser: Parser) -> None:
-    """Which data, which model, and how it learns; nothing heavy is imported."""
+    """Add the flags that choose the data and the model, and say how it is trained."""
     add_data_flags(parser)
     parser.config_flag("--model", "model")
     parser.config_flag("--init", "init")
@@ -130,3 +145,169 @@ def add_training_flags(parser: Parser) -> None:
     parser.config_flag("--precision", "precision")
     parser.config_flag("--save", "save", metavar="DIR")
     parser.config_flag("--track", "track")
+
+
+def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> None:
+    """Add the flags that choose trained checkpoints and say where and how they run.
+
+    Args:
+        several: what happens with more than one checkpoint, for the help text.
+        all_runs: what `--model all` does, for the help text; empty where there is no such thing.
+    """
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help=f"a checkpoint, or a run folder (its best.pt); {several}; default: the newest finished run",
+    )
+    parser.config_flag(
+        "--model",
+        "model",
+        help="check that the checkpoint is of this model; without --weights, take its newest run" + all_runs,
+    )
+    parser.config_flag("--batch", "train.eval_batch", type=int)
+    parser.config_flag("--device", "device")
+    parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))
+
+
+def add_split_flag(parser: Parser, default: str | None) -> None:
+    """Add `--kind`, which names a split. `default`: None where a missing flag differs from `--kind test`."""
+    parser.add_argument("--kind", choices=SPLITS, default=default, help="which split (default test)")
+
+
+def add_runs_flag(parser: Parser) -> None:
+    """Add `--save` as verbs that read runs mean it: where run folders are."""
+    parser.config_flag("--save", "save", metavar="DIR", help="the folder that run folders are in (default runs)")
+
+
+def add_output_flag(parser: Parser, default: str) -> None:
+    """Add `--output DIR`; `default` says in words where results go without it."""
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"where to write (default: {default})")
+
+
+def check_at_least(arguments: argparse.Namespace, **least: float) -> None:
+    """Check numbers on the command line; flags that were not given (None) pass. Raises: `UserError`."""
+    for name, lowest in least.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= lowest:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: it must be at least {lowest:g}")
+
+
+def typed_command() -> str:
+    """Return the command line of this process for records and messages, without the passwords in its addresses.
+
+    Of a torchrun command, only what its environment variables tell is known.
+    """
+    processes, nodes = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    torchrun = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes]
+    launcher = torchrun if os.environ.get("WORLD_SIZE", "1") != "1" else ["python"]
+    return shlex.join([*launcher, *map(hide_password, sys.argv)])
+
+
+def hide_password(text: str) -> str:
+    """Replace the passwords in a URL, `://user:HERE@host` and `?password=HERE`, with `***`."""
+    text = re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", text)
+    return re.sub(r"([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> None:
+    """Run a verb's `main` as a program: a `UserError` is one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Args:
+        ranks: torchrun may start this verb. Only the first process of each node then prints the error.
+    """
+    program = Path(sys.argv[0]).name
+    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    # Importing torch creates hundreds of thousands of objects, none of them garbage: collecting at the default
+    # threshold takes a fifth of the import's time.
+    gc.set_threshold(50_000, 10, 10)
+    start_logging()
+    try:
+        # TORCHELASTIC_RUN_ID is set by torchrun alone; some clusters set WORLD_SIZE for every program.
+        if not ranks and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"torchrun can start train.py only; run {program} with python")
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(2 if quiet else _fail(f"{program}: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(f"{program}: interrupted", 130))
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        name = error.filename or "a file"
+        sys.exit(_fail(f"{program}: cannot write {name}: {error.strerror}; free some space or write elsewhere", 2))
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def _discard_output() -> None:
+    """Discard all further output, Python's flush at exit included: the reader of the pipe (head, less) has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Formatter(logging.Formatter):
+    """Mark warnings and errors with their level; other lines stand alone."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname}: {record.message}"
+        return super().formatMessage(record)
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Write log lines above a running tqdm bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        try:
+            if tqdm is None:
+                print(self.format(record), flush=True)
+            else:
+                tqdm.tqdm.write(self.format(record), file=sys.stdout)
+                sys.stdout.flush()
+        except BrokenPipeError:  # training continues without a reader; train.log has its lines
+            _discard_output()
+
+
+def start_logging() -> None:
+    """Print the project's log on the screen, as bare lines."""
+    if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
+        handler = _TqdmHandler()
+        handler.setFormatter(_Formatter("%(message)s"))
+        handler.setLevel(logging.INFO)  # debug lines go to train.log only
+        log.addHandler(handler)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+
+
+@contextlib.contextmanager
+def quiet_screen() -> Iterator[None]:
+    """Show only errors on the screen while the block runs; files (`log_to`) still receive every line."""
+    screens = [(handler, handler.level) for handler in log.handlers if isinstance(handler, _TqdmHandler)]
+    for handler, _ in screens:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in screens:
+            handler.setLevel(level)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copy the log to `path`, with times, while the block runs. `log.debug` lines reach the file, not the screen."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -17,8 +17,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser
-from utils import UserError, log, read_json, run_verb, shortened_name
+from command_line import Parser, run_verb
+from utils import UserError, log, read_json, shortened_name
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -21,6 +21,7 @@ from utils import PROJECT, UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+SPLITS = ("train", "val", "test")
 GROUPS = ("data", "augment", "train", "preset")
 DEFAULT_CONFIG = PROJECT / "configs" / "configs.yaml"
 

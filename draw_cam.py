@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser, add_data_flags
+from command_line import Parser, add_data_flags, run_verb
 from config import Config
-from utils import UserError, log, make_folder, run_verb, shortened_name, write_json
+from utils import UserError, log, make_folder, shortened_name, write_json
 
 if TYPE_CHECKING:
     from experiment.selection import Selection

@@ -10,15 +10,13 @@ python test.py --predictions FILE.csv           # what another program predicted
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser, add_data_flags
+from command_line import Parser, add_data_flags, run_verb, typed_command
 from config import Config
-from utils import UserError, log, make_folder, run_verb
+from utils import UserError, log, make_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,7 +202,7 @@ def _images(arguments: argparse.Namespace, members: Ensemble, kind: str) -> tupl
         "kind": kind,
         **members.about(),
         "device": device_name(first.device),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": typed_command(),
         "commit": git_commit(),
         "versions": versions(),
         "finished": now(),

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, add_training_flags
+from command_line import Parser, add_training_flags, run_verb
 from config import get_value
-from utils import UserError, run_verb
+from utils import UserError
 
 
 def parser() -> Parser:

@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Parser, add_training_flags
+from command_line import Parser, add_training_flags, run_verb, typed_command
 from config import get_value
-from utils import UserError, file_sha256, log, make_folder, run_verb, sqlite_address
+from utils import UserError, file_sha256, log, make_folder, sqlite_address
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -123,7 +122,7 @@ def _search(search: Search) -> None:
     import optuna
 
     from search.space import own_values
-    from search.study import PRECISION, claim, hide_password, open_storage, open_study
+    from search.study import PRECISION, claim, open_storage, open_study
     from search.worker import Worker
     from training.trainer import prepare
 
@@ -131,7 +130,6 @@ def _search(search: Search) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     if url := arguments.storage:
-        sys.argv = [word.replace(url, hide_password(url)) for word in sys.argv]  # which every run.json records
         storage = open_storage(url, arguments.heartbeat)
     own = own_values(search.space, config, str(search.file))
     made_with = _made_with(search)
@@ -157,7 +155,7 @@ def _search(search: Search) -> None:
             arguments.timeout
         )
     except BaseException:
-        log.info(f"go on with: {shlex.join(['python', *sys.argv])}")
+        log.info(f"go on with: {typed_command()}")
         raise
     finally:
         _show(search, study)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
-import errno
-import gc
 import hashlib
 import json
 import logging
@@ -33,107 +31,6 @@ log = logging.getLogger("cxr")
 
 class UserError(Exception):
     """Something that the user can mend: printed as one line, without a traceback, with exit code 2."""
-
-
-def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> None:
-    """Run a verb's `main` as a program: a `UserError` is one line on stderr and exit code 2, Ctrl-C exit code 130.
-
-    Args:
-        ranks: torchrun may start it. Of a node's processes the first alone says what is wrong with the command.
-    """
-    program = Path(sys.argv[0]).name
-    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
-    # Importing torch makes objects by the hundred thousand, none of them garbage: looking them through again and again
-    # took a fifth of the import's time.
-    gc.set_threshold(50_000, 10, 10)
-    start_logging()
-    try:
-        # Only torchrun's own mark: on some clusters WORLD_SIZE is set for every program.
-        if not ranks and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"torchrun starts train.py alone: start {program} by itself, with python")
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(2 if quiet else _say(f"{program}: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_say(f"{program}: interrupted", 130))
-    except BrokenPipeError:
-        _mute()
-        sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        sys.exit(_say(f"{program}: {error.filename or 'a file'} cannot be written: {error.strerror}; make room", 2))
-
-
-def _mute() -> None:
-    """The reader of our output (head, less) has left: throw the rest away, Python's own flush at exit included."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
-    return code
-
-
-class _Formatter(logging.Formatter):
-    """Mark warnings and errors with their level; other lines stand alone."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        if record.levelno >= logging.WARNING:
-            record.message = f"{record.levelname}: {record.message}"
-        return super().formatMessage(record)
-
-
-class _TqdmHandler(logging.StreamHandler):
-    """Writes log lines above a running tqdm bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm = sys.modules.get("tqdm")
-        try:
-            if tqdm is None:
-                print(self.format(record), flush=True)
-            else:
-                tqdm.tqdm.write(self.format(record), file=sys.stdout)
-                sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads the screen any more: a training goes on, its log is in train.log
-            _mute()
-
-
-def start_logging() -> None:
-    """Send the project's log to the screen, as bare lines."""
-    if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
-        handler = _TqdmHandler()
-        handler.setFormatter(_Formatter("%(message)s"))
-        handler.setLevel(logging.INFO)  # debug lines are for train.log alone
-        log.addHandler(handler)
-        log.setLevel(logging.DEBUG)
-        log.propagate = False
-
-
-@contextlib.contextmanager
-def quiet_screen() -> Iterator[None]:
-    """Show errors alone on the screen while the block runs; files (`log_to`) have all that is logged."""
-    screens = [(handler, handler.level) for handler in log.handlers if isinstance(handler, _TqdmHandler)]
-    for handler, _ in screens:
-        handler.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for handler, level in screens:
-            handler.setLevel(level)
-
-
-@contextlib.contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Copy the log to `path`, with times, while the block runs. `log.debug` lines reach the file, not the screen."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 @contextlib.contextmanager

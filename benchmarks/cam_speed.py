@@ -238,6 +238,7 @@ def agreement_table() -> None:
     """The maps of a trained ResNet18 in bf16 beside those in fp32: correlation, and how far the peak moves in cells."""
     import torch
 
+    from command_line import start_logging
     from config import compose_config
     from experiment.checkpoint import load_checkpoint
     from experiment.selection import select
@@ -245,7 +246,6 @@ def agreement_table() -> None:
     from localization.methods.gradients import grad_cam
     from localization.methods.layers import find_layers
     from training.trainer import train
-    from utils import start_logging
 
     start_logging()
     with tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a program: the project, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from command_line import Parser, add_data_flags
+from command_line import Parser, add_data_flags, run_verb
 from config import Config
-from utils import PROJECT, UserError, make_folder, run_verb
+from utils import PROJECT, UserError, make_folder
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from config import SPLITS
 from dataset.boxes import read_boxes
 from dataset.readers import is_image_file
 from utils import UserError
 
 COLUMNS = ["path", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
-SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",

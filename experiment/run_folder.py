@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from command_line import typed_command
 from config import Config, to_plain
 from utils import PROJECT, UserError, atomic_write, git_commit, log, make_folder, versions, write_csv, write_json
 
@@ -76,7 +74,7 @@ class RunFolder:
             records.to_csv(file, index=False, lineterminator="\n")
         self.update(
             status="running",
-            command=_command(),
+            command=typed_command(),
             started=now(),
             commit=git_commit(),
             versions=versions(),
@@ -103,13 +101,6 @@ class RunFolder:
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the row of the lowest validation loss, the earliest of equals: the epoch that `best.pt` holds."""
     return min(history, key=lambda row: row["valid_loss"])
-
-
-def _command() -> str:
-    """The command that runs: of torchrun's, what can be known of it here."""
-    processes, nodes = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-    launcher = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes]
-    return shlex.join([*(launcher if os.environ.get("WORLD_SIZE", "1") != "1" else ["python"]), *sys.argv])
 
 
 def now() -> str:

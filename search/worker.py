@@ -18,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from command_line import quiet_screen
 from config import Config
 from experiment.run_folder import Pruned
 from search.metric import Metric
@@ -25,7 +26,7 @@ from search.results import best_trial, result_line, tidy
 from search.space import Space, suggest, with_values
 from search.study import ALIVE, FINISHED, Silent, counting, fail_dead_trials, queue_again, rank
 from training.trainer import train
-from utils import UserError, log, quiet_screen
+from utils import UserError, log
 
 if TYPE_CHECKING:
     from tqdm import tqdm

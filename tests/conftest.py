@@ -27,7 +27,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, script: str, argv: list[str]) -> Result:
-    from utils import run_verb
+    from command_line import run_verb
 
     spec = importlib.util.spec_from_file_location("verb_" + Path(script).stem, ROOT / script)
     module = importlib.util.module_from_spec(spec)

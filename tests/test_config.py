@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Parser
+from command_line import Parser, run_verb
 from config import GROUPS, all_keys, compose_config, load_run_config, to_plain
 from tests.helpers.verbs import ROOT
-from utils import UserError, run_verb
+from utils import UserError
 
-SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom/draw.py"]
+SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom/__main__.py"]
 
 
 def test_order_of_precedence(tmp_path: Path) -> None:

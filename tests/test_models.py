@@ -172,7 +172,7 @@ def test_without_a_connection_auto_says_so_and_imagenet_fails(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     """A server that never answers: the wait is `CONNECT_SECONDS`, whatever the network of this machine is."""
-    from utils import start_logging
+    from command_line import start_logging
 
     start_logging()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

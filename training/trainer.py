@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from command_line import log_to
 from config import Config, TrainConfig, load_run_config, set_value, to_plain
 from dataset.image_set import cache_folder
 from dataset.loading import Dataset, load_dataset
@@ -27,7 +28,7 @@ from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
 from training.precision import choose_precision
 from training.trackers.base import check_tracker, tracking
-from utils import UserError, device_name, interrupts_wait, log, log_to, make_folder, seed_everything
+from utils import UserError, device_name, interrupts_wait, log, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.

@@ -212,7 +212,7 @@ def test_given_splits_are_kept_and_a_missing_val_comes_from_train() -> None:
 
 
 def test_leaks_in_given_splits_are_said(capsys: pytest.CaptureFixture) -> None:
-    from utils import start_logging
+    from command_line import start_logging
 
     start_logging()
     records = _records([(0, 2), (1, 2), (0, 1), (1, 1)])

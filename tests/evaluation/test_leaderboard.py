@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 
+from command_line import start_logging
 from evaluation.leaderboard import format_leaderboard, groups, read_runs
 from tests.helpers.verbs import Result
-from utils import start_logging
 
 Verb = Callable[..., Result]
 IMAGES = [("aa", "COVID"), ("bb", "Normal"), ("cc", "Normal")]

@@ -16,6 +16,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from command_line import run_verb  # noqa: E402
 from config import Config, compose_config  # noqa: E402
 from dataset.image_set import Batch, ImageSet  # noqa: E402
 from dataset.loading import load_dataset  # noqa: E402
@@ -25,7 +26,7 @@ from training import loop, trainer  # noqa: E402
 from training.distributed import Ranks, job  # noqa: E402
 from training.loop import Learner, train_epoch, validate  # noqa: E402
 from training.optimisation import build_optimizer  # noqa: E402
-from utils import UserError, run_verb  # noqa: E402
+from utils import UserError  # noqa: E402
 
 SIDE = 32
 group_norm = partial(nn.GroupNorm, 2, 8)

@@ -26,10 +26,10 @@ from optuna.trial import TrialState, create_trial
 
 import search.study
 import tune
-from config import Config, compose_config
+from config import Config, compose_config, get_value
 from search.metric import read_metric
 from search.results import rows, tidy, write_preset
-from search.space import SPACES, find_space, own_values, read_space, suggest, value_of, with_values
+from search.space import SPACES, find_space, own_values, read_space, suggest, with_values
 from search.study import (
     Silent,
     claim,
@@ -101,7 +101,7 @@ def test_every_space_of_ours_draws_what_the_schema_allows(name: str) -> None:
     assert suggest(study.ask(), space) == own
     for _ in range(20):
         drawn = suggest(study.ask(), space)
-        assert {key: value_of(with_values(config, drawn), key) for key in space} == drawn  # refused where out of range
+        assert {key: get_value(with_values(config, drawn), key) for key in space} == drawn  # refused where out of range
 
 
 def test_trial_0_must_lie_in_the_space(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from command_line import start_logging
 from config import Config, compose_config
 from experiment.checkpoint import load_checkpoint
 from experiment.run_folder import HISTORY
@@ -27,7 +28,7 @@ from training.trackers import mlflow as mlflow_tracker
 from training.trackers import tensorboard as tensorboard_tracker
 from training.trackers.tensorboard import TAGS
 from training.trainer import resume, train
-from utils import UserError, start_logging
+from utils import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -231,7 +231,7 @@ def test_unreadable_images_are_named_and_limited(
 ) -> None:
     import shutil
 
-    from utils import start_logging
+    from command_line import start_logging
 
     start_logging()
     copy = tmp_path / "data"
