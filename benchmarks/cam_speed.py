@@ -78,7 +78,7 @@ def _timed(name: str, call: Callable[[torch.Tensor], Any], device: torch.device,
 def chosen_precision(model: str, size: int) -> str:
     """What train.py would choose for batches of 32, measured or remembered."""
     from config import DataConfig
-    from dataset.image_set import cache_folder
+    from dataset.cache import cache_folder
     from training.precision import choose_precision
 
     network, _, device = _network(model, True)
@@ -257,7 +257,7 @@ def agreement_table() -> None:
     architecture = checkpoint.architecture
     layers = find_layers(model, architecture, checkpoint.size)
     maps = {"fp32": [], "bf16": []}
-    for item in part.batches(chosen.device, 32, part.side, architecture.mean, architecture.std):
+    for item in part.batches(chosen.device, 32, architecture):
         targets = None
         for precision, found in maps.items():
             cut = cut_pass(model, layers, item.inputs, targets, precision)

@@ -59,10 +59,11 @@ def measure(data: str, cache: str, pipe) -> None:
 
     from config import DataConfig
     from dataset.cache import PixelStore, hash_files
-    from dataset.image_set import ImageSet
+    from dataset.image_set import ImageSet, Schedule
     from dataset.layouts import find_records, name_groups
     from dataset.sampling import epoch_order
     from dataset.split import split_records
+    from dataset.transforms import Normalisation
     from utils import pick_device
 
     device = pick_device("cpu")
@@ -88,10 +89,12 @@ def measure(data: str, cache: str, pipe) -> None:
     split = timed("split", lambda: split_records(records, DataConfig().split, 0), 5)
     training = records[split == "train"].reset_index(drop=True)
     classes = sorted(records["label"].unique())
-    part = ImageSet(training, classes, {"image": (store, store.rows(training["sha256"]))})
+    part = ImageSet(
+        records=training, classes=classes, stores={"image": (store, store.rows(training["sha256"]))}
+    )
 
     def batches(order: np.ndarray):
-        return part.batches(device, BATCH, SIZE, (0.5,), (0.25,), order=order)
+        return part.batches(device, BATCH, Normalisation((0.5,), (0.25,)), Schedule(order))
 
     def set_up() -> np.ndarray:
         order = epoch_order(part.labels, "weighted", 0, 1)

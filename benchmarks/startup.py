@@ -66,7 +66,7 @@ def help_table(repeats: int) -> None:
 
 def first_step_table(models: list[str], batch: int, repeats: int) -> None:
     from config import DataConfig
-    from dataset.image_set import cache_folder
+    from dataset.cache import cache_folder
     from pretrained_models import build_model
     from training.precision import choose_precision
     from utils import pick_device

@@ -96,8 +96,7 @@ def _bare_step(
 
 def bare(model: str, images: int, batch: int, size: int) -> Work:
     learner, part = _prepared(model, images, batch, size)
-    architecture = learner.architecture
-    item = next(iter(part.batches(learner.device, batch, size, architecture.mean, architecture.std)))
+    item = next(iter(part.batches(learner.device, batch, learner.architecture)))
     step = _bare_step(learner.model.train(), learner.optimizer, item.inputs, item.labels, learner.precision)
 
     def steps() -> float:
@@ -193,7 +192,7 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
     import torch
 
     from config import DataConfig
-    from dataset.image_set import cache_folder
+    from dataset.cache import cache_folder
     from pretrained_models import build_model
     from training.precision import choose_precision
     from utils import pick_device

@@ -24,9 +24,10 @@ from typing import IO
 import cv2
 import numpy as np
 
+from config import DataConfig
 from dataset import readers
-from dataset.readers import UnreadableImage, file_sha256, square_image, square_mask
-from utils import UserError, cores, log, make_folder
+from dataset.readers import UnreadableImage, square_image, square_mask
+from utils import PROJECT, UserError, cores, file_sha256, log, make_folder
 
 FORMAT = 1  # raise it when decoding or resizing changes, so that no old row is taken for a new one
 COMMIT_ROWS = 512
@@ -116,6 +117,11 @@ def _open_index(path: Path, table: str) -> sqlite3.Connection:
         connection.close()
         raise UserError(f"{path}: cannot be used ({error}); delete {path.parent} and run again") from None
     return connection
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Return `data.cache_dir`, relative to the project."""
+    return PROJECT / data.cache_dir
 
 
 def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[str | None]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from config import DataConfig
-from dataset.cache import hash_files
-from dataset.image_set import cache_folder
+from dataset.cache import cache_folder, hash_files
 from dataset.layouts import find_records, name_groups
 from dataset.loading import RECORD_COLUMNS, data_folder
 from utils import UserError, log

@@ -1,49 +1,71 @@
-"""The radiographs of one split, and batches of them on the device.
-
-Nothing heavy is imported at the top: `dataset.data` is a program, and imports this before it answers `--help`.
-"""
+"""The images of one split, and batches of them on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
 
 from config import DataConfig
-from utils import PROJECT
+from dataset.cache import PixelStore, cache_folder
+from dataset.layouts import MASKS
+from dataset.masks import mask_keys
+from dataset.sampling import epoch_steps
+from dataset.transforms import Augment, Normalisation, normalise
+from pretrained_models import Architecture
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from dataset.cache import PixelStore
-    from dataset.transforms import Augment
-
-MASKS = ("lung_mask", "lesion_mask")
-BLOCK = 1024  # pictures moved to a GPU at a time
+BLOCK = 1024  # images that are read at a time where no batch is asked for
 
 
 @dataclass
 class Batch:
-    """Some pictures on the device."""
+    """Some images on the device."""
 
     inputs: torch.Tensor  # (n, channels, side, side) float32, normalised, channels last
-    labels: torch.Tensor  # (n,) int64, -1 where the label is no class of the model
-    indices: np.ndarray  # (n,) int64, rows of the part's records
-    masks: torch.Tensor | None = None  # (n, 2, side, side) uint8: lungs, lesion; zeros where there is none
+    labels: torch.Tensor  # (n,) int64, -1 for a label that is not one of the model's classes
+    indices: np.ndarray  # (n,) int64, rows of the records
 
 
-@dataclass
-class ImageSet:
-    """The radiographs of one split: records, and pixels (uint8 rows of the cache, read a batch at a time).
+@dataclass(frozen=True)
+class Schedule:
+    """The order of an epoch, how it is cut into batches, and how its images are augmented.
 
     Args:
-        records: one row per picture, with `RECORD_COLUMNS`.
+        order: (n,) rows of the records; default: as recorded, each once.
+        positions: the positions in `order` of every batch; default: consecutive batches of equal size.
+        augment: the transform of training images, a function of (seed, epoch, position).
+        epoch: from 1; used by `augment` alone.
+    """
+
+    order: np.ndarray | None = None
+    positions: Sequence[range] | None = None
+    augment: Augment | None = None
+    epoch: int = 0
+
+    def steps(self, images: int, batch: int) -> Sequence[range]:
+        """Return the positions of every batch; a training batch of a single image is avoided (`epoch_steps`)."""
+        if self.positions is not None:
+            return self.positions
+        if self.augment is not None:
+            return epoch_steps(images, batch)
+        return [range(start, min(start + batch, images)) for start in range(0, images, batch)]
+
+
+@dataclass(kw_only=True)
+class ImageSet:
+    """The images of one split: records, and pixels (uint8 rows of the cache, read a batch at a time).
+
+    Args:
+        records: one row per image, with `RECORD_COLUMNS`.
         classes: class names in the model's order.
         stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
-        device_bytes: how much of a GPU's memory the pictures may take.
+        device_bytes: how much of a GPU's memory the images may take.
     """
 
     records: pd.DataFrame
@@ -54,8 +76,6 @@ class ImageSet:
     _resident: dict[torch.device, torch.Tensor] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        import numpy as np
-
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
         for store, _ in self.stores.values():
@@ -66,40 +86,46 @@ class ImageSet:
 
     @property
     def side(self) -> int:
-        """Side of the cached pictures in pixels."""
+        """Side of the cached images in pixels."""
         return self.stores["image"][0].side
 
     def gather(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros where there is no mask."""
+        """Return the pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros without a mask."""
         store, rows = self.stores[name]
         return store.read(rows[indices])
 
+    def blocks(self, name: str, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the pixels of all `indices` as (indices, pixels), at most `BLOCK` at a time."""
+        for start in range(0, len(indices), BLOCK):
+            yield indices[start : start + BLOCK], self.gather(name, indices[start : start + BLOCK])
+
     def has(self, name: str) -> np.ndarray:
-        """(n,) bool: which pictures have the mask `name`."""
+        """Return which images have the mask `name`: (n,) bool."""
         return self.stores[name][1] >= 0
 
     def take(self, kept: np.ndarray) -> ImageSet:
-        """The part with those of its pictures alone that `kept` (n,) bool takes."""
+        """Return the images that `kept`, (n,) bool, selects."""
         stores = {name: (store, rows[kept]) for name, (store, rows) in self.stores.items()}
         return replace(self, records=self.records[kept].reset_index(drop=True), stores=stores)
 
-    def fits(self, device: torch.device) -> bool:
-        """Whether the device has memory of its own, and room in it for all pictures."""
-        import torch
+    def without_masks(self, name: str, indices: np.ndarray) -> ImageSet:
+        """Return the same images, those at `indices` without their mask `name`."""
+        store, rows = self.stores[name]
+        rows = rows.copy()
+        rows[indices] = -1
+        return replace(self, stores={**self.stores, name: (store, rows)})
 
+    def fits(self, device: torch.device) -> bool:
+        """Return whether the device has memory of its own, with room for all images."""
         needed = len(self) * self.side**2
         return device.type == "cuda" and needed <= min(self.device_bytes, torch.cuda.mem_get_info(device)[0] // 4)
 
     def resident(self, device: torch.device) -> torch.Tensor | None:
-        """All pictures on the device, (n, side, side) uint8, where they fit: moved at the first call, then kept."""
-        import numpy as np
-        import torch
-
+        """Return all images on the device, (n, side, side) uint8, if they fit: moved by the first call, then kept."""
         if device not in self._resident and self.fits(device):
             pixels = torch.empty((len(self), self.side, self.side), dtype=torch.uint8, device=device)
-            for start in range(0, len(self), BLOCK):
-                block = self.gather("image", np.arange(start, min(start + BLOCK, len(self))))
-                pixels[start : start + len(block)] = torch.from_numpy(block)
+            for indices, block in self.blocks("image", np.arange(len(self))):
+                pixels[indices[0] : indices[-1] + 1] = torch.from_numpy(block)
             self._resident[device] = pixels
         return self._resident.get(device)
 
@@ -107,65 +133,59 @@ class ImageSet:
         self,
         device: torch.device,
         batch: int,
-        side: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        order: np.ndarray | None = None,
-        positions: Sequence[range] | None = None,
-        augment: Augment | None = None,
-        epoch: int = 0,
-        masks: bool = False,
+        normalisation: Architecture | Normalisation,
+        schedule: Schedule | None = None,
     ) -> Iterator[Batch]:
-        """Batches in `order` (default: as recorded), the last one as small as it comes; nothing is dropped.
+        """Yield all images, or those of `schedule`, in batches; the last batch may be smaller, nothing is dropped.
 
-        The next batch is made ready by a thread while the device works on this one; on a GPU that has room for them
-        all pictures are moved once (`resident`). `positions` are the places in `order` of every batch, where they are
-        not simply `batch` after `batch`: augmentation is a function of (seed, epoch, place).
+        A thread reads the next batch while the device works on this one. On a GPU with room for them all images are
+        moved once (`resident`).
+
+        Args:
+            batch: images per batch.
+            normalisation: the mean and standard deviation that the model expects: an `Architecture`, or explicit ones.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
-        import numpy as np
-        import torch
-
-        from dataset.sampling import epoch_steps
-        from dataset.transforms import normalise
-
-        order = np.arange(len(self)) if order is None else order
-        if positions is None and augment is not None:
-            positions = epoch_steps(len(order), batch)
-        elif positions is None:
-            positions = [range(i, min(i + batch, len(order))) for i in range(0, len(order), batch)]
-        chunks = [order[places.start : places.stop] for places in positions]
-
+        schedule = schedule or Schedule()
+        order = np.arange(len(self)) if schedule.order is None else schedule.order
+        steps = schedule.steps(len(order), batch)
+        chunks = [order[positions.start : positions.stop] for positions in steps]
         resident = self.resident(device)
 
-        def fetch(chunk: np.ndarray) -> list[torch.Tensor | None]:
-            """Pixels (or the rows of the resident ones), masks and labels, where the device can fetch them."""
+        def read(chunk: np.ndarray) -> list[torch.Tensor]:
+            """Read the labels and the pixels of a chunk (the rows of resident ones) into memory the GPU can copy."""
             pixels = self.gather("image", chunk) if resident is None else chunk
-            planes = np.stack([self.gather(m, chunk) for m in MASKS], 1) if masks else None
-            found = [a if a is None else torch.from_numpy(a) for a in (pixels, planes, self.labels[chunk])]
-            return [a if a is None or device.type != "cuda" else a.pin_memory() for a in found]
+            tensors = [torch.from_numpy(pixels), torch.from_numpy(self.labels[chunk])]
+            return [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
 
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(fetch, chunks[0]) if chunks else None
-            for number, chunk in enumerate(chunks):
-                pixels, planes, labels = (a if a is None else a.to(device, non_blocking=True) for a in coming.result())
-                if number + 1 < len(chunks):
-                    coming = pool.submit(fetch, chunks[number + 1])
-                if resident is not None:
-                    pixels = resident.index_select(0, pixels)
-                if augment is not None:
-                    grey, planes = augment(pixels, epoch, np.array(positions[number]), planes)
-                else:
-                    grey = pixels.float().div_(255)
-                assert grey.shape[-1] == side, "cached pictures that are not augmented have the model's input size"
-                yield Batch(normalise(grey, mean, std), labels, chunk, planes)
+        for positions, chunk, tensors in zip(steps, chunks, _one_ahead(read, chunks), strict=True):
+            pixels, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
+            if resident is not None:
+                pixels = resident.index_select(0, pixels)
+            if schedule.augment is None:
+                grey = pixels.float().div_(255)
+            else:
+                grey, _ = schedule.augment(pixels, schedule.epoch, np.array(positions))
+            yield Batch(normalise(grey, normalisation.mean, normalisation.std), labels, chunk)
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """`data.cache_dir`, relative to the project."""
-    return PROJECT / data.cache_dir
+def _one_ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield `work(item)` for each item in order; a thread works on the next one in the meantime."""
+    with ThreadPoolExecutor(1) as pool:
+        jobs = (pool.submit(work, item) for item in items)
+        waiting = list(islice(jobs, 1))
+        while waiting:
+            result = waiting.pop().result()
+            waiting += islice(jobs, 1)
+            yield result
+
+
+def decode_images(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[PixelStore, dict[str, str]]:
+    """Fill the pixel cache for `records` (with `sha256`).
+
+    Returns: the store, and path → reason of every file that cannot be read.
+    """
+    store = PixelStore(cache_folder(data), side, data.fit)
+    return store, store.build(list(records["path"]), list(records["sha256"]), data.workers)
 
 
 def make_image_set(
@@ -175,20 +195,17 @@ def make_image_set(
     side: int,
     masks: bool = False,
 ) -> tuple[ImageSet, dict[str, str]]:
-    """Fill the cache for `records` (with `sha256`) and return them as a `ImageSet`, without those that cannot be read,
-    and the reasons of those. A mask that cannot be used counts as absent, and is said (`dataset.masks.mask_keys`).
+    """Fill the pixel cache for `records` (with `sha256`) and, if asked for, their masks.
 
-    Raises: `UserError` for a mask that the user named and that cannot be that picture's.
+    Returns: the images that can be read, and path → reason of the others. A mask that cannot be used counts as absent,
+    with a warning (`dataset.masks.mask_keys`).
+    Raises: `UserError` for a mask that the user named and that cannot belong to its image.
     """
-    from dataset.cache import PixelStore
-    from dataset.masks import mask_keys
-
-    folder = cache_folder(data)
-    store = PixelStore(folder, side, data.fit)
-    unreadable = store.build(list(records["path"]), list(records["sha256"]), data.workers)
+    store, unreadable = decode_images(records, data, side)
     records = records[~records["path"].isin(unreadable)].reset_index(drop=True)
     stores = {"image": (store, store.rows(records["sha256"]))}
     for name in MASKS if masks else ():
-        store = PixelStore(folder, side, data.fit, "mask")
+        store = PixelStore(cache_folder(data), side, data.fit, "mask")
         stores[name] = (store, store.rows(mask_keys(store, name, records, data)))
-    return ImageSet(records, classes, stores, round(data.device_memory * 2**30)), unreadable
+    memory = round(data.device_memory * 2**30)
+    return ImageSet(records=records, classes=classes, stores=stores, device_bytes=memory), unreadable

@@ -31,6 +31,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 MASK_FOLDERS = {"lung_mask": "masks", "lesion_mask": "lesion_masks"}
+MASKS = tuple(MASK_FOLDERS)
 # Columns of a metadata sheet that name the patient, in upper case with single spaces.
 PATIENT_COLUMNS = ("PATIENT", "PATIENT ID", "PATIENTID", "PATIENT_ID", "SUBJECT", "SUBJECT ID", "GROUP")
 

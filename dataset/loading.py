@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from config import DataConfig
-from dataset.cache import hash_files
-from dataset.image_set import ImageSet, cache_folder, make_image_set
+from dataset.cache import cache_folder, hash_files
+from dataset.image_set import ImageSet, decode_images, make_image_set
 from dataset.layouts import find_records, name_groups
 from dataset.masks import give_masks
 from dataset.phantom import GROUP_PATTERN, VERSION, write_phantom
@@ -44,8 +44,6 @@ class Dataset:
 
     def table(self) -> pd.DataFrame:
         """Images per class (rows, with a total) and split, and the number of patients."""
-        import pandas as pd
-
         table = pd.crosstab(self.records["label"], self.records["split"])
         table = table.reindex(columns=[s for s in (*SUBSET, "") if s in table]).rename(columns={"": "unused"})
         table["all"] = table.sum(axis=1)
@@ -152,8 +150,7 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
     unreadable = dict.fromkeys(records["path"][missing], "no such file, or it may not be read")
     if before is not None and (changed := int((~missing & (before != records["sha256"])).sum())):
         log.warning(f"{changed} files have changed since the run's split.csv was written")
-    part, undecodable = make_image_set(records[~missing].reset_index(drop=True), [], data, side)
-    unreadable |= undecodable
+    unreadable |= decode_images(records[~missing], data, side)[1]
     if unreadable:
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {len(records)} images cannot be read, for example {path} ({reason})"
@@ -164,7 +161,7 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
                 f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, or raise it"
             )
         log.warning(f"{message}: left out")
-    return part.records, unreadable
+    return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable
 
 
 def _named_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,8 @@ import pandas as pd
 
 from config import DataConfig
 from dataset.boxes import boxes_key, is_boxes, match_boxes, read_boxes, square_boxes
-from dataset.cache import PixelStore, hash_files, in_parallel
-from dataset.image_set import MASKS, ImageSet, cache_folder
-from dataset.layouts import match_masks
+from dataset.cache import PixelStore, cache_folder, hash_files, in_parallel
+from dataset.layouts import MASKS, match_masks
 from dataset.readers import UnreadableImage, image_size, letterbox_frame, square_mask
 from utils import UserError, log
 
@@ -162,7 +161,7 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
         if named and not plan.keys:
             raise UserError(f"{' '.join(named)}: no mask there can be used, for example {where} ({reason})")
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.warning(f"left out of the {_noun(name)} masks: {where} ({reason}){more}")
+        log.warning(f"left out of the {mask_noun(name)} masks: {where} ({reason}){more}")
     return [plan.keys.get(path, "") for path in records["path"]]
 
 
@@ -178,39 +177,6 @@ def _build(store: PixelStore, plan: _Plan, masks: dict[str, str], data: DataConf
     plan.keys = {path: key for path, key in plan.keys.items() if masks[path] not in plan.broken}
 
 
-def _noun(name: str) -> str:
+def mask_noun(name: str) -> str:
+    """Return `lung` or `lesion`."""
     return name.removesuffix("_mask")
-
-
-def without_empty_masks(part: ImageSet, data: DataConfig) -> ImageSet:
-    """`part` without its empty masks, counted in a line: nothing can be scored against them.
-
-    Of lungs that is a fault; a picture without a finding has an empty lesion mask. Raises: `UserError` where all masks
-    that the user named are empty.
-    """
-    stores = dict(part.stores)
-    for name in MASKS:
-        store, rows = stores[name]
-        there = np.flatnonzero(rows >= 0)
-        empty = np.array([i for i in there if not part.gather(name, np.array([i])).any()], np.int64)
-        if not len(empty):
-            continue
-        kind, first = _noun(name), part.records[name].iloc[empty[0]]
-        named = named_masks(name, data)
-        if named and len(empty) == len(there):
-            raise UserError(
-                f"{' '.join(named)}: all of the {len(empty)} masks of the chosen pictures are empty at "
-                f"{part.side}×{part.side} pixels, for example {first}; give others, or leave {named[0]} out"
-            )
-        what = f"1 {kind} mask is" if len(empty) == 1 else f"{len(empty)} {kind} masks are"
-        line = f"{what} empty, for example {first}: no {kind} score for " + (
-            "this picture" if len(empty) == 1 else "these pictures"
-        )
-        if kind == "lung":
-            log.warning(f"{line}")
-        else:
-            log.info(line)
-        rows = rows.copy()
-        rows[empty] = -1
-        stores[name] = (store, rows)
-    return replace(part, stores=stores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from pathlib import Path
 
@@ -232,9 +231,3 @@ def square_mask(path: Path, side: int, fit: str, size: tuple[int, int] | None = 
     `size`: (height, width) of its picture, where a letterbox of the mask's own size lies otherwise (`fit_square`).
     """
     return (fit_square(read_mask(path).astype(np.float32), side, fit, size) >= 0.5).astype(np.uint8)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal. Raises: `OSError`."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

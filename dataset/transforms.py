@@ -7,6 +7,7 @@ nothing is interpolated twice and masks move exactly with their picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -171,6 +172,14 @@ def _send(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
 def _rotation(angle: np.ndarray) -> np.ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
     return _matrix(cos, -sin, 0, sin, cos, 0, n=len(angle))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The mean and the standard deviation per channel of the model's input, for pixels in [0, 1]."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from config import DataConfig
-from dataset.cache import hash_files
-from dataset.image_set import MASKS, ImageSet, cache_folder, make_image_set
-from dataset.layouts import name_groups
+from dataset.blank import without_empty_masks, without_flat_images
+from dataset.cache import cache_folder, hash_files
+from dataset.image_set import ImageSet, make_image_set
+from dataset.layouts import MASKS, name_groups
 from dataset.loading import RECORD_COLUMNS, read_split
-from dataset.masks import give_masks, without_empty_masks
-from dataset.readers import image_size, is_image_file, letterbox_frame
+from dataset.masks import give_masks
+from dataset.readers import is_image_file
 from evaluation.predictions import read_predictions
 from experiment.selection import Selection
 from utils import UserError, log
@@ -41,26 +40,13 @@ def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed
         drawn.append(test[test["sha256"].isin(_worst(chosen, errors))])
     records = pd.concat(drawn).sort_index()
     records = records[~records.index.duplicated()].reset_index(drop=True)
-    part, flat = _without_flat(make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)[0], data)
+    part, _ = make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)
+    part, flat = without_flat_images(part, data.fit)
     for path in flat:
         log.warning(f"{path}: left out ({FLAT})")
     if not len(part):
         raise UserError(f"the chosen test images: {FLAT}; give --image PATH, or --data DIR")
     return without_empty_masks(part, data)
-
-
-def _without_flat(part: ImageSet, data: DataConfig) -> tuple[ImageSet, list[str]]:
-    """The part without the pictures that have one value only, as the model sees them, and the paths of those."""
-
-    def flat(index: int, path: str) -> bool:
-        pixels = part.gather("image", np.array([index]))[0]
-        if data.fit == "letterbox":  # the padding is no part of the picture
-            top, left, height, width = letterbox_frame(*image_size(Path(path)), part.side)
-            pixels = pixels[top : top + height, left : left + width]
-        return bool(pixels.min() == pixels.max())
-
-    kept = np.array([not flat(index, path) for index, path in enumerate(part.records["path"])], bool)
-    return part.take(kept), list(part.records["path"][~kept])
 
 
 def _worst(chosen: Selection, count: int) -> list[str]:
@@ -106,7 +92,7 @@ def _given_images(chosen: Selection, images: list[Path]) -> ImageSet:
             records[column] = known[column].to_numpy()
     records["group"] = _patients(records, chosen)
     part, unreadable = make_image_set(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
-    part, flat = _without_flat(part, data)
+    part, flat = without_flat_images(part, data.fit)
     reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
     for path, reason in reasons.items():
         if Path(path) in {p.resolve() for p in images} or not len(part):

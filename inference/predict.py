@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset.image_set import ImageSet
+from dataset.transforms import Normalisation
 from utils import UserError, autocast
 
 
@@ -38,7 +39,7 @@ def predict_logits(
         autocast(device, precision),  # around the loop: the weights are cast once, not for every batch
         tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar,
     ):
-        for item in part.batches(device, batch, part.side, mean, std):
+        for item in part.batches(device, batch, Normalisation(mean, std)):
             found.append(model(item.inputs.flip(-1) if mirrored else item.inputs).float())
             bar.update(len(item.indices))
         return torch.cat(found).cpu().numpy() if found else np.zeros((0, len(part.classes)), np.float32)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dataset.image_set import Batch, ImageSet
+from dataset.image_set import Batch, ImageSet, Schedule
 from localization.drawing.maps import Drawn, Style, draw_maps
 from localization.explainer import Explainer
 from localization.methods.explanation import Budget
@@ -147,8 +147,7 @@ def _say_what_is_lacking(explainer: Explainer, methods: Sequence[str], wanted: W
 def _pictures(part: ImageSet, explainer: Explainer, count: int, seed: int, device: torch.device) -> Batch:
     """`count` pictures of the part, drawn by seed, as one batch."""
     drawn = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
-    architecture = explainer.architecture
-    (batch,) = part.batches(device, len(drawn), part.side, architecture.mean, architecture.std, order=drawn)
+    (batch,) = part.batches(device, len(drawn), explainer.architecture, Schedule(order=drawn))
     return batch
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dataset.readers import UnreadableImage, file_sha256, read_image, to_uint8
+from dataset.readers import UnreadableImage, read_image, to_uint8
 from evaluation.predictions import Predictions
 from report.inputs import FIRST_METHOD, Maps
+from utils import file_sha256
 
 MOST_ERRORS = 12
 SIDE = 448  # pixels: what a picture's longer side is shrunk to

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import Config
-from dataset.image_set import Batch, ImageSet
+from dataset.image_set import Batch, ImageSet, Schedule
 from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
 from evaluation.metrics.calibration import log_losses
@@ -66,17 +66,9 @@ def train_epoch(learner: Learner, part: ImageSet, epoch: int) -> dict[str, float
     torch.manual_seed(derived_seed(config.seed, epoch, *([] if ranks.leads else [ranks.rank])))
     # In the precision of the weights: the loss of every step, summed over its images, and its right answers.
     tally = torch.zeros((2, len(shares)), dtype=next(model.parameters()).dtype, device=learner.device)
-    batches = part.batches(
-        learner.device,
-        micro,
-        learner.augment.side,
-        learner.architecture.mean,
-        learner.architecture.std,
-        order=order,
-        positions=[positions for share in shares for positions in share.micro_batches],
-        augment=learner.augment,
-        epoch=epoch,
-    )
+    positions = [positions for share in shares for positions in share.micro_batches]
+    schedule = Schedule(order, positions, learner.augment, epoch)
+    batches = part.batches(learner.device, micro, learner.architecture, schedule)
     seen, shown, checked = 0, time.perf_counter(), 0
     title = f"epoch {epoch}/{train.epochs}"
     with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=not ranks.leads) as bar:

@@ -14,7 +14,7 @@ from torch import nn
 
 from command_line import log_to
 from config import Config, TrainConfig, load_run_config, set_value, to_plain
-from dataset.image_set import cache_folder
+from dataset.cache import cache_folder
 from dataset.loading import Dataset, load_dataset
 from dataset.transforms import Augment
 from evaluation.figures.plots import learning_curves_figure, save_figure

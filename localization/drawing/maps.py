@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.image_set import MASKS, ImageSet
+from dataset.image_set import ImageSet
+from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
 from localization.drawing.means import draw_means
 from localization.drawing.overlay import COLORMAP, OverlayDrawer, Square
@@ -115,7 +116,7 @@ def draw_maps(
     writer = _Writer(drawn, folder, save, style, len(methods) > 1, keep)
     waiting: list[_Picture] = []
     with tqdm(total=len(part) * len(methods), desc="maps", unit="map", leave=False) as bar:
-        for item in part.batches(device, batch, part.side, architecture.mean, architecture.std):
+        for item in part.batches(device, batch, architecture):
             targets = None if label is None else torch.full((len(item.indices),), classes.index(label), device=device)
             explanation = explainer.explain(item.inputs, targets)
             maps = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.image_set import MASKS
+from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
 from localization.drawing.maps import Drawn
 from localization.drawing.means import draw_differences

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.image_set import MASKS, Batch, ImageSet
+from dataset.image_set import Batch, ImageSet
+from dataset.layouts import MASKS
 from dataset.readers import image_size, letterbox_frame
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation

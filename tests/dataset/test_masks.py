@@ -38,7 +38,7 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     caplog.set_level(logging.INFO, logger="cxr")
 
     def lines() -> list[str]:
-        found = caplog.messages
+        found = [("WARNING: " if r.levelno == logging.WARNING else "") + r.getMessage() for r in caplog.records]
         caplog.clear()
         return found
 

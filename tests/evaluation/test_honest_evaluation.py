@@ -176,8 +176,8 @@ def test_mirrored_views_are_averaged(verb: Verb, run: Path) -> None:
     found = read_predictions(run / "test-tta" / "predictions.csv")
     checkpoint = load_checkpoint(run / "best.pt")
     part = load_dataset(load_run_config(run / "config.yaml").data, 64, run_split=run / "split.csv").images("test")
-    model, mean, std = checkpoint.model(), checkpoint.architecture.mean, checkpoint.architecture.std
-    (batch,) = part.batches(torch.device("cpu"), len(part), 64, mean, std)
+    model = checkpoint.model()
+    (batch,) = part.batches(torch.device("cpu"), len(part), checkpoint.architecture)
     with torch.inference_mode():
         views = [model(x).numpy() for x in (batch.inputs, batch.inputs.flip(-1))]
     expected = np.mean([softmax(v, part.records) for v in views], axis=0)

@@ -16,15 +16,16 @@ import torch
 from torch import nn
 
 from config import AugmentConfig, DataConfig
-from dataset.image_set import ImageSet
+from dataset.image_set import ImageSet, Schedule
 from dataset.loading import load_dataset
-from dataset.transforms import Augment
+from dataset.transforms import Augment, Normalisation
 from tests.helpers.verbs import ROOT
 from training import compilation
 from training.compilation import LONG_RUN, training_forward
 from utils import UserError, pick_device
 
 CPU = torch.device("cpu")
+NORMALISATION = Normalisation((0.5, 0.4), (0.2, 0.3))
 
 
 @pytest.mark.parametrize("batch", [7, 32])
@@ -36,7 +37,7 @@ def test_resident_pictures_give_the_streamed_batches(
     order = np.random.default_rng(0).integers(0, len(dataset.images("train")), 60)
 
     def batches(part: ImageSet) -> list:
-        return list(part.batches(CPU, batch, 48, (0.5, 0.4), (0.2, 0.3), order=order, augment=augment, epoch=2))
+        return list(part.batches(CPU, batch, NORMALISATION, Schedule(order, augment=augment, epoch=2)))
 
     streamed = batches(dataset.images("train"))
     monkeypatch.setattr(ImageSet, "fits", lambda self, device: True)
@@ -57,7 +58,7 @@ def test_a_gpu_gives_the_batches_of_the_cpu(phantom: Path, cache_dir: Path, devi
     augment = Augment(AugmentConfig(rotation=10, horizontal_flip=0.5, contrast=0.2, geometric=0.5), 1, 48, 48)
 
     def batches(device: torch.device) -> list:
-        return list(part.batches(device, 16, 48, (0.5, 0.4), (0.2, 0.3), augment=augment, epoch=2))
+        return list(part.batches(device, 16, NORMALISATION, Schedule(augment=augment, epoch=2)))
 
     gpu = torch.device("cuda")
     part.device_bytes = device_bytes

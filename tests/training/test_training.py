@@ -377,20 +377,20 @@ def test_the_newest_finished_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [10, 4, 2])
 def test_no_training_batch_of_one(batch: int, tiny_run: Path) -> None:
     """So many images that batches would leave one over: every image comes once, at its own place of the epoch."""
+    from dataset.image_set import Schedule
     from dataset.loading import load_dataset
-    from dataset.transforms import Augment
+    from dataset.transforms import Augment, Normalisation
 
     config = load_run_config(tiny_run / "config.yaml")
     part = load_dataset(config.data, 64, run_split=tiny_run / "split.csv").images("train")
     order = np.arange((len(part) - 1) // batch * batch + 1)
     augment = Augment(config.augment, 0, 64, 64)
-    settings = (torch.device("cpu"), batch, 64, (0.5,), (0.5,))
-    batches = list(part.batches(*settings, order=order, augment=augment, epoch=1))
+    device, grey = torch.device("cpu"), Normalisation((0.5,), (0.5,))
+    schedule = Schedule(order, augment=augment, epoch=1)
+    batches = list(part.batches(device, batch, grey, schedule))
     assert min(len(b.indices) for b in batches) > 1
     np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), order)
-    whole = next(
-        iter(part.batches(torch.device("cpu"), 1000, 64, (0.5,), (0.5,), order=order, augment=augment, epoch=1))
-    )
+    whole = next(part.batches(device, 1000, grey, schedule))
     torch.testing.assert_close(torch.cat([b.inputs for b in batches]), whole.inputs)
 
 
