@@ -163,7 +163,7 @@ def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
 def caution(found: Comparison) -> list[str]:
     """What is too little to rank runs by, and what the tests assume and nobody knows, as sentences."""
     from evaluation.cautions import FEW
-    from evaluation.metrics.summary import SMALL
+    from evaluation.metrics.table import SMALL
 
     small = ", ".join(f"{name} ({count})" for name, count in found.support.items() if count < SMALL)
     parts = [f"only {found.n} images"] * (found.n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
@@ -182,8 +182,7 @@ def report(found: Comparison) -> str:
     """The comparison for a terminal: the runs, every pair, and what that means."""
     import pandas as pd
 
-    from evaluation.metrics.summary import with_limits
-    from evaluation.phrases import p_text, words
+    from evaluation.phrases import p_text, with_limits, words
 
     several = len(found.pairs) > 1
     metrics = ("accuracy", "macro_f1", "macro_auroc")
@@ -250,8 +249,8 @@ def write(found: Comparison, facts: dict[str, Any], folder: Path) -> None:
 def list_runs(arguments: Namespace, config: Config) -> None:
     """Print the leaderboard. Raises: `UserError` where there is no run, or with flags of a comparison."""
     from evaluation.leaderboard import format_leaderboard, leaderboard_rows, read_runs
-    from experiment.run_folder import runs_folder, shown
-    from utils import make_folder, write_csv
+    from experiment.run_folder import runs_folder
+    from utils import make_folder, shown, write_csv
 
     if arguments.runs or arguments.baseline:
         raise UserError(f"--list: it lists all of --save DIR; leave {arguments.baseline or arguments.runs[0]} out")
@@ -279,7 +278,8 @@ def main(argv: Sequence[str]) -> None:
     files, baseline = choose(arguments.runs, arguments.kind, arguments.baseline)
     from evaluation.comparison import align, compare
     from evaluation.predictions import read_predictions
-    from experiment.run_folder import runs_folder, shown
+    from experiment.run_folder import runs_folder
+    from utils import shown
 
     distrusted = {name: texts for name, file in files.items() if (texts := distrust(file))}
     runs = align({name: read_predictions(file) for name, file in files.items()})

@@ -8,7 +8,9 @@ of maps (localization/) share these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
@@ -16,6 +18,28 @@ from scipy import special, stats
 LEVEL = 0.95
 RESAMPLES = 2000
 Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+
+
+class Interval(NamedTuple):
+    """A statistic and its 95 % limits; NaN where undefined or unknown."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return `{"value", "low", "high"}`, None for NaN: JSON has no NaN."""
+        return {name: None if math.isnan(number) else float(number) for name, number in self._asdict().items()}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, float | None]) -> Interval:
+        """Return the interval that `to_json` wrote."""
+        return cls(*(math.nan if entry[name] is None else entry[name] for name in cls._fields))
+
+    def text(self, digits: int = 3) -> str:
+        """Return `0.931 [0.880, 0.962]`, without brackets where the limits are unknown, `-` where the value is."""
+        value, low, high = (f"{number:.{digits}f}" for number in self)
+        return "-" if math.isnan(self.value) else value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
 
 class Patients:
@@ -112,7 +136,7 @@ def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patient
     return np.where(several, wide[0], low), np.where(several, wide[1], high)
 
 
-def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:
     """The mean of (n,) values over images, and its 95 % limits with the patient as the unit.
 
     The variance is the cluster-robust one of a ratio, the patients' sums over their numbers of images, by linearisation
@@ -131,14 +155,14 @@ def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> tuple[float, f
     kept = ~np.isnan(values)
     values, patients = values[kept], Patients(np.asarray(groups)[kept])
     if not len(values):
-        return np.nan, np.nan, np.nan
+        return Interval()
     # equal values must not differ from their mean by a rounding error
     mean = float(values[0] if (values == values[0]).all() else values.mean())
     if patients.count < 2:
-        return mean, np.nan, np.nan
+        return Interval(mean)
     error = np.sqrt(patients.variance((values - mean) / len(values)))
     half = float(special.stdtrit(patients.count - 1, 0.5 + LEVEL / 2) * error)
-    return mean, mean - half, mean + half
+    return Interval(mean, mean - half, mean + half)
 
 
 def mean_interval(

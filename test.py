@@ -118,7 +118,7 @@ def _check_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _evaluate_table(arguments: argparse.Namespace) -> None:
     """Metrics and report of a predictions file; what an earlier evaluation noted beside it is kept."""
-    from evaluation.metrics.calibration import fitted
+    from evaluation.metrics.temperature import temperature_from_validation
     from evaluation.predictions import read_predictions
     from evaluation.results import earlier_results, note_file, noted_file
 
@@ -137,7 +137,7 @@ def _evaluate_table(arguments: argparse.Namespace) -> None:
         )
     temperature = earlier.get("temperature")
     if arguments.validation and not (temperature and temperature["applied"]):
-        found = fitted(validation)
+        found = temperature_from_validation(validation)
         temperature = found and found | {"applied": False}
     folder = arguments.output or (path.parent if earlier else path.with_name(f"{path.stem}-evaluation"))
     about |= {"sensitivity": arguments.sensitivity, "prevalence": arguments.prevalence}
@@ -149,6 +149,7 @@ def _evaluate_table(arguments: argparse.Namespace) -> None:
 def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
     """Predict with one checkpoint or several, and evaluate."""
     from evaluation.metrics.operating_points import read_prevalences
+    from evaluation.metrics.temperature import calibrated
     from evaluation.predictions import write_predictions
     from evaluation.results import note_file, refuse_other_data
     from experiment.run_folder import runs_folder
@@ -178,7 +179,7 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
     predictions = members.predictions(records, first.data, kind)
     about["unreadable"] += len(members.left_out)
     if arguments.calibrated:
-        predictions = predictions.calibrated(temperature["value"])
+        predictions = calibrated(predictions, temperature["value"])
     if validation is not None and validation.shared(predictions):
         log.warning("no operating points: these images chose the thresholds")
         validation = None
@@ -259,8 +260,8 @@ def _write(
     arguments: argparse.Namespace, predictions: Predictions, folder: Path, about: dict[str, Any], **extra: Any
 ) -> None:
     """Write the evaluation folder and show the metrics."""
+    from evaluation.metrics.formats import format_metrics
     from evaluation.metrics.operating_points import WANTED, read_prevalences
-    from evaluation.metrics.summary import format_metrics
     from evaluation.results import write_results
 
     make_folder(folder, "--output")

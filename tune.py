@@ -192,10 +192,10 @@ def _images(dataset: Dataset) -> str:
 
 def _show(search: Search, study: Study) -> None:
     """Write and print the table, the plots and the preset, as far as the search has come."""
-    from experiment.run_folder import shown
     from search.plots import write_plots
     from search.results import best_trial, default_trial, format_table, write_preset, write_table
     from search.space import with_values
+    from utils import shown
 
     keys, folder = list(search.space), search.folder
     found = write_table(study, keys, folder)
@@ -236,7 +236,7 @@ def _words_beside_the_preset(search: Search) -> list[str]:
 
 def _judged(trials: list[FrozenTrial], folder: Path) -> list[str]:
     """The commands that judge the best trial on the test images, beside the default."""
-    from experiment.run_folder import shown
+    from utils import shown
 
     runs = {folder / "trials" / f"{trial.number:04d}": trial for trial in trials}
     if far := [trial for run, trial in runs.items() if not (run / "best.pt").is_file()]:

@@ -147,6 +147,11 @@ def did_you_mean(word: str, names: Iterable[str], count: int = 1, cutoff: float 
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
+def count(number: int, noun: str) -> str:
+    """Return the number with its noun: `1 image`, `1,600 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def elide(text: str, limit: int) -> str:
     """Return `text`, its middle replaced by `…` where it has more than `limit` characters."""
     kept = limit - 1
@@ -164,6 +169,14 @@ def shortened_name(text: str, identity: str = "", limit: int = 120) -> str:
         return text
     mark = hashlib.sha256((identity or text).encode()).hexdigest()[:8]
     return f"{encoded[: limit - 9].decode(errors='ignore')}-{mark}"
+
+
+def shown(path: Path) -> str:
+    """Return `path` as a user would type it: relative to the working folder if it is inside it."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def sqlite_address(path: Path) -> str:

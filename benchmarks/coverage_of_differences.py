@@ -23,7 +23,7 @@ from coverage_of_intervals import CLASSES, IMAGES, PREVALENCE, SHARED, SURE, pre
 from tqdm import tqdm
 
 from evaluation import comparison
-from evaluation.metrics.summary import confusion_matrix
+from evaluation.metrics.confusion import confusion_matrix
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
 from intervals import LEVEL, RESAMPLES, Z

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from evaluation.metrics import summary as metrics
+from evaluation.metrics.confusion import overall_values
+from evaluation.metrics.table import OVERALL, compute_metrics
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
 from intervals import LEVEL, RESAMPLES
@@ -38,7 +39,7 @@ IMAGES = (1, 3)  # per patient
 SHIFTS = (1.0, 1.75, 2.2, 2.7, 3.25)  # accuracies from 0.57 to 0.95
 POPULATION = 2_000_000
 OF_CLASS = ("precision", "recall", "specificity", "f1", "auroc", "average_precision")  # COVID's
-NAMES = (*metrics.OVERALL, *OF_CLASS)
+NAMES = (*OVERALL, *OF_CLASS)
 RIVALS = ("accuracy", "macro_f1", "auroc")  # those that the percentile bootstrap is shown for
 
 
@@ -64,7 +65,7 @@ def predictions(labels: np.ndarray, probabilities: np.ndarray, images: int) -> P
 
 def flat(found: dict, part: str) -> np.ndarray:
     """`part` (value, low or high) of every metric in `NAMES`, NaN where unknown."""
-    rows = {**{name: found[name] for name in metrics.OVERALL}, **{m: found["per_class"]["COVID"][m] for m in OF_CLASS}}
+    rows = {**{name: found[name] for name in OVERALL}, **{m: found["per_class"]["COVID"][m] for m in OF_CLASS}}
     return np.array([rows[name][part] for name in NAMES], np.float64)
 
 
@@ -73,7 +74,7 @@ def truth(shift: float, population: int = POPULATION) -> np.ndarray:
     labels, probabilities = draw(population, 1, shift, np.random.default_rng(1))
     parts = np.array_split(np.arange(population), max(1, population // 100_000))
     large = [
-        flat(metrics.compute_metrics(predictions(labels[p], probabilities[p], 1), resamples=2), "value") for p in parts
+        flat(compute_metrics(predictions(labels[p], probabilities[p], 1), resamples=2), "value") for p in parts
     ]
     return np.mean(large, axis=0)
 
@@ -90,7 +91,7 @@ def percentile(found: Predictions) -> np.ndarray:
         up, down = weights * positive[order], weights * ~positive[order]
         with np.errstate(invalid="ignore"):
             areas.append((up * np.cumsum(down, 1)).sum(1) / (up.sum(1) * down.sum(1)))
-    overall = metrics.overall_values(confusions)
+    overall = overall_values(confusions)
     values = [overall["accuracy"], overall["macro_f1"], np.concatenate(areas)]
     return np.nanquantile(np.array(values), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=1)
 
@@ -102,7 +103,7 @@ def coverage(setting: tuple[float, int, int], draws: int, rival: bool, true: np.
     limits, rivals = [], []
     for _ in range(draws):
         found = predictions(*draw(n // images, images, shift, rng), images)
-        result = metrics.compute_metrics(found, resamples=RESAMPLES if n <= 240 else 500)
+        result = compute_metrics(found, resamples=RESAMPLES if n <= 240 else 500)
         limits.append([flat(result, "low"), flat(result, "high")])
         if rival:
             rivals.append(percentile(found))

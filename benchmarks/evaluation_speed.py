@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from coverage_of_intervals import draw, predictions
 
-from evaluation.metrics.summary import compute_metrics
+from evaluation.metrics.table import compute_metrics
 from evaluation.results import write_results
 
 

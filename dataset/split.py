@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dataset.layouts import SPLITS
+from config import SPLITS
 from utils import UserError, log
 
 

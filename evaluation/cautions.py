@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.metrics.summary import SMALL, with_limits
+from evaluation.metrics.table import SMALL
+from evaluation.phrases import with_limits
 from evaluation.predictions import Predictions
 
 FEW = 100  # images: below, intervals may cover less than they say (docs/intervals.md)

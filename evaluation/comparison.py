@@ -26,12 +26,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from evaluation.metrics.confusion import confusion_matrix, overall_values
 from evaluation.metrics.ranking import Ranking, auroc, delong_variance
-from evaluation.metrics.summary import compute_metrics, confusion_matrix, overall_values
-from evaluation.phrases import count, of_patients
+from evaluation.metrics.table import compute_metrics
+from evaluation.phrases import of_patients
 from evaluation.predictions import Predictions
 from intervals import LEVEL, RESAMPLES, Patients, mean_interval
-from utils import UserError, derived_seed, log
+from utils import UserError, count, derived_seed, log
 
 ALPHA = 1 - LEVEL
 RESAMPLED = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
@@ -168,9 +169,7 @@ def _common_patients(tables: dict[str, pd.DataFrame]) -> pd.Series:
     (name, groups), *others = named.items()
     for other, found in others:
         if not np.array_equal(pd.factorize(found)[0], pd.factorize(groups)[0]):  # the names may differ
-            log.warning(
-                f"{name} and {other} disagree about the patients (column group): those of {name} count"
-            )
+            log.warning(f"{name} and {other} disagree about the patients (column group): those of {name} count")
     return groups
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.metrics.summary import with_limits
+from evaluation.phrases import with_limits
 from utils import UserError, log, read_json
 
 NOTHING = {"value": None, "low": None, "high": None}

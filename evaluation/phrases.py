@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
-    from config import AugmentConfig, TrainConfig
+from config import AugmentConfig, TrainConfig
+from intervals import Interval
+from utils import count
 
 MOST_NAMES = 8  # of sources and groups in one phrase
 # Measures as the field names them; the others are called what their key says.
@@ -25,11 +26,6 @@ WORDS = {
     "auroc": "AUROC",
 }
 SPELLED_OUT = {"mcc": "Matthews correlation (MCC)", "ece": "expected calibration error (ECE)"}
-
-
-def count(number: int, noun: str) -> str:
-    """`1 image`, `1,600 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def words(name: str, in_full: bool = False) -> str:
@@ -86,6 +82,11 @@ def threshold(value: float) -> str:
     if not 0.99 <= value < 1:
         return f"{value:.3g}"
     return f"{value:.{2 - math.floor(math.log10(1 - value))}f}".rstrip("0")
+
+
+def with_limits(entry: Mapping[str, float | None], digits: int = 3) -> str:
+    """Return an entry of `metrics.json` as `0.931 [0.880, 0.962]`: see `Interval.text`."""
+    return Interval.from_json(entry).text(digits)
 
 
 def p_text(p: float) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation.metrics.calibration import scale
 from intervals import Patients
 from utils import UserError, atomic_write
 
@@ -90,12 +89,6 @@ class Predictions:
         known = (self.table["sha256"] != "").all() and (other.table["sha256"] != "").all()
         by = "sha256" if known else "path"
         return list(self.table["path"][self.table[by].isin(other.table[by])])
-
-    def calibrated(self, temperature: float) -> Predictions:
-        """The same answers with the probabilities that logits divided by `temperature` give."""
-        table = self.table.copy()
-        table[[f"p_{name}" for name in self.classes]] = scale(self.probabilities, temperature)
-        return Predictions(table.drop(columns="confidence"), self.classes, self.where)
 
     def _fill_in(self) -> None:
         table = self.table.copy()

@@ -18,9 +18,11 @@ from evaluation.figures.plots import (
 )
 from evaluation.metrics import calibration
 from evaluation.metrics.curves import class_curves
+from evaluation.metrics.formats import write_metrics
 from evaluation.metrics.operating_points import WANTED, operating_points
 from evaluation.metrics.subgroups import per_patient, subgroups
-from evaluation.metrics.summary import compute_metrics, write_metrics
+from evaluation.metrics.table import compute_metrics
+from evaluation.metrics.temperature import before_and_after, calibrated
 from evaluation.predictions import Predictions, write_predictions
 from utils import UserError, file_sha256, log, read_json
 
@@ -94,7 +96,7 @@ def _if_perfect(predictions: Predictions) -> dict[str, float]:
 
 def _ece_with(predictions: Predictions, temperature: dict[str, Any]) -> float:
     """The ECE of these images with the temperature, which other images decided."""
-    scaled = calibration.before_and_after(predictions.probabilities, temperature)[1].max(1)
+    scaled = before_and_after(predictions.probabilities, temperature)[1].max(1)
     return calibration.expected_calibration_error(scaled, predictions.correct, calibration.equal_width(scaled))
 
 
@@ -109,7 +111,7 @@ def _operating_points(
     if validation is None:
         return []
     if temperature and temperature["applied"]:
-        validation = validation.calibrated(temperature["value"])
+        validation = calibrated(validation, temperature["value"])
     return operating_points(validation, predictions, wanted, prevalence)
 
 
@@ -120,7 +122,7 @@ def _reliability(predictions: Predictions, temperature: dict[str, Any] | None) -
         confidence = probabilities.max(1)
         return calibration.reliability(confidence, predictions.correct, calibration.equal_width(confidence))
 
-    plain, scaled = calibration.before_and_after(predictions.probabilities, temperature)
+    plain, scaled = before_and_after(predictions.probabilities, temperature)
     if scaled is None:
         return reliability_figure(bins(plain), None)
     return reliability_figure(bins(plain), bins(scaled), temperature["value"])

@@ -132,14 +132,6 @@ def newest_run(parent: Path, model: str | None = None) -> Path:
     return runs[0]
 
 
-def shown(path: Path) -> str:
-    """`path` as a person would type it: relative to the working folder where it lies below it."""
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
 def runs_folder(config: Config) -> Path:
     """`save`, as seen from the working folder; the default `runs` is the project's own, wherever one works."""
     return PROJECT / config.save if config.save == Config.save else Path(config.save)

@@ -12,9 +12,9 @@ import torch
 from config import Config, DataConfig, config_from_plain, load_run_config
 from dataset.loading import Dataset, load_dataset
 from experiment.checkpoint import Checkpoint, load_checkpoint
-from experiment.run_folder import newest_run, runs_folder, shown
+from experiment.run_folder import newest_run, runs_folder
 from pretrained_models import canonical_name
-from utils import UserError, log, pick_device
+from utils import UserError, log, pick_device, shown
 
 # What may be said of a trained model's use: where the images are, how they are split, on what machine, how fast.
 CHANGEABLE = (

@@ -14,12 +14,11 @@ import torch
 from config import DataConfig
 from dataset.image_set import ImageSet, make_image_set
 from dataset.loading import load_dataset, read_split
-from evaluation.metrics.calibration import fitted
+from evaluation.metrics.temperature import temperature_from_validation
 from evaluation.predictions import Predictions, prediction_table, read_predictions, write_predictions
-from experiment.run_folder import shown
 from experiment.selection import Selection
 from inference.predict import predict_logits, softmax
-from utils import UserError, file_sha256, log, read_json, shortened_name, write_json
+from utils import UserError, file_sha256, log, read_json, shortened_name, shown, write_json
 
 NO_VALIDATION = "no temperature and no operating points"
 
@@ -183,7 +182,7 @@ class Ensemble:
         file = self._beside("validation.csv")
         try:
             write_predictions(validation.table, file)
-            found = fitted(validation) or {"value": None}
+            found = temperature_from_validation(validation) or {"value": None}
             write_json(self._beside("temperature.json"), found | {"key": self._key(), "predictions": file_sha256(file)})
         except OSError as error:
             log.warning(f"{file}: the validation predictions are not kept ({error.strerror})")
@@ -192,7 +191,7 @@ class Ensemble:
         """What lies beside a single checkpoint, if it is of these very weights, else what `validation` decides."""
         found = self._record()
         if found is None and validation is not None:
-            found = fitted(validation)
+            found = temperature_from_validation(validation)
         return found if found and found["value"] is not None else None
 
     def suffixes(self) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dataset.layouts import SPLIT_NAMES, SPLITS
-from evaluation.metrics.summary import OVERALL, PER_CLASS, SMALL, with_limits
+from config import SPLITS
+from dataset.layouts import SPLIT_NAMES
+from evaluation.metrics.table import OVERALL, PER_CLASS, SMALL
 from evaluation.phrases import (
     MOST_NAMES,
     augmentation,
     by_class,
-    count,
     counts,
     join,
     of_patients,
@@ -28,10 +28,11 @@ from evaluation.phrases import (
     threshold,
     trained_on,
     unreadable,
+    with_limits,
     words,
 )
 from report.inputs import Inputs
-from utils import PROJECT
+from utils import PROJECT, count
 
 Facts = dict[str, str | None]
 STATES = {  # of maps that are not simply ok

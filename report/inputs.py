@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from config import Config, load_run_config
-from evaluation.metrics.summary import OVERALL, PER_CLASS
+from evaluation.metrics.table import OVERALL, PER_CLASS
 from evaluation.predictions import Predictions, read_predictions
 from utils import UserError, read_json
 

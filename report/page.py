@@ -15,11 +15,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dataset.layouts import SPLITS
+from config import SPLITS
 from evaluation.cautions import cautions
+from evaluation.figures.palette import COLOURS, MEAN_COLOUR
 from evaluation.figures.plots import (
-    COLOURS,
-    MEAN_COLOUR,
     learning_curves_figure,
     precision_recall_figure,
     reliability_figure,
@@ -29,14 +28,15 @@ from evaluation.figures.plots import (
 from evaluation.metrics import calibration
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.subgroups import MOST_VALUES
-from evaluation.metrics.summary import PER_CLASS, SMALL, with_limits
-from evaluation.phrases import count, join, of_patients, patients_named, sampling_unit, threshold, words
+from evaluation.metrics.table import PER_CLASS, SMALL
+from evaluation.metrics.temperature import before_and_after
+from evaluation.phrases import join, of_patients, patients_named, sampling_unit, threshold, with_limits, words
 from experiment.run_folder import best_epoch
 from intervals import LEVEL
 from report.facts import Facts, collect_facts, fill
 from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
 from report.inputs import OPTIONAL, Inputs, read_inputs
-from utils import atomic_write
+from utils import atomic_write, count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -266,7 +266,7 @@ def _ranking_figures(inputs: Inputs) -> list[dict[str, Any]]:
 def _reliability_figures(inputs: Inputs) -> list[dict[str, Any]]:
     """The diagram as predicted and, where a temperature is known, with it; each with its ECE."""
     temperature = inputs.metrics.get("temperature")
-    plain, scaled = calibration.before_and_after(inputs.predictions.probabilities, temperature)
+    plain, scaled = before_and_after(inputs.predictions.probabilities, temperature)
     panels = [("As predicted", plain)]
     if scaled is not None:
         after = f"After, with temperature {temperature['value']:.2f}"

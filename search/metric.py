@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.metrics.summary import OVERALL, PER_CLASS, compute_metrics
+from evaluation.metrics.table import OVERALL, PER_CLASS, compute_metrics
 from utils import UserError
 
 if TYPE_CHECKING:

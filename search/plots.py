@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.figures.plots import COLOURS, MEAN_COLOUR, save_figure
+from evaluation.figures.palette import COLOURS, MEAN_COLOUR
+from evaluation.figures.plots import save_figure
 from search.metric import Metric
 from search.results import best_trial, default_trial, state_of
 

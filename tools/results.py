@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 from PIL import Image
 
-from evaluation.metrics.summary import with_limits
-from evaluation.phrases import words
+from evaluation.phrases import with_limits, words
 from utils import PROJECT
 
 INTRODUCTION = """\

@@ -18,7 +18,7 @@ from dataset.image_set import Batch, ImageSet, Schedule
 from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
 from evaluation.metrics.calibration import log_losses
-from evaluation.metrics.summary import confusion_matrix, overall_values
+from evaluation.metrics.confusion import confusion_matrix, overall_values
 from experiment.run_folder import best_epoch
 from inference.predict import predict_logits, softmax
 from pretrained_models import Architecture

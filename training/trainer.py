@@ -20,7 +20,7 @@ from dataset.transforms import Augment
 from evaluation.figures.plots import learning_curves_figure, save_figure
 from evaluation.predictions import Predictions, prediction_table
 from experiment.checkpoint import Checkpoint, hashes_to_tensor, load_checkpoint, save_checkpoint
-from experiment.run_folder import RunFolder, best_epoch, now, runs_folder, shown
+from experiment.run_folder import RunFolder, best_epoch, now, runs_folder
 from pretrained_models import Architecture, build_model, canonical_name, check_size, default_size
 from training.compilation import training_forward
 from training.distributed import Ranks, job, synchronise_norms
@@ -28,7 +28,7 @@ from training.loop import Learner, steady_learning, train_epoch, validate
 from training.optimisation import build_optimizer
 from training.precision import choose_precision
 from training.trackers.base import check_tracker, tracking
-from utils import UserError, device_name, interrupts_wait, log, make_folder, seed_everything
+from utils import UserError, device_name, interrupts_wait, log, make_folder, seed_everything, shown
 
 Report = Callable[[dict[str, Any], Predictions], None]
 # What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.

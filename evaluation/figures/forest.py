@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.comparison import TESTS, Comparison, Difference
-from evaluation.metrics.summary import with_limits
-from evaluation.phrases import join, p_text, words
+from evaluation.phrases import join, p_text, with_limits, words
 from utils import atomic_write
 
 if TYPE_CHECKING:

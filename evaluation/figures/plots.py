@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.figures.palette import COLOURS, MEAN_COLOUR
 from utils import atomic_write, interrupts_wait
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from evaluation.metrics.calibration import Bins
     from evaluation.metrics.curves import Curve
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and by their lightness in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MEAN_COLOUR = "#666666"
 MOST_PANELS = 24
 SHORT = {"AUROC": "AUROC", "average precision": "AP"}  # over a small panel
 
@@ -94,7 +92,7 @@ def shown_curves(curves: list[Curve]) -> tuple[list[Curve], list[str]]:
 
 def _curve_figure(curves: list[Curve], labels: tuple[str, str], area: str) -> Figure:
     """A panel per curve: three in a row, or five small ones of more than twelve."""
-    from evaluation.metrics.summary import with_limits
+    from evaluation.phrases import with_limits
 
     shown, left_out = shown_curves(curves)
     columns, side = (5, 2.2) if len(shown) > 12 else (min(3, max(len(shown), 1)), 3.1)
@@ -120,7 +118,7 @@ def _curve_figure(curves: list[Curve], labels: tuple[str, str], area: str) -> Fi
 
 def _curve_panel(ax: Axes, curve: Curve, area: str, colour: str) -> None:
     from evaluation.metrics.curves import GRID
-    from evaluation.metrics.summary import with_limits
+    from evaluation.phrases import with_limits
 
     ax.plot(curve.x, curve.y, color=colour, lw=1.6)
     ax.fill_between(GRID, curve.low, curve.high, color=colour, alpha=0.18, lw=0)

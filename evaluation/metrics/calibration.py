@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import log
-
-if TYPE_CHECKING:
-    from evaluation.predictions import Predictions
+from intervals import wilson
 
 BINS = 15
 EPS = np.finfo(np.float64).eps
-TEMPERATURES = (0.05, 20.0)
-LARGEST_ZERO = 5e-4  # what 0.000 may stand for
 
 
 @dataclass
@@ -78,8 +71,6 @@ def perfect_error(
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, index: np.ndarray, bins: int = BINS) -> Bins:
     """What a reliability diagram shows of each bin."""
-    from intervals import wilson
-
     count = np.bincount(index, minlength=bins).astype(np.float64)
     right = np.bincount(index, weights=correct, minlength=bins)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,76 +88,3 @@ def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Each image's cross entropy in nats, (n,); probabilities stay 2.2e-16 away from 0 and 1, as in scikit-learn."""
     return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], EPS, 1 - EPS))
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithms, the highest of a row 0. A probability of 0 is a number that was rounded: half of the smallest
-    positive one stands for it, at most `LARGEST_ZERO` and at least 2.2e-16.
-    """
-    zero = max(EPS, min(LARGEST_ZERO, probabilities[probabilities > 0].min() / 2))
-    logits = np.log(np.where(probabilities > 0, probabilities, zero))
-    return logits - logits.max(1, keepdims=True)
-
-
-def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T): what dividing the logits by T would have given (Guo 2017, 4.2). Never changes the winner."""
-    if temperature == 1:
-        return probabilities
-    powered = np.exp(_logits(probabilities) / temperature)
-    return powered / powered.sum(1, keepdims=True)
-
-
-def before_and_after(
-    probabilities: np.ndarray, temperature: dict[str, Any] | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The probabilities without temperature scaling and with it; `temperature["applied"]` says which these are.
-
-    The second is None where no temperature is known.
-    """
-    if not temperature:
-        return probabilities, None
-    value = temperature["value"]
-    if temperature["applied"]:
-        return scale(probabilities, 1 / value), probabilities
-    return probabilities, scale(probabilities, value)
-
-
-def fit_temperature(probabilities: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
-    """The temperature with the lowest cross entropy on (n, classes) probabilities, within `TEMPERATURES`: above 1 the
-    model was too sure. One parameter, and a convex problem in 1 / T.
-    """
-    from scipy.optimize import minimize_scalar
-
-    logits = _logits(probabilities)
-    own = logits[np.arange(len(logits)), np.asarray(labels)]
-
-    def loss(inverse: float) -> float:
-        return float((np.log(np.exp(inverse * logits).sum(1)) - inverse * own).mean())
-
-    found = minimize_scalar(
-        loss, bounds=(1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), method="bounded", options={"xatol": 1e-9}
-    )
-    return float(1 / found.x)
-
-
-def fitted(validation: Predictions) -> dict[str, Any] | None:
-    """The temperature with the lowest cross entropy on `validation`, and what it does there.
-
-    None, with the reason said, where validation cannot decide it: no answer is wrong, or it runs to its range's end.
-    """
-    value = fit_temperature(validation.probabilities, validation.labels)
-    if validation.correct.all():
-        log.warning(f"no temperature: none of the {len(validation)} validation images is classified wrongly")
-        return None
-    if not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
-        log.warning(f"no temperature: {len(validation)} validation images would make it {value:.2g}")
-        return None
-    scaled = scale(validation.probabilities, value)
-    losses = [float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled)]
-    return {
-        "value": value,
-        "fitted_on": "val",
-        "n": len(validation),
-        "log_loss_before": losses[0],
-        "log_loss_after": losses[1],
-    }

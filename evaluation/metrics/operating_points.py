@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.summary import SMALL, entry
+from evaluation.metrics.table import SMALL
 from evaluation.predictions import Predictions
-from intervals import proportion_interval
+from intervals import Interval, proportion_interval
 from utils import UserError
 
 WANTED = (0.9, 0.95)
@@ -75,12 +75,14 @@ def _performance(called: np.ndarray, positive: np.ndarray, evaluated: Prediction
     hits, members = np.stack([called & positive, ~called & ~positive], 1), np.stack([positive, ~positive], 1)
     low, high = proportion_interval(hits, members, evaluated.patients)
     value = hits.sum(0) / members.sum(0)
-    found = {name: entry(value[i], low[i], high[i]) for i, name in enumerate(("sensitivity", "specificity"))}
+    found = {
+        name: Interval(value[i], low[i], high[i]).to_json() for i, name in enumerate(("sensitivity", "specificity"))
+    }
     functions: dict[str, Callable[[float, float], float]] = {
         "ppv": lambda se, sp: _share(share * se, (1 - share) * (1 - sp)),
         "npv": lambda se, sp: _share((1 - share) * sp, share * (1 - se)),
     }
-    return found | {name: entry(*square_and_add(f, value, low, high)) for name, f in functions.items()}
+    return found | {name: square_and_add(f, value, low, high).to_json() for name, f in functions.items()}
 
 
 def _share(right: float, wrong: float) -> float:
@@ -89,7 +91,7 @@ def _share(right: float, wrong: float) -> float:
 
 def square_and_add(
     function: Callable[[float, float], float], value: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[float, float, float]:
+) -> Interval:
     """Value and limits of a function that rises with two independent proportions, from the limits of each (MOVER).
 
     The distances that either proportion's limit alone makes are added as squares (Newcombe 1998; Zou and Donner 2008).
@@ -99,4 +101,4 @@ def square_and_add(
     for side, sign in ((low, -1), (high, 1)):
         moved = np.array([function(side[0], value[1]), function(value[0], side[1])]) - middle
         limits.append(float(np.clip(middle + sign * math.sqrt((moved**2).sum()), 0, 1)))
-    return middle, *limits
+    return Interval(middle, *limits)

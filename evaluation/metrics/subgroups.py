@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.summary import SMALL, compute_metrics, entry
+from evaluation.metrics.table import SMALL, compute_metrics
 from evaluation.predictions import COLUMNS, Predictions
-from intervals import proportion_interval, wilson
+from intervals import Interval, proportion_interval, wilson
 
 MOST_VALUES = 20  # a column with more different values names the images, not a group of them
 NORMAL = ("normal", "healthy", "no finding", "no_finding")
@@ -58,7 +58,7 @@ def missed(predictions: Predictions) -> dict[str, float | None] | None:
         return None
     called = finding & np.isin(predictions.predicted, normal)
     low, high = proportion_interval(called[:, None], finding[:, None], predictions.patients)
-    return entry(called.sum() / finding.sum(), low[0], high[0])
+    return Interval(called.sum() / finding.sum(), low[0], high[0]).to_json()
 
 
 def per_patient(predictions: Predictions) -> dict[str, Any] | None:
@@ -75,4 +75,8 @@ def per_patient(predictions: Predictions) -> dict[str, Any] | None:
     right = (labels.argmax(1) == patients.sums(predictions.probabilities).argmax(1))[pure]
     low, high = wilson(right.sum(), len(right))
     value = right.mean() if len(right) else np.nan
-    return {"n": len(right), "mixed": int((~pure).sum()), "accuracy": entry(value, float(low), float(high))}
+    return {
+        "n": len(right),
+        "mixed": int((~pure).sum()),
+        "accuracy": Interval(value, float(low), float(high)).to_json(),
+    }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.figures.plots import COLOURS
+from evaluation.figures.palette import COLOURS
 from localization.scoring.summary import ALL, MASKS, MOST_CLASSES, beats_controls
 from utils import atomic_write
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.metrics import calibration as c
+from evaluation.metrics import temperature as t
 
 
 def _model(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,12 +63,12 @@ def test_a_perfect_model_s_error_is_not_zero_and_is_foretold() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_the_temperature_is_found(temperature: float) -> None:
     probabilities, labels = _model(20_000, temperature)
-    found = c.fit_temperature(probabilities, labels)
+    found = t.fit_temperature(probabilities, labels)
     assert found == pytest.approx(temperature, rel=0.04)
-    before, after = (c.log_losses(p, labels).mean() for p in (probabilities, c.scale(probabilities, found)))
+    before, after = (c.log_losses(p, labels).mean() for p in (probabilities, t.scale(probabilities, found)))
     assert after <= before + 1e-12
     for other in (found * 0.99, found * 1.01):
-        assert c.log_losses(c.scale(probabilities, other), labels).mean() >= after - 1e-12
+        assert c.log_losses(t.scale(probabilities, other), labels).mean() >= after - 1e-12
 
 
 @settings(max_examples=30)
@@ -76,17 +77,17 @@ def test_scaling_divides_the_logits_and_keeps_the_winner(temperature: float, see
     logits = np.random.default_rng(seed).normal(size=(20, 5))
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum(1, keepdims=True)
-    scaled = c.scale(probabilities, temperature)
+    scaled = t.scale(probabilities, temperature)
     np.testing.assert_allclose(scaled, expected, atol=1e-12)
     np.testing.assert_array_equal(scaled.argmax(1), probabilities.argmax(1))
-    np.testing.assert_allclose(c.scale(scaled, 1 / temperature), probabilities, atol=1e-9)
+    np.testing.assert_allclose(t.scale(scaled, 1 / temperature), probabilities, atol=1e-9)
 
 
 def test_certain_probabilities_stay_finite() -> None:
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert np.isfinite(c.log_losses(certain, np.array([1, 1]))).all()
-    assert np.isfinite(c.scale(certain, 3.0)).all()
-    assert 0.05 <= c.fit_temperature(certain, np.array([0, 1])) <= 20
+    assert np.isfinite(t.scale(certain, 3.0)).all()
+    assert 0.05 <= t.fit_temperature(certain, np.array([0, 1])) <= 20
 
 
 def test_a_table_of_few_digits_does_not_run_away() -> None:
@@ -94,12 +95,12 @@ def test_a_table_of_few_digits_does_not_run_away() -> None:
     probabilities, labels = _model(3000, 2.0)
     rounded = np.round(probabilities, 3)
     assert (rounded[np.arange(3000), labels] == 0).any()
-    assert c.fit_temperature(rounded, labels) == pytest.approx(c.fit_temperature(probabilities, labels), rel=0.15)
+    assert t.fit_temperature(rounded, labels) == pytest.approx(t.fit_temperature(probabilities, labels), rel=0.15)
 
 
 def test_certain_answers_stay_nearly_certain() -> None:
     """A one-hot table at a temperature of nearly 1 is nearly one-hot."""
-    assert c.scale(np.eye(4), 1.001).max(1).min() > 0.99
+    assert t.scale(np.eye(4), 1.001).max(1).min() > 0.99
 
 
 def test_what_validation_cannot_decide_is_no_temperature() -> None:
@@ -111,11 +112,13 @@ def test_what_validation_cannot_decide_is_no_temperature() -> None:
         frame = pd.DataFrame({"path": np.arange(len(p)).astype(str), "label": labels, "p_a": p, "p_b": 1 - np.array(p)})
         return Predictions(frame, ["a", "b"])
 
-    assert c.fitted(table([0.9, 0.8, 0.3], ["a", "a", "b"])) is None  # all right: the sharper the better
     assert (
-        c.fitted(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
+        t.temperature_from_validation(table([0.9, 0.8, 0.3], ["a", "a", "b"])) is None
+    )  # all right: the sharper the better
+    assert (
+        t.temperature_from_validation(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
     )  # worse than chance: the flatter the better
-    assert c.fitted(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"]))["value"] > 0
+    assert t.temperature_from_validation(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"]))["value"] > 0
 
 
 def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_uncalibrated() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from evaluation.cautions import cautions
 from evaluation.metrics.calibration import equal_width, perfect_error
-from evaluation.metrics.summary import compute_metrics
+from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
 
 

@@ -11,7 +11,7 @@ from evaluation.figures.plots import precision_recall_figure, roc_figure
 from evaluation.metrics.curves import GRID, MOST_THRESHOLDS, class_curves
 from evaluation.metrics.operating_points import operating_points, square_and_add
 from evaluation.metrics.subgroups import missed, per_patient, subgroups
-from evaluation.metrics.summary import compute_metrics
+from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
 
 

@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from evaluation.metrics.summary import (
-    OVERALL,
-    PER_CLASS,
-    compute_metrics,
-    confusion_matrix,
-    format_metrics,
-    one_vs_rest,
-    per_class_table,
-    with_limits,
-    write_metrics,
-)
+from evaluation.metrics.confusion import confusion_matrix, one_vs_rest
+from evaluation.metrics.formats import format_metrics, per_class_table, write_metrics
+from evaluation.metrics.table import OVERALL, PER_CLASS, compute_metrics
+from evaluation.phrases import with_limits
 from evaluation.predictions import Predictions, prediction_table, read_predictions, write_predictions
 from inference.predict import softmax
 from utils import UserError

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation.metrics import calibration
+from evaluation.metrics.temperature import calibrated, fit_temperature, scale
 from evaluation.predictions import Predictions, read_predictions
 from tests.helpers.verbs import Result, ok, refused
 
@@ -191,7 +191,7 @@ def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> N
     validation = read_predictions(run / "best.validation.csv")
     split = pd.read_csv(run / "split.csv")
     assert set(validation.table["sha256"]) == set(split[split["split"] == "val"]["sha256"])
-    assert stored["value"] == pytest.approx(calibration.fit_temperature(validation.probabilities, validation.labels))
+    assert stored["value"] == pytest.approx(fit_temperature(validation.probabilities, validation.labels))
     plain = read_predictions(run / "test" / "predictions.csv")
     points = _metrics(run / "test")["operating_points"]
     assert {row["chosen_on"]["n"] for row in points} == {len(validation)}
@@ -201,12 +201,12 @@ def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> N
     assert called.mean() >= 0.9
     ok(verb("test.py", "--weights", run, "--calibrated"))
     scaled = read_predictions(run / "test-calibrated" / "predictions.csv")
-    np.testing.assert_allclose(scaled.probabilities, calibration.scale(plain.probabilities, stored["value"]), atol=1e-6)
+    np.testing.assert_allclose(scaled.probabilities, scale(plain.probabilities, stored["value"]), atol=1e-6)
     np.testing.assert_array_equal(scaled.predicted, plain.predicted)
     assert _metrics(run / "test-calibrated")["temperature"]["applied"]
     np.testing.assert_allclose(scaled.confidence, scaled.table["confidence"], atol=1e-12)
     # thresholds are chosen on the scale that they are used on
-    sharp = validation.calibrated(stored["value"])
+    sharp = calibrated(validation, stored["value"])
     for row in _metrics(run / "test-calibrated")["operating_points"]:
         number = sharp.classes.index(row["class"])
         own = np.sort(sharp.probabilities[sharp.labels == number, number])

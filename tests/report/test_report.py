@@ -19,7 +19,7 @@ from sklearn import metrics as sk
 
 from evaluation.figures.plots import precision_recall_figure, roc_figure, shown_curves
 from evaluation.metrics.curves import class_curves
-from evaluation.metrics.summary import compute_metrics
+from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
 from evaluation.results import write_results
 from report.facts import collect_facts

@@ -19,7 +19,7 @@ import torch
 
 from config import Config, all_keys, get_value
 from dataset.loading import Dataset
-from evaluation.metrics.summary import confusion_matrix
+from evaluation.metrics.confusion import confusion_matrix
 from experiment.checkpoint import load_checkpoint
 from experiment.run_folder import Pruned, RunFolder, best_epoch
 from training.loop import Learner

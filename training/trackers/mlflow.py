@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from experiment.checkpoint import load_checkpoint
-from experiment.run_folder import HISTORY, RunFolder, shown
+from experiment.run_folder import HISTORY, RunFolder
 from training.trackers.base import without_password
-from utils import log, sqlite_address
+from utils import log, shown, sqlite_address
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -13,7 +13,7 @@ from config import DataConfig
 from dataset.image_set import make_image_set
 from dataset.loading import Dataset
 from evaluation.figures.plots import confusion_figure
-from evaluation.metrics.summary import overall_values
+from evaluation.metrics.confusion import overall_values
 from experiment.checkpoint import Checkpoint
 from utils import interrupts_wait
 

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.run_folder import RunFolder, shown
+from experiment.run_folder import RunFolder
+from utils import shown
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
