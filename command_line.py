@@ -15,10 +15,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from config import GROUPS, SPLITS, Config, all_keys, compose_config, field_of, to_plain
+from config import GROUPS, SPLITS, Config, all_keys, compose_config, field_of
 from utils import UserError, did_you_mean, log
 
 
@@ -83,7 +84,9 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
             name = unknown[1].lstrip("-").replace("-", "_")
             keys = [key for key in [*GROUPS, *all_keys()] if self.config_keys and key.rpartition(".")[2] == name]
-            hint = f" (did you mean {keys[0]}=…?)" if keys else did_you_mean(unknown[1], self._option_string_actions)
+            hint = (
+                f" (did you mean {keys[0]}=…?)" if keys else did_you_mean(unknown[1], list(self._option_string_actions))
+            )
         self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
 
     def parse_command(self, argv: Sequence[str]) -> ParsedWords:
@@ -116,7 +119,7 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(
                     f"--print-config: a resumed run keeps its own configuration; see {arguments.resume}/config.yaml"
                 )
-            print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
+            print(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end="")
             self.exit(0)
         return Command(arguments, config, {**dict(word.split("=", 1) for word in words), **flags})
 

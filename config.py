@@ -7,16 +7,16 @@ Nothing heavy is imported at the top: every verb imports this module before it a
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from utils import PROJECT, UserError
+from utils import PROJECT, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +34,7 @@ def key(default: Any, help: str, *, low: float | None = None, high: float | None
     return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
     path: str | None = key(None, "folder or CSV of radiographs; null: the phantom")
     cache_dir: str = key(".cache", "where the pixel cache and the phantom live; relative to the project")
@@ -56,7 +56,7 @@ class DataConfig:
     phantom_seed: int = key(0, "seed of the phantom", low=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AugmentConfig:
     resize: int | None = key(None, "side in pixels that training pictures are cached at; null: the input size", low=32)
     random_crop: int | None = key(None, "side in pixels of a random crop of the resized picture; null: none", low=16)
@@ -76,7 +76,7 @@ class AugmentConfig:
     contrast: float = key(0.0, "factor about the picture's mean, uniform in 1 ± contrast", low=0, high=1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
     epochs: int = key(10, "passes over the training images", low=1)
     batch: int = key(32, "images per step of the optimiser, over all ranks and micro-batches", low=1)
@@ -105,7 +105,7 @@ class TrainConfig:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     model: str = key("resnet18", "a torchvision classification model, or timm/NAME")
     init: str = key("auto", "initial weights: auto, imagenet, none or a .pt/.pth/.safetensors file")
@@ -121,46 +121,40 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+@cache
+def _schema(owner: type = Config, prefix: str = "") -> dict[str, tuple[Any, type]]:
+    """Return the dataclass field and the type of every dotted key and group, in the order of the schema."""
+    types, entries = get_type_hints(owner), {}
+    for described in fields(owner):
+        name, kind = prefix + described.name, types[described.name]
+        entries |= {name: (described, kind)} | (_schema(kind, f"{name}.") if is_dataclass(kind) else {})
+    return entries
+
+
 def field_of(dotted: str) -> tuple[Any, type]:
-    """The dataclass field and the type behind a dotted key; an unknown key is a `UserError` that names the nearest."""
-    owner: Any = Config
-    for index, name in enumerate(dotted.split(".")):
-        here = {f.name: f for f in fields(owner)} if is_dataclass(owner) else {}
-        if name not in here:
-            known = all_keys()
-            near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-                dotted.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.5
-            )
-            near = [k for k in known if k == near[0] or k.endswith("." + near[0])] if near else []
-            raise UserError(f"unknown configuration key '{dotted}'" + (f": did you mean '{near[0]}'?" if near else ""))
-        found, owner = here[name], get_type_hints(owner)[name]
-        if index == dotted.count("."):
-            return found, owner
-    raise AssertionError("a dotted key has at least one part")
+    """Return the dataclass field and the type of a dotted key or group. Raises: `UserError` with the nearest key."""
+    if dotted not in _schema():
+        by_last_part = {key.rpartition(".")[2]: key for key in reversed(all_keys())}
+        near = did_you_mean(dotted, all_keys(), cutoff=0.5)
+        near = near or did_you_mean(dotted.rpartition(".")[2], by_last_part, cutoff=0.5)
+        raise UserError(f"unknown configuration key {dotted}{near}")
+    return _schema()[dotted]
 
 
-def all_keys(owner: type = Config, prefix: str = "") -> list[str]:
-    """Every leaf of the schema as a dotted key, in the order of the schema."""
-    keys = []
-    for name, kind in get_type_hints(owner).items():
-        keys += all_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [prefix + name]
-    return keys
+def all_keys() -> list[str]:
+    """Return every key of the schema, dotted, in the order of the schema."""
+    return [key for key, (_, kind) in _schema().items() if not is_dataclass(kind)]
 
 
 def _check_range(dotted: str, value: Any) -> None:
-    described = field_of(dotted)[0]
-    low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
-    for part in value if isinstance(value, list) else [value]:
-        outside = part != part  # NaN
-        outside |= low is not None and part < low
-        outside |= high is not None and part > high
-        outside |= bool(choices) and part not in choices
-        if outside:
-            near = difflib.get_close_matches(str(part), choices, n=1)
-            raise UserError(
-                f"{dotted}={part}: out of range, expected {expected(dotted)}"
-                + (f" (did you mean {near[0]}?)" if near else "")
-            )
+    low, high, choices = (field_of(dotted)[0].metadata[name] for name in ("low", "high", "choices"))
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            near = did_you_mean(str(item), choices)
+            raise UserError(f"{dotted}={item}: unknown value{near}; choose from {', '.join(choices)}")
+        is_nan = item != item
+        if is_nan or (low is not None and item < low) or (high is not None and item > high):
+            raise UserError(f"{dotted}={item}: out of range, expected {expected(dotted)}")
     if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
         raise UserError(f"data.split={value}: three fractions (train, val, test) that sum to 1 are needed")
 
@@ -176,10 +170,14 @@ def expected(dotted: str) -> str:
     return text + (f" to {high}" if high is not None else " up" if low is not None else "")
 
 
-def set_key(
-    config: DictConfig, dotted: str, value: Any, words_for_null: Sequence[str] = ("null", "none", "None")
+def set_checked(
+    config: DictConfig, dotted: str, value: Any, null_words: Sequence[str] = ("null", "none", "None")
 ) -> None:
-    """Set one dotted key of `config`, converted to the schema's type and checked; a `UserError` names the key."""
+    """Set one dotted key of `config`, converted to the schema's type and checked; a `UserError` names the key.
+
+    Args:
+        null_words: text that stands for null, where the key allows it.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -188,7 +186,7 @@ def set_key(
         raise UserError(f"'{dotted}' is a group of keys, not a key: set {dotted}.{fields(kind)[0].name}=… or the like")
     if value == "":
         raise UserError(f"{dotted}: an empty value was given; leave it out, or say {dotted}=null where that is allowed")
-    if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value in words_for_null:
+    if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value in null_words:
         value = None
     if isinstance(value, str) and kind == list[float]:
         value = value.strip("[]() ").split(",")
@@ -215,7 +213,7 @@ def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
             if is_dataclass(field_of(dotted)[1]):
                 walk(value, dotted + ".")
             else:
-                set_key(config, dotted, value)
+                set_checked(config, dotted, value)
 
     try:
         walk(plain, "")
@@ -246,65 +244,63 @@ def compose_config(
     from omegaconf import OmegaConf
 
     flags = flags or {}
-    asked = [f"--config {file}"] if file else []
+    config_flags = [f"--config {file}"] * bool(file) + [f"--config-dir {folder}"] * bool(folder)
     file = Path(file or DEFAULT_CONFIG)
     if not file.is_file():
         raise UserError(f"--config {file}: no such file")
     if file.suffix != ".yaml":
         raise UserError(f"--config {file}: a file whose name ends in .yaml is needed")
-    choices = _choices(file, folder)
     pairs = [word.split("=", 1) for word in words]
     groups = {name: value for name, value in pairs if name in GROUPS}
-    named = "data.path" in flags or any(name == "data.path" for name, _ in pairs)
-    if named and "folder" in choices["data"]:
+    choices = _choices(file, folder)
+    if "folder" in choices["data"] and ("data.path" in flags or any(name == "data.path" for name, _ in pairs)):
         groups.setdefault("data", "folder")
     for name, value in groups.items():
-        if value not in choices[name]:
-            near = difflib.get_close_matches(value, choices[name], n=3, cutoff=0.5)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
-            if name == "data" and not near and (os.sep in value or Path(value).exists()):
-                hint = f": a folder of radiographs is named with --data {value}"
-            raise UserError(f"{name}={value}: no such choice{hint} (there are {', '.join(choices[name]) or 'none'})")
-    asked += [f"--config-dir {folder}"] if folder else []
-    where = " ".join([*asked, *(f"{name}={value}" for name, value in groups.items())]) or str(file)
+        _check_choice(name, value, choices[name])
+    where = " ".join([*config_flags, *(f"{name}={value}" for name, value in groups.items())]) or str(file)
     composed = _compose_files(file, folder, groups, where)
-    if bare := [name for name in GROUPS if name in composed and name not in Config.__dataclass_fields__]:
+    if bare := [name for name in GROUPS if name in composed and name not in _schema()]:
         raise UserError(f"{where}: the first line of a {bare[0]}'s file must be '# @package _global_'")
     config = from_plain(composed, where)
     for name, value in pairs:
         if name not in GROUPS:
-            set_key(config, name, value)
+            set_checked(config, name, value)
     for name, value in flags.items():
-        set_key(config, name, value, words_for_null=())  # a folder may be named none, and an empty one is a slip
-    found = OmegaConf.to_object(config)
-    if groups.get("data") == "folder" and found.data.path is None:
+        set_checked(config, name, value, null_words=())  # a folder may be named none, and an empty one is a slip
+    composed = OmegaConf.to_object(config)
+    if groups.get("data") == "folder" and composed.data.path is None:
         raise UserError("data=folder: which? Name the folder of radiographs with --data DIR")
-    return found
+    return composed
+
+
+def _check_choice(group: str, value: str, choices: list[str]) -> None:
+    """Check that a group has the file `value`. Raises: `UserError` with the nearest names."""
+    if value in choices:
+        return
+    hint = did_you_mean(value, choices, count=3, cutoff=0.5)
+    if group == "data" and not hint and (os.sep in value or Path(value).exists()):
+        hint = f"; name a folder of radiographs with --data {value}"
+    raise UserError(f"{group}={value}: no such choice{hint}; choose from {', '.join(choices) or 'none'}")
 
 
 def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
-    """The files of every group, by name: those beside `file` and those in `folder`.
+    """Return the names of every group's files: those beside `file` and those in `folder`.
 
-    Raises: `UserError` for a folder without groups, or with a file that the project has too: Hydra takes the first.
+    Raises: `UserError` for a folder without groups, or a file that exists in both places (Hydra would take the first).
     """
-
-    def found(parent: Path) -> dict[str, list[str]]:
-        return {name: sorted(p.stem for p in (parent / name).glob("*.yaml")) for name in GROUPS}
-
-    choices = found(file.parent)
-    if folder is None:
-        return choices
-    own = found(folder)
-    if not any(own.values()):
-        wanted = ", ".join(f"{name}/" for name in GROUPS)
-        raise UserError(
-            f"--config-dir {folder}: {'no group' if folder.is_dir() else 'no such folder'}; it is a folder "
-            f"with YAML files in {wanted}"
-        )
-    for name, stems in own.items():
-        if twice := sorted(set(stems) & set(choices[name])):
-            raise UserError(f"--config-dir {folder}: {name}/{twice[0]}.yaml lies beside {file} too; rename yours")
-    return {name: sorted(choices[name] + own[name]) for name in GROUPS}
+    choices, own = (
+        {group: sorted(p.stem for p in (parent / group).glob("*.yaml")) if parent else [] for group in GROUPS}
+        for parent in (file.parent, folder)
+    )
+    if folder and not any(own.values()):
+        problem = "no YAML file" if folder.is_dir() else "no such folder; it needs YAML files"
+        raise UserError(f"--config-dir {folder}: {problem} in {', '.join(f'{group}/' for group in GROUPS)}")
+    for group in GROUPS:
+        if twice := sorted(set(own[group]) & set(choices[group])):
+            raise UserError(
+                f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename your file"
+            )
+    return {group: sorted(choices[group] + own[group]) for group in GROUPS}
 
 
 def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], where: str) -> dict[str, Any]:
@@ -335,22 +331,15 @@ def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], wher
         raise UserError(f"{where}: no YAML: {place}{getattr(error, 'problem', None) or error}") from None
 
 
-def get_value(config: Any, dotted: str) -> Any:
+def get_value(config: Config, dotted: str) -> Any:
     """Return the value of a dotted key (`train.lr`)."""
-    return reduce(getattr, dotted.split("."), config)
+    return attrgetter(dotted)(config)
 
 
 def set_value(config: Config, dotted: str, value: Any) -> None:
-    """Set a dotted key without any check; `compose_config` checks what a user gives."""
-    *groups, key = dotted.split(".")
-    setattr(reduce(getattr, groups, config), key, value)
-
-
-def to_plain(config: Any) -> Any:
-    """Nested dictionaries of plain Python types, fit for YAML and for a checkpoint."""
-    if is_dataclass(config):
-        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
-    return list(config) if isinstance(config, list) else config
+    """Set a dotted key without any check; see `set_checked` for values that a user gives."""
+    group, _, name = dotted.rpartition(".")
+    setattr(attrgetter(group)(config) if group else config, name, value)
 
 
 def load_run_config(path: Path) -> Config:

@@ -163,11 +163,11 @@ def _search(search: Search) -> None:
 
 def _made_with(search: Search) -> dict[str, Any]:
     """What all trials of the study share, to be refused where it differs."""
-    from config import all_keys, to_plain
+    from config import all_keys
     from search.study import describe_space
 
     keys = [key for key in all_keys() if key not in search.space and key not in OF_THE_MACHINE]
-    fixed = {key: to_plain(get_value(search.config, key)) for key in keys}
+    fixed = {key: get_value(search.config, key) for key in keys}
     if "init" in fixed and Path(fixed["init"]).is_file():  # it may lie elsewhere on another machine
         fixed["init"] = f"a file with the SHA-256 {file_sha256(fixed['init'])[:16]}…"
     return {"space": describe_space(search.space), "fixed": {"--metric": search.metric.name, **fixed}}
@@ -220,12 +220,12 @@ def _show(search: Search, study: Study) -> None:
 
 def _words_beside_the_preset(search: Search) -> list[str]:
     """What `train.py` must be told beside the preset: on which images, how they are split, with which seed."""
-    from config import all_keys, to_plain
+    from config import all_keys
     from search.space import says_how_it_learns
 
     words = ["--config", str(search.arguments.config)] if search.arguments.config else []
     for key in all_keys():
-        value, plain = (to_plain(get_value(config, key)) for config in (search.config, search.plain))
+        value, plain = (get_value(config, key) for config in (search.config, search.plain))
         if says_how_it_learns(key) or key in ("save", "track"):
             continue
         if value != (None if key == "data.path" else plain):  # no preset and no file names the images

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -141,10 +141,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def did_you_mean(word: str, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
-    """Return ` (did you mean A, B?)` with at most `count` of the `names` that resemble `word`, or an empty string."""
-    near = difflib.get_close_matches(word, list(names), n=count, cutoff=cutoff)
-    return f" (did you mean {', '.join(near)}?)" if near else ""
+def did_you_mean(word: str, names: Iterable[str] | Mapping[str, str], count: int = 1, cutoff: float = 0.6) -> str:
+    """Return ` (did you mean A, B?)` with at most `count` of the `names` that resemble `word`, or an empty string.
+
+    Args:
+        names: the names to compare with; of a mapping, the keys are compared and their values are shown.
+        cutoff: the least similarity, from 0 to 1.
+    """
+    spellings = names if isinstance(names, Mapping) else {name: name for name in names}
+    near = difflib.get_close_matches(word, list(spellings), n=count, cutoff=cutoff)
+    return f" (did you mean {', '.join(spellings[name] for name in near)}?)" if near else ""
 
 
 def count(number: int, noun: str) -> str:

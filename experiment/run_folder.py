@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from command_line import typed_command
-from config import Config, to_plain
+from config import Config
 from utils import PROJECT, UserError, atomic_write, git_commit, log, make_folder, versions, write_csv, write_json
 
 HISTORY = [
@@ -86,7 +87,7 @@ class RunFolder:
         import yaml
 
         with atomic_write(self.path / "config.yaml") as file:
-            yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+            yaml.safe_dump(asdict(config), file, sort_keys=False, allow_unicode=True)
 
     def update(self, **changes: Any) -> None:
         """Change run.json, atomically."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, all_keys, get_value, to_plain
+from config import Config, all_keys, get_value
 from search.metric import Metric
 from search.space import says_how_it_learns
 from search.study import first_number
@@ -146,8 +146,8 @@ def write_preset(trial: FrozenTrial, config: Config, plain: Config, metric: Metr
     keys = [key for key in all_keys() if says_how_it_learns(key)]
     nested: dict[str, Any] = {}
     for key in keys:
-        value = to_plain(get_value(config, key))
-        if key in trial.params or value != to_plain(get_value(plain, key)):
+        value = get_value(config, key)
+        if key in trial.params or value != get_value(plain, key):
             *groups, last = key.split(".")
             node = nested
             for group in groups:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from command_line import Parser, run_verb
-from config import GROUPS, all_keys, compose_config, load_run_config, to_plain
+from command_line import Parser, check_at_least, run_verb, typed_command
+from config import GROUPS, all_keys, compose_config, load_run_config
 from tests.helpers.verbs import ROOT
 from utils import UserError
 
-SCRIPTS = ["train.py", "test.py", "compare.py", "draw_cam.py", "tune.py", "dataset/data.py", "dataset/phantom/__main__.py"]
+SCRIPTS = [
+    *("train.py", "test.py", "compare.py", "draw_cam.py", "tune.py"),
+    *("dataset/data.py", "dataset/phantom/__main__.py"),
+]
 
 
 def test_order_of_precedence(tmp_path: Path) -> None:
@@ -106,7 +111,7 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
     import yaml
 
     config = compose_config(["preset=seed", "data.split=0.7,0.2,0.1"], {"data.path": "/x y"})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     assert load_run_config(tmp_path / "config.yaml") == config
 
 
@@ -175,7 +180,7 @@ def test_a_wrong_folder_of_group_files_is_named(own_dir: Path, tmp_path: Path) -
             compose_config(folder=folder)
         assert str(folder) in str(caught.value)
     (own_dir / "preset" / "mine.yaml").write_text(OWN.replace("lr:", "lrr:"))
-    with pytest.raises(UserError, match=r"preset=mine: .*did you mean 'train.lr'"):
+    with pytest.raises(UserError, match=r"preset=mine: .*did you mean train.lr"):
         compose_config(["preset=mine"], folder=own_dir)
     (own_dir / "preset" / "seed.yaml").write_text(OWN)
     with pytest.raises(UserError, match=r"preset/seed\.yaml"):
@@ -257,9 +262,9 @@ def test_a_resumed_run_s_configuration_is_not_printed_from_elsewhere(capsys: pyt
 @pytest.mark.slow
 def test_the_page_of_keys_is_current() -> None:
     """Made anew by the command that it names, and whole: every key, and every file of every group."""
-    done = subprocess.run([sys.executable, "docs/config_keys.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run([sys.executable, "tools/config_keys.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
     page = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
-    assert done.stdout == page, "run python docs/config_keys.py > configs/README.md"
+    assert done.stdout == page, "run python tools/config_keys.py > configs/README.md"
     for dotted in all_keys():
         assert f"| `{dotted}` |" in page
     for file in (f for group in GROUPS for f in (ROOT / "configs" / group).glob("*.yaml")):
@@ -309,3 +314,32 @@ def test_help_loads_nothing_heavy(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:secret@host/db",
+        "postgresql://user:a/secret@host/db",
+        "postgresql://host/db?user=u&password=secret&x=1",
+        "--storage=postgresql://host/db?sslPassword=secret",
+    ],
+)
+def test_a_recorded_command_holds_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["tune.py", "--storage", url, "--data", "a@b:c", "train.lr=1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    command = typed_command()
+    assert "secret" not in command and "***" in command
+    assert command.endswith("--data a@b:c train.lr=1") and sys.argv == argv
+    monkeypatch.setattr(sys, "argv", ["tune.py", "postgresql+psycopg://user@host:5/db"])
+    assert typed_command() == "python tune.py postgresql+psycopg://user@host:5/db"
+
+
+def test_numbers_below_their_least_are_refused() -> None:
+    arguments = argparse.Namespace(trials=1, score_count=0, timeout=None)
+    check_at_least(arguments, trials=1, score_count=0, timeout=0)
+    for least in ({"trials": 2}, {"score_count": 1}):
+        with pytest.raises(UserError, match=r"--(trials 1|score-count 0): .* at least"):
+            check_at_least(arguments, **least)
+    with pytest.raises(UserError, match="--trials nan"):
+        check_at_least(argparse.Namespace(trials=float("nan")), trials=1)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from config import all_keys, compose_config, to_plain
+from config import all_keys, compose_config
 from tests.helpers.verbs import ROOT
 
 TINY = ["preset=demo", "model=timm/test_resnet", "precision=fp32", "track=none", "data.phantom_count=40"]
@@ -61,7 +62,7 @@ class Clone:
 def test_repro_twice_then_an_experiment(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     config = compose_config([*TINY, "data.path=data/phantom"])
-    (clone.path / "params.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    (clone.path / "params.yaml").write_text(yaml.safe_dump(asdict(config)))
     out = clone.dvc("repro")
     assert [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")] == [
         *("phantom", "split", "train", "test", "cams")

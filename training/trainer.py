@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from command_line import log_to
-from config import Config, TrainConfig, load_run_config, set_value, to_plain
+from config import Config, TrainConfig, load_run_config, set_value
 from dataset.cache import cache_folder
 from dataset.loading import Dataset, load_dataset
 from dataset.transforms import Augment
@@ -308,7 +308,7 @@ def _save_epoch(
         learner.precision,
         row["epoch"],
         hashes,
-        to_plain(config),
+        asdict(config),
         learner.model.state_dict(),
         {},
         run.path / "best.pt",

@@ -526,6 +526,6 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     refused(verb("compare.py", a, tmp_path / "classes"), "only a: COVID", "only classes: x")
     (tmp_path / "empty" / "notes.txt").touch()
     refused(verb("compare.py", a, b, "--output", tmp_path / "empty"), "other files in it")
-    refused(verb("compare.py", a, b, "--output", tmp_path / "empty", "sed=3"), "did you mean 'seed'")
+    refused(verb("compare.py", a, b, "--output", tmp_path / "empty", "sed=3"), "did you mean seed")
     refused(verb("compare.py", a, b, "train.lr=0.1"), "train.lr=0.1", "only save and seed")
     assert not (tmp_path / "empty" / "comparison.json").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from config import Config, to_plain
+from config import Config
 from evaluation.predictions import Predictions
 from evaluation.results import write_results
 from report.page import write_report
@@ -219,7 +219,7 @@ def write_run(run: Path, table: pd.DataFrame) -> None:
         "timings": {"train_seconds": 12.3, "images_per_second": 50.0},
     }
     (run / "run.json").write_text(json.dumps(record))
-    (run / "config.yaml").write_text(yaml.safe_dump(to_plain(Config())))
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(Config())))
     (run / "history.csv").write_text(
         "epoch,learning_rate,train_loss,train_accuracy,valid_loss,valid_accuracy,valid_macro_f1,seconds,images_per_second\n"
         "1,0.001,1.2,0.5,1.1,0.55,0.5,6,50\n2,0.0005,0.8,0.7,0.9,0.65,0.6,6,50\n"

@@ -57,8 +57,8 @@ def _space(folder: Path, **keys: object) -> Path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train.learning_rate: {low: 1.0e-5, high: 1.0e-2}", ["train.learning_rate", "did you mean 'train."]),
-        ("train.weight_decy: {low: 0, high: 1}", ["did you mean 'train.weight_decay'"]),
+        ("train.learning_rate: {low: 1.0e-5, high: 1.0e-2}", ["train.learning_rate", "did you mean train."]),
+        ("train.weight_decy: {low: 0, high: 1}", ["did you mean train.weight_decay"]),
         ("train.warmup: {low: 0, high: 2}", ["train.warmup=2", "from 0 to 1"]),
         ("train.warmup: {low: -1, high: 1}", ["train.warmup=-1", "from 0 to 1"]),
         ("train.batch: {low: 1.5, high: 8}", ["train.batch=1.5", "wrong type", "int"]),
