@@ -220,7 +220,8 @@ def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> N
     Args:
         ranks: torchrun may start this verb. Only the first process of each node then prints the error.
     """
-    program = Path(sys.argv[0]).name
+    script = Path(sys.argv[0])
+    program = script.parent.name if script.stem == "__main__" else script.name
     quiet = os.environ.get("LOCAL_RANK", "0") != "0"
     # Importing torch creates hundreds of thousands of objects, none of them garbage: collecting at the default
     # threshold takes a fifth of the import's time.

@@ -34,7 +34,7 @@ def write_files(folder: Path, count: int) -> list[str]:
     """`count` different PNGs of 299×299 in `folder`/CLASS, by the name of their patient."""
     from config import DataConfig
     from dataset.loading import load_dataset
-    from dataset.phantom.draw import CLASSES
+    from dataset.phantom.constants import CLASSES
 
     records = load_dataset(DataConfig(), SIZE).records
     films = [Path(path).read_bytes() for path in records["path"].iloc[:: len(records) // FILMS]]

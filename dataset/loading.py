@@ -13,7 +13,8 @@ from dataset.cache import cache_folder, hash_files
 from dataset.image_set import ImageSet, decode_images, make_image_set
 from dataset.layouts import find_records, name_groups
 from dataset.masks import give_masks
-from dataset.phantom import GROUP_PATTERN, VERSION, write_phantom
+from dataset.phantom.constants import GROUP_PATTERN, VERSION
+from dataset.phantom.write import write_phantom
 from dataset.split import split_records
 from utils import UserError, atomic_write, log
 

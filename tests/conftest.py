@@ -21,7 +21,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom of 120 images, drawn once."""
-    from dataset.phantom import write_phantom
+    from dataset.phantom.write import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("data") / "phantom", count=120, seed=3)
 

@@ -357,7 +357,7 @@ def test_a_letterboxed_model_is_drawn_on_the_picture(verb: Verb, phantom: Path, 
 def test_other_data_are_split_afresh_even_if_some_images_are_known(
     verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    from dataset.phantom import write_phantom
+    from dataset.phantom.write import write_phantom
 
     other = write_phantom(tmp_path / "other", count=80, seed=9)
     known = next((phantom / "COVID" / "images").iterdir())

@@ -1,5 +1,4 @@
-"""The phantom: synthetic chest radiographs in the Kaggle layout, with lung and lesion masks."""
+"""The phantom: synthetic chest radiographs in the layout of the COVID-19 Radiography Database, with exact masks.
 
-from dataset.phantom.draw import GROUP_PATTERN, VERSION, write_phantom
-
-__all__ = ["GROUP_PATTERN", "VERSION", "write_phantom"]
+`write.write_phantom` writes it, `constants` names its classes and sizes, `python -m dataset.phantom` is its command.
+"""

@@ -1,77 +1,72 @@
-"""The command line of the phantom: `python -m dataset.phantom --output DIR`."""
+"""The phantom's command: `python -m dataset.phantom --output DIR`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dataset.phantom.draw import MAXIMUM_SIZE, MINIMUM_COUNT, MINIMUM_SIZE, write_contact_sheet, write_phantom
+from command_line import check_at_least, run_verb
+from dataset.phantom.constants import IMAGE_SIZE, MAXIMUM_SIZE, MINIMUM_COUNT, MINIMUM_SIZE
+from utils import UserError
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that reports a bad argument in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        raise UserError(f"{message}; see --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = _Parser(
-        prog="python -m dataset.phantom", allow_abbrev=False,
+        prog="python -m dataset.phantom",
+        allow_abbrev=False,
         description="Draw synthetic chest radiographs in the layout of the COVID-19 Radiography Database.",
-    )  # fmt: skip
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not hold anything else")
-    parser.add_argument("--count", type=int, default=2000, help="pictures over all classes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=299, help="side of a picture in pixels (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=2000, help="images over all classes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=IMAGE_SIZE, help="side of an image in pixels (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, help="processes that draw (default: one per core)")
-    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="also write a picture of samples")
+    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="also write a PNG of sample images")
     return parser
 
 
-def _check(args: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, in one line, or None."""
-    if args.count < MINIMUM_COUNT:
-        return f"--count {args.count} is too small: give at least {MINIMUM_COUNT}, so that every class has a picture"
-    if args.seed < 0:
-        return f"--seed {args.seed} is negative: give 0 or more"
-    if not MINIMUM_SIZE <= args.size <= MAXIMUM_SIZE:
-        return f"--size {args.size} is out of range: give {MINIMUM_SIZE} to {MAXIMUM_SIZE} pixels"
-    if args.workers is not None and args.workers < 1:
-        return f"--workers {args.workers} is too small: give 1 or more, or leave it out"
-    sheet = args.contact_sheet
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise a `UserError` for a number out of range or a contact sheet that cannot be written."""
+    check_at_least(arguments, count=MINIMUM_COUNT, seed=0, size=MINIMUM_SIZE, workers=1)
+    if arguments.size > MAXIMUM_SIZE:
+        raise UserError(f"--size {arguments.size}: it must be at most {MAXIMUM_SIZE}")
+    sheet = arguments.contact_sheet
     if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
-        return f"--contact-sheet {sheet} can't be written: give a .png file in an existing folder"
-    return None
+        raise UserError(f"--contact-sheet {sheet}: cannot be written; name a .png file in an existing folder")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for bad input."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    problem = _check(args)
-    if problem is None:
+def main(argv: Sequence[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+
+    from dataset.phantom.write import write_contact_sheet, write_phantom
+
+    output, sheet = arguments.output, arguments.contact_sheet
+    try:
+        write_phantom(output, arguments.count, arguments.seed, arguments.size, arguments.workers)
+    except ValueError as error:
+        raise UserError(f"--output {error}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output {output}: cannot be written ({reason}); choose another folder") from None
+    if sheet is not None:
         try:
-            write_phantom(args.output, args.count, args.seed, args.size, args.workers)
-        except ValueError as error:
-            problem = f"--output {error}"
+            write_contact_sheet(output, sheet)
         except OSError as error:
-            problem = f"--output {args.output} can't be written ({error.strerror or error}): choose another folder"
-    if problem is None and args.contact_sheet is not None:
-        try:
-            write_contact_sheet(args.output, args.contact_sheet)
-        except OSError as error:
-            problem = f"--contact-sheet {args.contact_sheet} can't be written ({error.strerror or error})"
-    if problem is not None:
-        print(f"dataset.phantom: {problem}", file=sys.stderr)
-        return 2
-    print(f"{args.count} films in {args.output}")
-    return 0
+            raise UserError(f"--contact-sheet {sheet}: cannot be written ({error.strerror or error})") from None
+    print(f"wrote {arguments.count} images to {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb(main)

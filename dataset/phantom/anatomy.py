@@ -25,7 +25,7 @@ SILHOUETTE = np.array([
 ])  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Body:
     """What a patient keeps from film to film; lengths in picture widths."""
 
@@ -252,7 +252,7 @@ def aeration(view: View, body: Body, both: np.ndarray, heart: np.ndarray) -> tup
     return chest * 0.52 * soften(seen, 0.002) + chest * 0.08 * recess, 0.10 * chest * both * heart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chest:
     """A patient without any finding, as one film projects it; float32 maps (size, size)."""
 
@@ -291,7 +291,8 @@ def attenuation(view: View, body: Body, rng: np.random.Generator) -> Chest:
     total += body.bone * bones + cage + vascular - 0.12 * airways(view) + body.breast * breasts(x, y, body)
     if body.bubble:
         total -= 0.28 * gastric_bubble(x, y, body)
-    return Chest(np.maximum(total, 0).astype(np.float32), both * (1 - heart), air, vascular, cage)
+    total = np.maximum(total, 0).astype(np.float32)
+    return Chest(total=total, seen=both * (1 - heart), air=air, vascular=vascular, ribs=cage)
 
 
 def draw_body(rng: np.random.Generator) -> Body:

@@ -122,7 +122,7 @@ def mask(cover: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(cover.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """The look of one source's films; pairs are ranges."""
 
@@ -136,11 +136,15 @@ class Site:
 
 
 SITES = (
-    Site((0.00, 0.12), (0.9, 1.6), (0.0, 0.3), 0.15, "R", (0.03, 0.10), False),
-    Site((0.02, 0.25), (0.8, 1.5), (0.0, 0.2), 0.30, "L", (0.90, 0.12), True),
-    Site((-0.03, 0.08), (0.9, 1.7), (0.3, 0.9), 0.15, "L", (0.92, 0.09), False),
-    Site((0.00, 0.15), (0.9, 1.6), (0.0, 0.5), 0.55, "R", (0.05, 0.16), True),
-)
+    Site(window=(0.00, 0.12), gamma=(0.9, 1.6), detail=(0.0, 0.3), collimated=0.15,
+         marker="R", corner=(0.03, 0.10), boxed=False),
+    Site(window=(0.02, 0.25), gamma=(0.8, 1.5), detail=(0.0, 0.2), collimated=0.30,
+         marker="L", corner=(0.90, 0.12), boxed=True),
+    Site(window=(-0.03, 0.08), gamma=(0.9, 1.7), detail=(0.3, 0.9), collimated=0.15,
+         marker="L", corner=(0.92, 0.09), boxed=False),
+    Site(window=(0.00, 0.15), gamma=(0.9, 1.6), detail=(0.0, 0.5), collimated=0.55,
+         marker="R", corner=(0.05, 0.16), boxed=True),
+)  # fmt: skip
 
 
 def _develop(attenuation_map: np.ndarray, energy: float, scatter: float, detail: float) -> np.ndarray:

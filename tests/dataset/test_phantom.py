@@ -19,7 +19,10 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataset.phantom import draw as phantom
+from dataset.phantom import write
+from dataset.phantom.constants import CLASSES, FOLDERS, GROUP_PATTERN, PROPORTIONS, SOURCES
+from dataset.phantom.draw import draw_radiograph
+from dataset.phantom.write import class_counts, write_phantom
 
 PROJECT = Path(__file__).resolve().parents[2]
 COUNT = 400
@@ -37,13 +40,13 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "dataset/phantom/draw.py", *arguments]
+    command = [sys.executable, "-m", "dataset.phantom", *arguments]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.write_phantom(tmp_path_factory.mktemp("phantom") / "data", COUNT, workers=2)
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", COUNT, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +57,28 @@ def masks(root: Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
             (read(root / label / "masks" / file.name) > 0, read(file) > 0)
             for file in sorted((root / label / "lesion_masks").iterdir())
         ]
-        for label in phantom.CLASSES
+        for label in CLASSES
     }
 
 
 def test_class_counts_follow_the_database() -> None:
-    assert phantom.class_counts(100) == {"COVID": 17, "Lung_Opacity": 28, "Normal": 48, "Viral Pneumonia": 7}
+    assert class_counts(100) == {"COVID": 17, "Lung_Opacity": 28, "Normal": 48, "Viral Pneumonia": 7}
     for count in range(8, 300):
-        counts = phantom.class_counts(count)
+        counts = class_counts(count)
         assert sum(counts.values()) == count and min(counts.values()) >= 1
         assert all(
             abs(counts[label] - count * share / 100) < 1
-            for label, share in zip(phantom.CLASSES, phantom.PROPORTIONS, strict=True)
+            for label, share in zip(CLASSES, PROPORTIONS, strict=True)
         )
     with pytest.raises(ValueError, match="at least 8"):
-        phantom.class_counts(7)
+        class_counts(7)
 
 
 def test_layout(root: Path) -> None:
     assert not [path for path in root.parent.iterdir() if path != root], "temporary folder left behind"
     assert json.loads((root / "phantom.json").read_text())["count"] == COUNT
-    for label, count in phantom.class_counts(COUNT).items():
-        names = {kind: {path.name for path in (root / label / kind).iterdir()} for kind in phantom.FOLDERS}
+    for label, count in class_counts(COUNT).items():
+        names = {kind: {path.name for path in (root / label / kind).iterdir()} for kind in FOLDERS}
         assert names["images"] == names["masks"] == names["lesion_masks"]
         assert len(names["images"]) == count
         for name in names["images"]:
@@ -84,14 +87,14 @@ def test_layout(root: Path) -> None:
         assert list(table.columns) == ["FILE NAME", "FORMAT", "SIZE", "URL"]
         assert {f"{name}.png" for name in table["FILE NAME"]} == names["images"]
         assert set(table["FORMAT"]) == {"PNG"} and set(table["SIZE"]) == {"299*299"}
-        assert set(table["URL"]) <= set(phantom.SOURCES)
-        patients = table["FILE NAME"].str.extract(phantom.GROUP_PATTERN)[0]
+        assert set(table["URL"]) <= set(SOURCES)
+        patients = table["FILE NAME"].str.extract(GROUP_PATTERN)[0]
         assert patients.notna().all() and (table["URL"].groupby(patients).nunique() == 1).all()
         assert patients.nunique() < count
 
 
 def test_pictures_and_masks(root: Path) -> None:
-    for label in phantom.CLASSES:
+    for label in CLASSES:
         for file in sorted((root / label / "images").iterdir())[:10]:
             picture = read(file)
             assert picture.shape == (299, 299) and picture.dtype == np.uint8
@@ -149,8 +152,8 @@ def test_lesions_have_real_sizes(masks: dict, label: str) -> None:
 def test_lesions_show(label: str) -> None:
     """Against the same film without the finding, the lesion is brighter than the rest of the lungs."""
     for patient in range(1, 7):
-        film, lungs, lesion = (part.astype(np.float32) for part in phantom.draw_radiograph(label, patient, 1))
-        twin = phantom._draw(label, patient, 1, 0, 299, "Normal")[0].astype(np.float32)
+        film, lungs, lesion = (part.astype(np.float32) for part in draw_radiograph(label, patient, 1))
+        twin = draw_radiograph(label, patient, 1, finding="Normal").radiograph.astype(np.float32)
         rise = cv2.resize(film - twin, (256, 256), interpolation=cv2.INTER_AREA)
         lesion, rest = lesion > 0, (lungs > 0) & (lesion == 0)
         assert rise[lesion].mean() - rise[rest].mean() > 10
@@ -159,8 +162,8 @@ def test_lesions_show(label: str) -> None:
 def test_reticulation_shows() -> None:
     ratios = []
     for patient in range(1, 9):
-        film, lungs, _ = phantom.draw_radiograph("Viral Pneumonia", patient, 1)
-        twin = phantom._draw("Viral Pneumonia", patient, 1, 0, 299, "Normal")[0]
+        film, lungs, _ = draw_radiograph("Viral Pneumonia", patient, 1)
+        twin = draw_radiograph("Viral Pneumonia", patient, 1, finding="Normal").radiograph
         inside = cv2.erode(cv2.resize(lungs.astype(np.uint8), (299, 299)), np.ones((9, 9), np.uint8)) > 0
         rough = [cv2.Laplacian(cv2.GaussianBlur(picture, (0, 0), 2.0), cv2.CV_32F)[inside].std()
                  for picture in (film, twin)]  # fmt: skip
@@ -169,16 +172,16 @@ def test_reticulation_shows() -> None:
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
-    one = phantom.write_phantom(tmp_path / "one", 16, seed=3, workers=1)
-    two = phantom.write_phantom(tmp_path / "two", 16, seed=3, workers=2)
-    other = phantom.write_phantom(tmp_path / "other", 16, seed=4, workers=1)
+    one = write_phantom(tmp_path / "one", 16, seed=3, workers=1)
+    two = write_phantom(tmp_path / "two", 16, seed=3, workers=2)
+    other = write_phantom(tmp_path / "other", 16, seed=4, workers=1)
     assert digests(one) == digests(two)
     same = [name for name, digest in digests(other).items() if digests(one).get(name) == digest]
     assert not [name for name in same if "/images/" in name]
 
 
 def test_a_patient_does_not_depend_on_the_count(root: Path, tmp_path: Path) -> None:
-    small = phantom.write_phantom(tmp_path / "small", 12, workers=1)
+    small = write_phantom(tmp_path / "small", 12, workers=1)
     large = digests(root)
     images = {name: digest for name, digest in digests(small).items() if name.endswith(".png")}
     assert images and all(large[name] == digest for name, digest in images.items())
@@ -187,7 +190,7 @@ def test_a_patient_does_not_depend_on_the_count(root: Path, tmp_path: Path) -> N
 def test_no_giveaway(root: Path) -> None:
     """Global statistics do not tell the class."""
     rows, labels, groups = [], [], []
-    for label in phantom.CLASSES:
+    for label in CLASSES:
         for file in sorted((root / label / "images").iterdir()):
             picture = read(file).astype(np.float32)
             border = np.ones(picture.shape, bool)
@@ -196,7 +199,7 @@ def test_no_giveaway(root: Path) -> None:
             levels = np.percentile(picture, (1, 5, 10, 25, 50, 75, 90, 95, 99))
             rows.append([picture.mean(), picture.std(), *levels, file.stat().st_size, picture[border].mean(), noise])
             labels.append(label)
-            groups.append(re.match(phantom.GROUP_PATTERN, file.stem)[1])
+            groups.append(re.match(GROUP_PATTERN, file.stem)[1])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
     scores = []
     for seed in range(2):
@@ -207,16 +210,16 @@ def test_no_giveaway(root: Path) -> None:
 
 
 def test_complete_phantom_is_kept_and_anything_else_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = phantom.write_phantom(tmp_path / "data", 8, workers=1)
-    monkeypatch.setattr(phantom, "_write_films", lambda *_: pytest.fail("drew again"))
-    assert phantom.write_phantom(root, 8) == root
+    root = write_phantom(tmp_path / "data", 8, workers=1)
+    monkeypatch.setattr(write, "_write_films", lambda *_: pytest.fail("drew again"))
+    assert write_phantom(root, 8) == root
     with pytest.raises(ValueError, match="exists and is not this phantom"):
-        phantom.write_phantom(root, 9)
+        write_phantom(root, 9)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is not this phantom"):
-        phantom.write_phantom(foreign, 8)
+        write_phantom(foreign, 8)
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 
@@ -224,22 +227,22 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantom, "_write_metadata", interrupt)
+    monkeypatch.setattr(write, "_write_metadata", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        phantom.write_phantom(tmp_path / "data", 8, workers=1)
+        write_phantom(tmp_path / "data", 8, workers=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, write = tmp_path / "data", phantom._write_metadata
+    root, write_metadata = tmp_path / "data", write._write_metadata
 
     def other_first(*arguments: object) -> None:
-        monkeypatch.setattr(phantom, "_write_metadata", write)
-        phantom.write_phantom(root, 8, workers=1)
-        write(*arguments)
+        monkeypatch.setattr(write, "_write_metadata", write_metadata)
+        write_phantom(root, 8, workers=1)
+        write_metadata(*arguments)
 
-    monkeypatch.setattr(phantom, "_write_metadata", other_first)
-    assert phantom.write_phantom(root, 8, workers=1) == root
+    monkeypatch.setattr(write, "_write_metadata", other_first)
+    assert write_phantom(root, 8, workers=1) == root
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -247,14 +250,14 @@ def test_bad_films_are_refused() -> None:
     bad = (("Pneumonia", 1, 1), ("COVID", 0, 1), ("COVID", 1, 0), ("COVID", 1, 1, -1), ("COVID", 1, 1, 0, 8))
     for arguments in bad:
         with pytest.raises(ValueError, match="no such film"):
-            phantom.draw_radiograph(*arguments)
+            draw_radiograph(*arguments)
 
 
 @pytest.mark.slow
 def test_help_is_light() -> None:
     code = (
-        "import sys, runpy\nsys.argv = ['phantom.py', '--help']\n"
-        "try:\n    runpy.run_path('dataset/phantom/draw.py', run_name='__main__')\n"
+        "import sys, runpy\nsys.argv = ['-m', '--help']\n"
+        "try:\n    runpy.run_module('dataset.phantom', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "heavy = {'torch', 'pandas', 'cv2', 'openpyxl', 'tqdm', 'scipy'} & set(sys.modules)\nassert not heavy, heavy"
     )

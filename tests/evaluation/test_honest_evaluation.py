@@ -36,7 +36,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another hospital: a phantom of another seed, with two of its classes named otherwise and one unknown."""
-    from dataset.phantom import write_phantom
+    from dataset.phantom.write import write_phantom
 
     folder = write_phantom(tmp_path_factory.mktemp("other") / "hospital", count=60, seed=11)
     (folder / "Normal").rename(folder / "Healthy")
