@@ -262,7 +262,7 @@ def main(argv: Sequence[str]) -> None:
     _check(arguments)
     from experiment.run_folder import runs_folder
     from experiment.selection import select
-    from inference.images import chosen_images
+    from inference.images import images_from_paths, images_from_split
     from localization.run import inspect_model
 
     weights = _weights(arguments, config)
@@ -273,7 +273,10 @@ def main(argv: Sequence[str]) -> None:
     wanted, drawn, failed = _wanted(arguments, config), [], False
     for name, path in names.items():
         chosen = select(config, path, given)
-        part = chosen_images(chosen, arguments.image, arguments.count, config.seed, arguments.errors)
+        if arguments.image is None:
+            part = images_from_split(chosen, arguments.count, config.seed, arguments.errors)
+        else:
+            part = images_from_paths(chosen, arguments.image)
         folder, save = arguments.output or chosen.output_folder("cams"), arguments.save
         name = name or _name(chosen)
         if len(weights) > 1 or every_run:  # one folder per run, wherever they go

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from evaluation.predictions import Predictions
     from inference.ensemble import Ensemble
+    from inference.validation import ValidationFiles
 
 KINDS = ("train", "val", "test")
 
@@ -155,18 +156,21 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
     from experiment.run_folder import runs_folder
     from experiment.selection import select
     from inference.ensemble import Ensemble
+    from inference.validation import ValidationFiles
 
     if arguments.external:
         config.data.path = given["data.path"] = str(arguments.external)
     weights = arguments.weights or [None]
-    members = Ensemble([select(config, path, given) for path in weights], config.train.eval_batch, arguments.tta)
+    selections = [select(config, path, given) for path in weights]
+    members = Ensemble(selections=selections, batch=config.train.eval_batch, tta=arguments.tta)
+    files = ValidationFiles(members)
     first, kind = members.first, "external" if arguments.external else arguments.kind or "test"
     if arguments.classes not in (None, len(members.classes)):
         raise UserError(
             f"--classes {arguments.classes}: the checkpoint has {len(members.classes)} ({', '.join(members.classes)})"
         )
     read_prevalences(arguments.prevalence, members.classes)  # found out now, not after the predictions
-    folder = first.output_folder(kind, suffixes=[*members.suffixes(), *["calibrated"] * arguments.calibrated])
+    folder = first.output_folder(kind, suffixes=[*["tta"] * members.tta, *["calibrated"] * arguments.calibrated])
     if len(weights) > 1:
         folder = runs_folder(config) / members.folder_name() / folder.name
     records, about = _images(arguments, members, kind)
@@ -174,17 +178,18 @@ def _evaluate_model(arguments: argparse.Namespace, config: Config, given: dict[s
         refuse_other_data(folder, about)
     about |= {"overlap": _overlap(arguments, members, records, kind)}
     folder = make_folder(arguments.output or folder, "--output")  # found out now, not after the predictions
-    validation = None if arguments.quick else members.validation()
-    temperature = _temperature(arguments, members, validation)
-    predictions = members.predictions(records, first.data, kind)
-    about["unreadable"] += len(members.left_out)
+    validation = None if arguments.quick else files.predictions()
+    temperature = _temperature(arguments, files, validation)
+    found = members.predict(records, first.data, kind)
+    predictions = found.labelled()
+    about["unreadable"] += len(found.unreadable)
     if arguments.calibrated:
         predictions = calibrated(predictions, temperature["value"])
     if validation is not None and validation.shared(predictions):
         log.warning("no operating points: these images chose the thresholds")
         validation = None
     if validation is not None:
-        file = members.kept_validation()
+        file = files.predictions_file()
         if file is None:  # of an ensemble, or of a run whose folder takes no files
             file = folder / "validation.csv"
             write_predictions(validation.table, file)
@@ -243,10 +248,10 @@ def _overlap(
 
 
 def _temperature(
-    arguments: argparse.Namespace, members: Ensemble, validation: Predictions | None
+    arguments: argparse.Namespace, files: ValidationFiles, validation: Predictions | None
 ) -> dict[str, Any] | None:
     """The temperature that lies beside the checkpoint, or that validation decides."""
-    found = members.temperature(validation)
+    found = files.temperature(validation)
     if found is None and arguments.calibrated:
         raise UserError(
             "--calibrated: there is no temperature: it needs the run's validation images, or the .temperature.json "

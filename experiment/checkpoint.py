@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from pretrained_models import Architecture, build_model
 from utils import UserError, atomic_write, read_tensors
 
 FORMAT = 1
+STORED = ("size", "fit", "precision", "epoch", "train_hashes", "config", "resume")  # under their own names
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checkpoint:
     """A trained model's file.
 
@@ -75,19 +76,13 @@ def hashes_to_tensor(hashes: list[str]) -> torch.Tensor:
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:
     """Write `checkpoint.path`, atomically. Raises: `OSError` where there is no room for it."""
-    a = checkpoint.architecture
+    architecture = checkpoint.architecture
     content = {
         "format": FORMAT,
-        "architecture": {"name": a.name, "head": a.head, "size": a.size, "mean": list(a.mean), "std": list(a.std)},
+        "architecture": asdict(architecture) | {"mean": list(architecture.mean), "std": list(architecture.std)},
         "classes": list(checkpoint.classes),
-        "size": checkpoint.size,
-        "fit": checkpoint.fit,
-        "precision": checkpoint.precision,
-        "epoch": checkpoint.epoch,
-        "train_hashes": checkpoint.train_hashes,
-        "config": checkpoint.config,
+        **{name: getattr(checkpoint, name) for name in STORED},
         "model": checkpoint.state,
-        "resume": checkpoint.resume,
     }
     with atomic_write(checkpoint.path, "wb") as file:
         try:
@@ -109,20 +104,15 @@ def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:
     if content.get("format") != FORMAT:
         raise UserError(f"{flag} {path}: written in format {content.get('format')}, this version reads {FORMAT}")
     try:
-        a = content["architecture"]
-        architecture = Architecture(a["name"], a["head"], a["size"], tuple(a["mean"]), tuple(a["std"]))
+        described = content["architecture"]
+        channels = {name: tuple(described[name]) for name in ("mean", "std")}
+        architecture = Architecture(**{name: described[name] for name in ("name", "head", "size")}, **channels)
         return Checkpoint(
-            architecture,
-            list(content["classes"]),
-            content["size"],
-            content["fit"],
-            content["precision"],
-            content["epoch"],
-            content["train_hashes"],
-            content["config"],
-            content["model"],
-            content["resume"],
-            Path(path),
+            architecture=architecture,
+            classes=list(content["classes"]),
+            state=content["model"],
+            path=Path(path),
+            **{name: content[name] for name in STORED},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{flag} {path}: an incomplete checkpoint (no {error})") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,60 @@ from experiment.run_folder import newest_run, runs_folder
 from pretrained_models import canonical_name
 from utils import UserError, log, pick_device, shown
 
-# What may be said of a trained model's use: where the images are, how they are split, on what machine, how fast.
+# The keys that may be given for a trained model: where the images are, how they are split, and how it runs.
 CHANGEABLE = (
-    *("model", "device", "precision", "save", "seed", "train.eval_batch"),
-    *("data.path", "data.subset", "data.workers", "data.cache_dir", "data.device_memory", "data.group_pattern"),
-    *("data.lung_masks", "data.lesion_masks", "data.boxes", "data.max_unreadable"),
-    *("data.split", "data.split_seed", "data.val_per_class", "data.test_per_class"),
+    "model",
+    "device",
+    "precision",
+    "save",
+    "seed",
+    "train.eval_batch",
+    "data.path",
+    "data.subset",
+    "data.workers",
+    "data.cache_dir",
+    "data.device_memory",
+    "data.group_pattern",
+    "data.lung_masks",
+    "data.lesion_masks",
+    "data.boxes",
+    "data.max_unreadable",
+    "data.split",
+    "data.split_seed",
+    "data.val_per_class",
+    "data.test_per_class",
 )
+# The run's images and masks are those of its split.csv: these keys of its configuration count only if given again.
+RECORDED = {"path": None, "subset": False, "lung_masks": None, "lesion_masks": None, "boxes": None}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Selection:
-    """A checkpoint, its run folder (None where it lies elsewhere), and the data that go with them."""
+    """A checkpoint, its run folder, and the data and the hardware to use it with.
+
+    Attributes:
+        run: None for a checkpoint outside a run folder.
+        precision: `fp32` or `bf16`.
+        pattern_given: whether `--group-pattern` was given here, rather than recorded by the run.
+    """
 
     checkpoint: Checkpoint
     run: Path | None
     data: DataConfig
     device: torch.device
     precision: str
-    pattern_given: bool = False  # whether --group-pattern was
+    pattern_given: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the run, with the checkpoint's if that is not best.pt; outside a run, the checkpoint's alone."""
+        path = self.checkpoint.path
+        if self.run is None:
+            return path.stem
+        return self.run.name if path.name == "best.pt" else f"{self.run.name}-{path.stem}"
 
     def dataset(self) -> Dataset:
-        """The images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
+        """Return the images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
         if self.run is None and self.data.path is None:
             raise UserError(
                 f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
@@ -50,12 +82,11 @@ class Selection:
             run_split=self.run and self.run / "split.csv",
         )
 
-    def output_folder(self, kind: str, data: DataConfig | None = None, suffixes: Sequence[str] = ()) -> Path:
-        """Where the results of `kind` go: its folder in the run, with the name of other data where data was named."""
-        data = data or self.data
-        name = "-".join([f"{kind}-subset" if data.subset else kind, *suffixes])
-        if data.path is not None:
-            other = Path(data.path).resolve()
+    def output_folder(self, kind: str, suffixes: Sequence[str] = ()) -> Path:
+        """Return the folder for results of `kind`, in the run or beside the checkpoint; its name says which data."""
+        name = "-".join([f"{kind}-subset" if self.data.subset else kind, *suffixes])
+        if self.data.path is not None:
+            other = Path(self.data.path).resolve()
             name += "-" + (other.stem if other.is_file() else other.name)
         path = self.checkpoint.path
         if self.run is not None:
@@ -63,49 +94,58 @@ class Selection:
         return path.parent / f"{path.stem}-{name}"
 
 
-def select(config: Config, weights: Path | None, given: dict[str, Any]) -> Selection:
+def select(config: Config, weights: Path | None, given: Mapping[str, Any]) -> Selection:
     """Choose the checkpoint and the data.
 
     Args:
         config: the composed configuration; it says the device, the workers and the cache folder.
-        weights: a checkpoint, a run folder, or None for the newest finished run (of `model`, where that was given).
-        given: the configuration keys that the command line set: only those override what the run says of the data.
+        weights: a checkpoint, a run folder, or None for the newest finished run (of `model`, if that was given).
+        given: the configuration keys that the command line set: only those override what the run recorded of the data.
 
-    Raises: `UserError` for no such checkpoint, or one of another model than the given one.
+    Raises: `UserError` for a missing or broken checkpoint, one of another model than the given one, or a key that the
+        run has decided.
     """
     model = canonical_name(config.model) if "model" in given else None
-    if weights is None:
-        run = newest_run(runs_folder(config), model)
-        log.info(f"--weights not given: taking the newest finished run{f' of {model}' if model else ''}, {shown(run)}")
-        weights = run / "best.pt"
-    elif weights.is_dir():
-        weights = weights / "best.pt"
-    checkpoint = load_checkpoint(weights)
+    path = _checkpoint_path(config, weights, model)
+    checkpoint = load_checkpoint(path)
     if model is not None and model != checkpoint.architecture.name:
-        raise UserError(f"--model {config.model}: the checkpoint {weights} is of {checkpoint.architecture.name}")
-    run = weights.parent if (weights.parent / "split.csv").is_file() else None
-    base = load_run_config(run / "config.yaml").data if run else config_from_plain(checkpoint.config, str(weights)).data
-    # The run's images and masks are those of its split.csv; their folders count only where they are named again.
-    foreign = sorted(key for key in given if key not in CHANGEABLE)
-    if foreign:
+        raise UserError(f"--model {config.model}: the checkpoint {path} is of {checkpoint.architecture.name}")
+    if foreign := sorted(key for key in given if key not in CHANGEABLE):
         raise UserError(
             f"{foreign[0]}: the checkpoint's run has decided it; only {', '.join(CHANGEABLE)} can be given here"
         )
-    keys = {
-        dotted.removeprefix("data."): getattr(config.data, dotted.removeprefix("data."))
-        for dotted in given
-        if dotted.startswith("data.")
-    }
-    forgotten = {"path": None, "subset": False, "lung_masks": None, "lesion_masks": None, "boxes": None}
-    data = replace(base, **{**forgotten, "workers": config.data.workers, **keys, "fit": checkpoint.fit})
-    if (
-        data.path is not None
-        and "group_pattern" not in keys
-        and (base.path is None or _real(data.path) != _real(base.path))
-    ):
-        data.group_pattern = None  # the patients of other data are not named as in the run's
-    precision = checkpoint.precision if config.precision == "auto" else config.precision
-    return Selection(checkpoint, run, data, pick_device(config.device), precision, "group_pattern" in keys)
+    run = path.parent if (path.parent / "split.csv").is_file() else None
+    return Selection(
+        checkpoint=checkpoint,
+        run=run,
+        data=_data_config(config.data, checkpoint, run, given),
+        device=pick_device(config.device),
+        precision=checkpoint.precision if config.precision == "auto" else config.precision,
+        pattern_given="data.group_pattern" in given,
+    )
+
+
+def _checkpoint_path(config: Config, weights: Path | None, model: str | None) -> Path:
+    if weights is None:
+        run = newest_run(runs_folder(config), model)
+        log.info(f"--weights not given: taking the newest finished run{f' of {model}' if model else ''}, {shown(run)}")
+        return run / "best.pt"
+    return weights / "best.pt" if weights.is_dir() else weights
+
+
+def _data_config(data: DataConfig, checkpoint: Checkpoint, run: Path | None, given: Mapping[str, Any]) -> DataConfig:
+    """Return the `data` keys of the run, or of the checkpoint outside one, with those that were given."""
+    if run is not None:
+        recorded = load_run_config(run / "config.yaml").data
+    else:
+        recorded = config_from_plain(checkpoint.config, str(checkpoint.path)).data
+    names = [key.removeprefix("data.") for key in given if key.startswith("data.")]
+    keys = {name: getattr(data, name) for name in names}
+    chosen = replace(recorded, **{**RECORDED, "workers": data.workers, **keys, "fit": checkpoint.fit})
+    other = chosen.path is not None and (recorded.path is None or _real(chosen.path) != _real(recorded.path))
+    if other and "group_pattern" not in keys:
+        return replace(chosen, group_pattern=None)  # the patients of other data are not named as in the run's
+    return chosen
 
 
 def _real(path: str) -> Path:

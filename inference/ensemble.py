@@ -1,8 +1,12 @@
-"""The checkpoints of one evaluation, one or an ensemble: what they say of the same images, and what they know."""
+"""One checkpoint or several that predict together: the mean of their probabilities, and what metrics.json says of them.
+
+`Ensemble.load(["runs/NAME"])` needs no command line: `ensemble.predict(image_records(ensemble.first, paths), …)`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,38 +14,60 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from config import DataConfig
+from config import Config, DataConfig, TrainConfig
 from dataset.image_set import ImageSet, make_image_set
-from dataset.loading import load_dataset, read_split
-from evaluation.metrics.temperature import temperature_from_validation
-from evaluation.predictions import Predictions, prediction_table, read_predictions, write_predictions
-from experiment.selection import Selection
-from inference.predict import predict_logits, softmax
-from utils import UserError, file_sha256, log, read_json, shortened_name, shown, write_json
-
-NO_VALIDATION = "no temperature and no operating points"
+from dataset.loading import read_split
+from evaluation.predictions import Predictions, prediction_table
+from experiment.selection import Selection, select
+from inference.images import images_from_arrays, separate
+from inference.predict import Runtime, predict_logits, softmax
+from utils import UserError, log, shortened_name, shown
 
 
-@dataclass
-class Ensemble:
-    """Selections that answer together: the mean of their probabilities. All know the same classes.
-
-    Args:
-        selections: at least one.
-        batch: images per forward pass.
-        tta: whether each picture's mirror image is averaged in.
+@dataclass(frozen=True)
+class Probabilities:
+    """Predicted probabilities of the images that could be read.
 
     Attributes:
-        left_out: unreadable files and why, of the last predictions.
+        records: one row per image, with `RECORD_COLUMNS`.
+        values: (n, classes) float64, in the order of `records` and `classes`.
+        unreadable: path → reason of the images that were left out.
+    """
+
+    records: pd.DataFrame
+    values: np.ndarray
+    classes: list[str]
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """Return the columns of `predictions.csv`; the label of an image without one is empty."""
+        return prediction_table(self.records, self.values, self.classes)
+
+    def labelled(self) -> Predictions:
+        """Return checked predictions to evaluate. Raises: `UserError` for a label that is not one of the classes."""
+        return Predictions(self.table(), list(self.classes))
+
+
+@dataclass(kw_only=True)
+class Ensemble:
+    """Checkpoints that predict together, by the mean of their probabilities. All have the same classes.
+
+    Args:
+        selections: at least one checkpoint; the first says which images there are and how the classes are ordered.
+        batch: images per forward pass.
+        tta: test-time augmentation: average each image with its mirror image.
+        keep_models: keep the models on their device between calls, for many small ones.
 
     Raises: `UserError` for class sets that differ, or the same checkpoint twice.
     """
 
     selections: list[Selection]
-    batch: int
+    batch: int = TrainConfig.eval_batch
     tta: bool = False
-    left_out: dict[str, str] = field(init=False, default_factory=dict)
+    keep_models: bool = False
+    _models: dict[Path, nn.Module] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for other in self.selections[1:]:
@@ -54,9 +80,32 @@ class Ensemble:
         if len(set(paths)) < len(paths):
             raise UserError("--weights: the same checkpoint is named twice")
 
+    @classmethod
+    def load(
+        cls,
+        weights: Sequence[Path],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch: int = TrainConfig.eval_batch,
+        tta: bool = False,
+        keep_models: bool = False,
+    ) -> Ensemble:
+        """Load checkpoints or run folders (their best.pt), without a command line.
+
+        Args:
+            device: `auto`, `cpu`, `cuda`, ….
+            precision: `fp32` or `bf16`; `auto`: as each was trained.
+
+        Raises: `UserError` for a file that is not a checkpoint, or an unavailable device.
+        """
+        config = Config(device=device, precision=precision)
+        selections = [select(config, Path(path), {}) for path in weights]
+        return cls(selections=selections, batch=batch, tta=tta, keep_models=keep_models)
+
     @property
     def first(self) -> Selection:
-        """The member whose run says which images there are, and in which order the classes stand."""
+        """The checkpoint whose run says which images there are, and in which order the classes are."""
         return self.selections[0]
 
     @property
@@ -66,158 +115,80 @@ class Ensemble:
 
     @property
     def name(self) -> str:
-        """The architecture's name, or those of an ensemble."""
+        """The name of the architecture, or of all of them."""
         return " + ".join(s.checkpoint.architecture.name for s in self.selections)
 
-    def predictions(self, records: pd.DataFrame, data: DataConfig, title: str) -> Predictions:
-        """Checked predictions for the images of `records` (with `sha256`); unreadable ones are left out and said."""
+    def predict(self, records: pd.DataFrame, data: DataConfig, title: str = "") -> Probabilities:
+        """Predict the images of `records` (with `sha256`), which `data` says how to decode.
+
+        Unreadable images are left out with a warning. A `title` shows progress bars. Raises: `UserError` where no image
+        can be read.
+        """
+        unreadable: dict[str, str] = {}
+
+        def decode() -> Iterator[ImageSet]:
+            kept = records
+            for selection in self.selections:
+                checkpoint = selection.checkpoint
+                fitted = replace(data, fit=checkpoint.fit)
+                images, failed = make_image_set(kept, checkpoint.classes, fitted, checkpoint.size)
+                for path, reason in failed.items():
+                    log.warning(f"{path}: left out ({reason})")
+                if not len(images):
+                    raise UserError(f"none of {len(kept)} images can be read, for example {kept['path'].iloc[0]}")
+                unreadable.update(failed)
+                kept = images.records
+                yield images
+
+        return replace(self._mean(decode(), title), unreadable=unreadable)
+
+    def predict_arrays(self, arrays: np.ndarray | Iterable[np.ndarray], title: str = "") -> Probabilities:
+        """Predict images given as pixels, as `inference.images.images_from_arrays` takes them."""
+        arrays = separate(arrays)
+        return self._mean((images_from_arrays(arrays, s.checkpoint) for s in self.selections), title)
+
+    def _mean(self, image_sets: Iterable[ImageSet], title: str) -> Probabilities:
+        """Average the probabilities of all checkpoints, each for its own set of the same images."""
         total: np.ndarray | float = 0.0
-        part = None
-        self.left_out = {}
-        for number, selection in enumerate(self.selections):
-            part = self._part(selection, records if part is None else part.records, data)
-            bar = title if len(self.selections) == 1 else f"{title}, model {number + 1} of {len(self.selections)}"
-            own = self._probabilities(selection, part, bar)
-            total = total + own[:, [selection.checkpoint.classes.index(name) for name in self.classes]]
-        return Predictions(
-            prediction_table(part.records, total / len(self.selections), self.classes), list(self.classes)
-        )
+        for number, (selection, images) in enumerate(zip(self.selections, image_sets, strict=True), 1):
+            bar = f"{title}, model {number} of {len(self.selections)}" if title and len(self.selections) > 1 else title
+            probabilities = self._probabilities(selection, images, bar)
+            total = total + probabilities[:, [selection.checkpoint.classes.index(name) for name in self.classes]]
+        return Probabilities(images.records, total / len(self.selections), self.classes)
 
-    def _part(self, selection: Selection, records: pd.DataFrame, data: DataConfig) -> ImageSet:
-        checkpoint = selection.checkpoint
-        data = replace(data, fit=checkpoint.fit)
-        part, unreadable = make_image_set(records, checkpoint.classes, data, checkpoint.size)
-        self.left_out |= unreadable
-        for path, reason in unreadable.items():
-            log.warning(f"{path}: left out ({reason})")
-        if not len(part):
-            raise UserError(f"none of {len(records)} images can be read, for example {records['path'].iloc[0]}")
-        return part
-
-    def _probabilities(self, selection: Selection, part: ImageSet, title: str) -> np.ndarray:
-        checkpoint = selection.checkpoint
-        model = checkpoint.model().to(selection.device)
-        views = [
-            softmax(
-                predict_logits(
-                    model,
-                    part,
-                    selection.device,
-                    precision=selection.precision,
-                    batch=self.batch,
-                    mean=checkpoint.architecture.mean,
-                    std=checkpoint.architecture.std,
-                    title=title + (", mirrored" if mirrored else ""),
-                    mirrored=mirrored,
-                ),
-                part.records,
-            )
-            for mirrored in ((False, True) if self.tta else (False,))
-        ]
+    def _probabilities(self, selection: Selection, images: ImageSet, title: str) -> np.ndarray:
+        """Return one checkpoint's probabilities, (n, classes) in its own order, averaged over the views."""
+        model, architecture = self._model(selection), selection.checkpoint.architecture
+        runtime = Runtime(selection.device, selection.precision, self.batch)
+        views = []
+        for mirrored in (False, True) if self.tta else (False,):
+            bar = f"{title}, mirrored" if title and mirrored else title
+            logits = predict_logits(model, images, architecture, runtime, title=bar, mirrored=mirrored)
+            views.append(softmax(logits, images.records))
         return np.mean(views, axis=0)
 
+    def _model(self, selection: Selection) -> nn.Module:
+        path = selection.checkpoint.path
+        if path in self._models:
+            return self._models[path]
+        model = selection.checkpoint.model().to(selection.device)
+        if self.keep_models:
+            self._models[path] = model
+        return model
+
     def trained_on(self, records: pd.DataFrame) -> list[str]:
-        """The paths of the images that a member was trained on, by content."""
-        known = {bytes(row).hex() for s in self.selections for row in s.checkpoint.train_hashes.numpy()}
-        return [path for path, sha in zip(records["path"], records["sha256"], strict=True) if sha in known]
+        """Return the paths of the images that a checkpoint was trained on, by content."""
+        trained = {bytes(row).hex() for s in self.selections for row in s.checkpoint.train_hashes.numpy()}
+        return [path for path, sha in zip(records["path"], records["sha256"], strict=True) if sha in trained]
 
     def validated_on(self, records: pd.DataFrame) -> int | None:
-        """How many of the images helped to choose a member's epoch, by content; None where a member has no run folder,
-        which alone knows that.
+        """Return how many of the images helped to select a checkpoint's epoch, by content; None where a checkpoint has
+        no run folder, which alone records that.
         """
         if any(selection.run is None for selection in self.selections):
             return None
-        known = set().union(*(_validation_hashes(selection.run) for selection in self.selections))
-        return int(records["sha256"].isin(known).sum())
-
-    def validation(self) -> Predictions | None:
-        """Predictions for the first member's validation images: those kept beside the checkpoint, if of these weights,
-        else made and, for a single checkpoint of a run, kept there with the temperature that they decide. None, with
-        the reason said, where they cannot be had.
-        """
-        file = self.kept_validation()
-        if file is not None:
-            return read_predictions(file, self.classes)
-        records = self._validation_records()
-        if records is None:
-            return None
-        if self.trained_on(records):
-            log.warning(f"{NO_VALIDATION}: a member was trained on another's validation images")
-            return None
-        found = self.predictions(records, replace(self.first.data, path=None, subset=False), "validation")
-        if len(self.selections) == 1:
-            self._keep(found)
-        return found
-
-    def kept_validation(self) -> Path | None:
-        """The validation predictions beside a single checkpoint, if of these very weights, views and precision."""
-        file, record = self._beside("validation.csv"), self._record()
-        whole = record is not None and file.is_file() and record.get("predictions") == file_sha256(file)
-        return file if whole and self.first.run is not None else None
-
-    def _validation_records(self) -> pd.DataFrame | None:
-        """The first run's validation images: where its split.csv has them, else where they were moved to."""
-        selection = self.first
-        if selection.run is None:
-            log.warning(f"{NO_VALIDATION}: {selection.checkpoint.path} lies in no run folder")
-            return None
-        own, reasons = _validation_hashes(selection.run), []
-        for path in dict.fromkeys((None, selection.data.path)):
-            data = replace(selection.data, path=path, subset=False)
-            try:
-                dataset = load_dataset(
-                    data, selection.checkpoint.size, classes=self.classes, run_split=selection.run / "split.csv"
-                )
-            except UserError as error:
-                reasons.append(str(error))
-                continue
-            records = dataset.records[dataset.records["sha256"].isin(own)]
-            if len(records):
-                return records.reset_index(drop=True)
-        log.warning(f"{NO_VALIDATION}: {reasons[0] if reasons else 'the run has no validation images'}")
-        return None
-
-    def _keep(self, validation: Predictions) -> None:
-        """Keep the validation predictions and what they decide beside the checkpoint; where that fails, say so."""
-        file = self._beside("validation.csv")
-        try:
-            write_predictions(validation.table, file)
-            found = temperature_from_validation(validation) or {"value": None}
-            write_json(self._beside("temperature.json"), found | {"key": self._key(), "predictions": file_sha256(file)})
-        except OSError as error:
-            log.warning(f"{file}: the validation predictions are not kept ({error.strerror})")
-
-    def temperature(self, validation: Predictions | None) -> dict[str, Any] | None:
-        """What lies beside a single checkpoint, if it is of these very weights, else what `validation` decides."""
-        found = self._record()
-        if found is None and validation is not None:
-            found = temperature_from_validation(validation)
-        return found if found and found["value"] is not None else None
-
-    def suffixes(self) -> list[str]:
-        """What sets these predictions apart from the plain ones of the same images."""
-        return ["tta"] if self.tta else []
-
-    def _key(self) -> dict[str, Any]:
-        s = self.first
-        return {"weights": s.checkpoint.fingerprint, "tta": self.tta, "precision": s.precision}
-
-    def _beside(self, name: str) -> Path:
-        path = self.first.checkpoint.path
-        return path.with_name(f"{path.stem}{'-tta' if self.tta else ''}.{name}")
-
-    def _record(self) -> dict[str, Any] | None:
-        """The `.temperature.json` beside a single checkpoint; None if it is of other weights, views or precision."""
-        file = self._beside("temperature.json")
-        if len(self.selections) > 1 or not file.is_file():
-            return None
-        try:
-            found = read_json(file, "it is made anew")
-            value = found["value"] is None or float(found["value"])
-        except (UserError, ValueError, KeyError, TypeError):
-            log.warning(f"{file}: cannot be read, it is made anew")
-            return None
-        return found if value and found.get("key") == self._key() else None
+        validated = set().union(*(validation_hashes(selection.run) for selection in self.selections))
+        return int(records["sha256"].isin(validated).sum())
 
     def folder_name(self) -> str:
         """Return `ensemble-A+B-MARK`, of the runs' names; the mark tells apart runs of one name."""
@@ -226,11 +197,11 @@ class Ensemble:
         return f"{shortened_name('ensemble-' + '+'.join(names))}-{mark.hexdigest()[:6]}"
 
     def about(self) -> dict[str, Any]:
-        """Who answered, for `metrics.json`."""
+        """Return what metrics.json records of the checkpoints (`evaluation.provenance`)."""
         checkpoints = [s.checkpoint for s in self.selections]
 
         def common(values: list[Any]) -> Any:
-            """What all members share, else None."""
+            """Return the value that all checkpoints share, else None."""
             return values[0] if all(value == values[0] for value in values) else None
 
         return {
@@ -250,10 +221,11 @@ class Ensemble:
 
 
 def _parameters(state: dict[str, torch.Tensor]) -> int:
-    """What is learnt: without the running statistics of batch normalisation."""
+    """Return the number of learnable parameters: without the running statistics of batch normalisation."""
     return sum(t.numel() for name, t in state.items() if "running_" not in name and "num_batches" not in name)
 
 
-def _validation_hashes(run: Path) -> set[str]:
+def validation_hashes(run: Path) -> set[str]:
+    """Return the SHA-256 of a run's validation images."""
     split = read_split(run / "split.csv")
     return set(split["sha256"][split["split"] == "val"])

@@ -1,9 +1,11 @@
-"""Which images a verb works on: given files and folders, or some of the test split."""
+"""The images that a verb or a program works on: given files, folders or arrays, or some of the test split."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dataset.blank import without_empty_masks, without_flat_images
@@ -12,90 +14,164 @@ from dataset.image_set import ImageSet, make_image_set
 from dataset.layouts import MASKS, name_groups
 from dataset.loading import RECORD_COLUMNS, read_split
 from dataset.masks import give_masks
-from dataset.readers import is_image_file
+from dataset.readers import fit_square, is_image_file, to_uint8
 from evaluation.predictions import read_predictions
+from experiment.checkpoint import Checkpoint
 from experiment.selection import Selection
 from utils import UserError, log
 
-FLAT = "one value only: nothing to explain"
+FLAT = "all pixels have one value: nothing to explain"
 
 
-def chosen_images(chosen: Selection, images: list[Path] | None, count: int, seed: int, errors: int = 0) -> ImageSet:
-    """The pictures to explain, with their masks: the given files and folders, else `count` per class of the test split
-    and the `errors` most confident errors that the run's `test/predictions.csv` holds.
+def images_from_split(selection: Selection, count: int, seed: int, errors: int = 0) -> ImageSet:
+    """Return images of the test split to explain, with their masks, in the order of the data.
 
-    Given files that the run knows by content have its label. A picture of one value only is left out, as an unreadable
-    one is. Raises: `UserError` for a file that is no image or has one value only, a folder without any other, a test
-    split without images, masks that cannot be the pictures', or errors asked for before test.py has run.
+    Args:
+        count: images per class, drawn by `seed`.
+        errors: besides, so many of the most confident errors in the run's `test/predictions.csv`.
+
+    Images of one value only are left out with a warning. Raises: `UserError` for a test split without images, masks
+    that cannot belong to their image, or errors asked for before test.py has run.
     """
-    checkpoint, data = chosen.checkpoint, chosen.data
-    if images is not None:
-        return _given_images(chosen, images)
-    dataset = chosen.dataset()
+    checkpoint, data = selection.checkpoint, selection.data
+    dataset = selection.dataset()
     test = dataset.records[dataset.records["split"] == "test"]
     if test.empty:
         raise UserError("the test split has no images; give --image PATH, or --data DIR")
     drawn = [rows.sample(min(count, len(rows)), random_state=seed) for _, rows in test.groupby("label")]
     if errors:
-        drawn.append(test[test["sha256"].isin(_worst(chosen, errors))])
+        drawn.append(test[test["sha256"].isin(_worst_errors(selection, errors))])
     records = pd.concat(drawn).sort_index()
     records = records[~records.index.duplicated()].reset_index(drop=True)
-    part, _ = make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)
-    part, flat = without_flat_images(part, data.fit)
+    images, _ = make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)
+    images, flat = without_flat_images(images, data.fit)
     for path in flat:
         log.warning(f"{path}: left out ({FLAT})")
-    if not len(part):
+    if not len(images):
         raise UserError(f"the chosen test images: {FLAT}; give --image PATH, or --data DIR")
-    return without_empty_masks(part, data)
+    return without_empty_masks(images, data)
 
 
-def _worst(chosen: Selection, count: int) -> list[str]:
-    """The hashes of the `count` wrong answers with the highest confidence in the run's test predictions."""
-    path = chosen.output_folder("test") / "predictions.csv"
-    if not path.is_file():
-        raise UserError(f"--errors {count}: {path} is not there; run python test.py --weights {chosen.checkpoint.path}")
-    found = read_predictions(path, chosen.checkpoint.classes)
-    wrong = found.table[~found.correct].sort_values("confidence", ascending=False, kind="stable")
-    return list(wrong["sha256"].head(count))
+def images_from_paths(selection: Selection, paths: Sequence[Path], flag: str = "--image") -> ImageSet:
+    """Return the images of `paths` to explain, with their masks, as `image_records` finds them.
 
-
-def _patients(records: pd.DataFrame, chosen: Selection) -> pd.Series:
-    """The patient of each given image: as the run knows it, else by `--group-pattern`, else by the run's own pattern
-    where the names are like that (other images may be named otherwise), else the image alone.
+    Unreadable images and images of one value only are left out with a warning. Raises: `UserError` that names `flag`,
+    as `image_records` does, for such an image that was itself given, and where no image remains.
     """
-    try:
-        return name_groups(records, chosen.data.group_pattern)
-    except UserError:
-        if chosen.pattern_given:
-            raise
-        return name_groups(records, None)
+    checkpoint, data = selection.checkpoint, selection.data
+    records = image_records(selection, paths, flag)
+    images, unreadable = make_image_set(
+        give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True
+    )
+    images, flat = without_flat_images(images, data.fit)
+    reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
+    for path, reason in reasons.items():
+        if Path(path) in {given.resolve() for given in paths} or not len(images):
+            raise UserError(f"{flag} {path}: {reason}")
+        log.warning(f"{path}: left out ({reason})")
+    return without_empty_masks(images, data)
 
 
-def _given_images(chosen: Selection, images: list[Path]) -> ImageSet:
-    checkpoint, data = chosen.checkpoint, chosen.data
-    for path in images:
+def image_records(selection: Selection, paths: Sequence[Path], flag: str = "--image") -> pd.DataFrame:
+    """Return the records of given files, and of the images in given folders, with `RECORD_COLUMNS` and hashes.
+
+    Images that the run has by content keep its label, patient, source and masks; the label of others is empty.
+    Raises: `UserError` that names `flag` for a path that does not exist, or no image in a folder.
+    """
+    for path in paths:
         if not path.exists():
-            raise UserError(f"--image {path}: no such file or folder")
+            raise UserError(f"{flag} {path}: no such file or folder")
     files = [
-        file.resolve()
-        for path in images
+        str(file.resolve())
+        for path in paths
         for file in (sorted(p for p in path.iterdir() if is_image_file(p)) if path.is_dir() else [path])
     ]
     if not files:
-        raise UserError(f"--image {images[0]}: no images in it")
-    records = pd.DataFrame({"path": [str(f) for f in files]}).reindex(columns=RECORD_COLUMNS, fill_value="")
-    records["sha256"] = hash_files(list(records["path"]), cache_folder(data), data.workers)
-    if chosen.run is not None:
-        known = read_split(chosen.run / "split.csv").drop_duplicates("sha256")
-        known = records[["sha256"]].merge(known, how="left", on="sha256").fillna("")
+        raise UserError(f"{flag} {paths[0]}: no images in it" if paths else f"{flag}: no images given")
+    data = selection.data
+    records = pd.DataFrame({"path": files}).reindex(columns=RECORD_COLUMNS, fill_value="")
+    records["sha256"] = hash_files(files, cache_folder(data), data.workers)
+    if selection.run is not None:
+        split = read_split(selection.run / "split.csv").drop_duplicates("sha256")
+        same = records[["sha256"]].merge(split, how="left", on="sha256").fillna("")
         for column in ("label", "group", "source", *MASKS):
-            records[column] = known[column].to_numpy()
-    records["group"] = _patients(records, chosen)
-    part, unreadable = make_image_set(give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True)
-    part, flat = without_flat_images(part, data.fit)
-    reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
-    for path, reason in reasons.items():
-        if Path(path) in {p.resolve() for p in images} or not len(part):
-            raise UserError(f"--image {path}: {reason}")
-        log.warning(f"{path}: left out ({reason})")
-    return without_empty_masks(part, data)
+            records[column] = same[column].to_numpy()
+    records["group"] = _patients(records, selection)
+    return records
+
+
+class ArrayStore:
+    """Pixels in memory with the face of a `PixelStore`: (n, side, side) uint8."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.side = pixels, pixels.shape[-1]
+
+    def open(self) -> None:
+        """Do nothing: the pixels are there."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the pixels of `rows`: (n, side, side) uint8."""
+        return self.pixels[rows]
+
+
+def images_from_arrays(arrays: np.ndarray | Iterable[np.ndarray], checkpoint: Checkpoint) -> ImageSet:
+    """Return images given as pixels, as squares of the checkpoint's input size. Their paths are `array-0`, ….
+
+    Args:
+        arrays: one image, (height, width); several of one size, (n, height, width); or any number of (height, width)
+            each. uint8 and uint16 span their whole range, floats [0, 1]: bright bone, dark air.
+
+    Raises: `UserError` for an array of another shape, type or range.
+    """
+    squares = [_square(pixels, index, checkpoint) for index, pixels in enumerate(separate(arrays))]
+    if not squares:
+        raise UserError("images: no arrays given")
+    records = pd.DataFrame({"path": [f"array-{index}" for index in range(len(squares))]})
+    records = records.reindex(columns=RECORD_COLUMNS, fill_value="").assign(group=records["path"])
+    stores = {"image": (ArrayStore(np.stack(squares)), np.arange(len(squares)))}
+    return ImageSet(records=records, classes=checkpoint.classes, stores=stores)
+
+
+def separate(arrays: np.ndarray | Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Return a list of images of an array or a sequence of arrays."""
+    if not hasattr(arrays, "ndim"):
+        return [np.asarray(array) for array in arrays]
+    if arrays.ndim == 3 and arrays.shape[-1] in (3, 4):
+        raise UserError(f"images: an array of shape {tuple(arrays.shape)} looks like colour; convert it to grey")
+    return list(np.asarray(arrays)) if arrays.ndim == 3 else [np.asarray(arrays)]
+
+
+def _square(pixels: np.ndarray, index: int, checkpoint: Checkpoint) -> np.ndarray:
+    """Return one array as the cache keeps an image: (size, size) uint8."""
+    if pixels.ndim != 2 or not pixels.size:
+        raise UserError(f"images: array {index} has shape {pixels.shape}; (height, width) in grey is needed")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise UserError(f"images: array {index} has floats outside [0, 1]; rescale them")
+        pixels = (pixels * np.float64(65535)).round().astype(np.uint16)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"images: array {index} is {pixels.dtype}; uint8, uint16 or floats in [0, 1] are needed")
+    return to_uint8(fit_square(np.ascontiguousarray(pixels), checkpoint.size, checkpoint.fit))
+
+
+def _worst_errors(selection: Selection, count: int) -> list[str]:
+    """Return the hashes of the `count` most confident errors among the run's test predictions."""
+    path = selection.output_folder("test") / "predictions.csv"
+    if not path.is_file():
+        weights = selection.checkpoint.path
+        raise UserError(f"--errors {count}: {path} does not exist; run python test.py --weights {weights}")
+    predictions = read_predictions(path, selection.checkpoint.classes)
+    wrong = predictions.table[~predictions.correct].sort_values("confidence", ascending=False, kind="stable")
+    return list(wrong["sha256"].head(count))
+
+
+def _patients(records: pd.DataFrame, selection: Selection) -> pd.Series:
+    """Return the patient of each given image: the run's own, else by `--group-pattern`, else by the run's pattern if it
+    matches these names (other images may be named otherwise), else the image alone.
+    """
+    try:
+        return name_groups(records, selection.data.group_pattern)
+    except UserError:
+        if selection.pattern_given:
+            raise
+        return name_groups(records, None)

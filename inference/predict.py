@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,44 +11,54 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset.image_set import ImageSet
-from dataset.transforms import Normalisation
+from pretrained_models import Architecture
 from utils import UserError, autocast
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How forward passes run: the device, the precision (`fp32` or `bf16`) and the images per pass."""
+
+    device: torch.device
+    precision: str
+    batch: int
 
 
 def predict_logits(
     model: nn.Module,
-    part: ImageSet,
-    device: torch.device,
+    images: ImageSet,
+    architecture: Architecture,
+    runtime: Runtime,
     *,
-    precision: str,
-    batch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     title: str = "",
     mirrored: bool = False,
 ) -> np.ndarray:
-    """Class scores before the softmax for every picture of `part`, in its order: (n, classes) float32.
+    """Return the class scores before the softmax for every image, in order: (n, classes) float32.
 
-    The model is put in evaluation mode. A bar with `title` is shown; an empty title shows none. `mirrored` turns left
-    and right of every picture.
+    Args:
+        model: on the runtime's device; it is put in evaluation mode.
+        images: cached at the model's input size.
+        architecture: its mean and standard deviation normalise the images.
+        title: of the progress bar; an empty title shows none.
+        mirrored: flip every image left to right.
     """
     model.eval()
-    found = []
+    scores = []
     with (
         torch.inference_mode(),
-        autocast(device, precision),  # around the loop: the weights are cast once, not for every batch
-        tqdm(total=len(part), desc=title, unit="image", disable=not title, leave=False) as bar,
+        autocast(runtime.device, runtime.precision),  # around the loop: the weights are cast once, not for every batch
+        tqdm(total=len(images), desc=title, unit="image", disable=not title, leave=False) as bar,
     ):
-        for item in part.batches(device, batch, Normalisation(mean, std)):
-            found.append(model(item.inputs.flip(-1) if mirrored else item.inputs).float())
-            bar.update(len(item.indices))
-        return torch.cat(found).cpu().numpy() if found else np.zeros((0, len(part.classes)), np.float32)
+        for batch in images.batches(runtime.device, runtime.batch, architecture):
+            scores.append(model(batch.inputs.flip(-1) if mirrored else batch.inputs).float())
+            bar.update(len(batch.indices))
+        return torch.cat(scores).cpu().numpy() if scores else np.zeros((0, len(images.classes)), np.float32)
 
 
 def softmax(logits: np.ndarray, records: pd.DataFrame) -> np.ndarray:
-    """Probabilities (n, classes) float64 of class scores.
+    """Return the probabilities, (n, classes) float64, of class scores.
 
-    Raises: `UserError` for scores that are not finite, which no probability can be made of; `records` name the image.
+    Raises: `UserError` for scores that are not finite; `records` name the first such image.
     """
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():

@@ -20,7 +20,7 @@ from dataset.transforms import Augment
 from evaluation.metrics.calibration import log_losses
 from evaluation.metrics.confusion import confusion_matrix, overall_values
 from experiment.run_folder import best_epoch
-from inference.predict import predict_logits, softmax
+from inference.predict import Runtime, predict_logits, softmax
 from pretrained_models import Architecture
 from training.distributed import Ranks
 from training.optimisation import freeze_backbone, learning_rate, training_mode
@@ -147,11 +147,8 @@ def validate(learner: Learner, part: ImageSet, share: ImageSet | None = None) ->
     logits = predict_logits(
         learner.model,
         part if share is None else share,
-        learner.device,
-        precision=learner.precision,
-        batch=learner.config.train.eval_batch,
-        mean=learner.architecture.mean,
-        std=learner.architecture.std,
+        learner.architecture,
+        Runtime(learner.device, learner.precision, learner.config.train.eval_batch),
         title="validation" if learner.ranks.leads else "",
     )
     logits = learner.ranks.gather(logits)

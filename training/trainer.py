@@ -301,25 +301,22 @@ def _save_epoch(
     """
     row, config = history[-1], learner.config
     checkpoint = Checkpoint(
-        learner.architecture,
-        dataset.classes,
-        dataset.side,
-        config.data.fit,
-        learner.precision,
-        row["epoch"],
-        hashes,
-        asdict(config),
-        learner.model.state_dict(),
-        {},
-        run.path / "best.pt",
+        architecture=learner.architecture,
+        classes=dataset.classes,
+        size=dataset.side,
+        fit=config.data.fit,
+        precision=learner.precision,
+        epoch=row["epoch"],
+        train_hashes=hashes,
+        config=asdict(config),
+        state=learner.model.state_dict(),
+        resume={},
+        path=run.path / "best.pt",
     )
     if best_epoch(history) is row:
         save_checkpoint(checkpoint)
-    checkpoint.path, checkpoint.resume = (
-        run.path / "last.pt",
-        {"optimizer": learner.optimizer.state_dict(), "history": history},
-    )
-    save_checkpoint(checkpoint)
+    resume = {"optimizer": learner.optimizer.state_dict(), "history": history}
+    save_checkpoint(replace(checkpoint, path=run.path / "last.pt", resume=resume))
     run.write_history(history)
     figure = learning_curves_figure(history, best_epoch(history)["epoch"])
     figure.suptitle(f"{config.model}, {run.path.name}", fontsize=10)

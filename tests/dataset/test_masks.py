@@ -23,7 +23,7 @@ from dataset.masks import same_shape
 from dataset.readers import UnreadableImage, image_size, read_image, square_image, square_mask
 from experiment import selection
 from experiment.selection import Selection
-from inference.images import chosen_images
+from inference.images import images_from_paths, images_from_split
 from tests.helpers.dicom import write_dicom
 from tests.helpers.verbs import Result
 from utils import UserError
@@ -73,7 +73,8 @@ def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **
     keys = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
     data = DataConfig(**{"split": [0.5, 0.0, 0.5], "cache_dir": str(cache_dir), **keys})
     checkpoint = SimpleNamespace(size=64, classes=["A", "B"], path=Path("best.pt"))
-    return chosen_images(Selection(checkpoint, None, data, torch.device("cpu"), "fp32"), images, count, 0)
+    chosen = Selection(checkpoint=checkpoint, run=None, data=data, device=torch.device("cpu"), precision="fp32")
+    return images_from_split(chosen, count, 0) if images is None else images_from_paths(chosen, images)
 
 
 def _mask(part: ImageSet, name: str, stem: str) -> np.ndarray:

@@ -230,16 +230,13 @@ def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:
     from config import load_run_config
     from dataset.loading import load_dataset
     from experiment.checkpoint import load_checkpoint
-    from inference.predict import predict_logits
+    from inference.predict import Runtime, predict_logits
 
     checkpoint = load_checkpoint(tiny_run / "best.pt")
     data = load_run_config(tiny_run / "config.yaml").data
     part = load_dataset(data, 64, run_split=tiny_run / "split.csv").images("test")
-    a, device = checkpoint.architecture, torch.device("cpu")
-    logits = [
-        predict_logits(checkpoint.model(), part, device, precision="fp32", batch=b, mean=a.mean, std=a.std)
-        for b in (len(part), 7, 1)
-    ]
+    runtimes = [Runtime(torch.device("cpu"), "fp32", batch) for batch in (len(part), 7, 1)]
+    logits = [predict_logits(checkpoint.model(), part, checkpoint.architecture, runtime) for runtime in runtimes]
     assert logits[0].shape == (len(part), 4)
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-4)
     np.testing.assert_allclose(logits[2], logits[0], atol=2e-4)
