@@ -20,7 +20,7 @@ from experiment.checkpoint import Checkpoint
 from experiment.selection import Selection
 from utils import UserError, log
 
-FLAT = "all pixels have one value: nothing to explain"
+FLAT = "one value only: nothing to explain"
 
 
 def images_from_split(selection: Selection, count: int, seed: int, errors: int = 0) -> ImageSet:
