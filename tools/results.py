@@ -1,6 +1,6 @@
-"""Print docs/results.md: every result from run folders, beside the command that produced it.
+"""Write the tables of docs/results.md from run folders, beside the commands that produced them.
 
-    python tools/results.py > docs/results.md
+    python tools/results.py
 
 Reads `runs/NAME/run.json`, `runs/NAME/test/metrics.json` and `runs/compare-GROUP/comparison.csv` of the runs listed
 below, which the commands on the page create, and copies their plots, reduced to 64 colours, to docs/images/results/.
@@ -21,23 +21,17 @@ from PIL import Image
 from evaluation.phrases import with_limits, words
 from utils import PROJECT
 
-INTRODUCTION = """\
-# Results of the student project's three models
-
-For readers who want every number behind the README's headline results: the three architectures of the student project,
-trained here on synthetic and on real radiographs, with per-class tables and curves. Brackets hold 95 % intervals with
-the patient as the unit ([intervals.md](intervals.md)). `python tools/results.py > docs/results.md` writes this page
-from the runs that the commands below create.
-"""
+PAGE = PROJECT / "docs" / "results.md"
+MARK = "<!-- python tools/results.py writes everything below -->"
 GROUPS = {
     "phantom": (
-        "On the phantom",
+        "Three models on the phantom",
         "1,600 synthetic radiographs of 811 patients at 144×144, from random weights: 160 test images of 81 patients.\n"
         "The phantom is a test object; these numbers say nothing about real patients.",
         {"phantom-resnet18": "resnet18", "phantom-vgg16-20": "vgg16", "phantom-densenet121": "densenet121"},
     ),
     "cxr4": (
-        "On real radiographs",
+        "Three models, and a pretrained one, on real radiographs",
         "`../shared/data/cxr4`, an optional folder of development data: 4,100 images, 410 of them in the test split.\n"
         "Class and source are confounded in it, so a model may do well without looking at a lung. The first three\n"
         "models start from random weights at 128×128, the last from ImageNet weights at 224×224.",
@@ -128,8 +122,9 @@ def comparison(key: str, labels: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    print(INTRODUCTION)
-    print("\n".join(line for key in GROUPS for line in group_section(key)).rstrip())
+    head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+    sections = "\n".join(line for key in GROUPS for line in group_section(key)).rstrip()
+    PAGE.write_text(f"{head}{MARK}\n\n{sections}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
