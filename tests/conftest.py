@@ -1,8 +1,8 @@
-"""Shared fixtures: a small phantom, a run trained on it, and verbs run as programs are."""
+"""Shared fixtures: a small phantom, a run trained on it, and a function that runs a program."""
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.verbs import ROOT, Result
+from tests.helpers.verbs import Result, Verb, load_program, ok
 
 
 @pytest.fixture(scope="session")
@@ -26,39 +26,30 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("data") / "phantom", count=120, seed=3)
 
 
-def _run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, script: str, argv: list[str]) -> Result:
-    from command_line import run_verb
-
-    spec = importlib.util.spec_from_file_location("verb_" + Path(script).stem, ROOT / script)
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    monkeypatch.setattr(sys, "argv", [script, *argv])
-    capsys.readouterr()
-    code = 0
-    try:
-        run_verb(module.main)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return Result(code, captured.out, captured.err)
-
-
 @pytest.fixture
-def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Callable[..., Result]:
-    """`verb("train.py", "--epochs", 1)`: run a script in this process, with a cache of the tests' own."""
+def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Verb:
+    """Return a function that runs a program in this process: `verb("train.py", "--epochs", 1)`."""
 
-    def run(script: str, *argv: object) -> Result:
-        return _run(capsys, monkeypatch, script, [*map(str, argv), f"data.cache_dir={cache_dir}"])
+    def run(file: str, *words: object) -> Result:
+        from command_line import run_verb
+
+        main = load_program(monkeypatch, file).main
+        monkeypatch.setattr(sys, "argv", [file, *map(str, words), f"data.cache_dir={cache_dir}"])
+        capsys.readouterr()
+        code = 0
+        try:
+            run_verb(main)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run
 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
-    """`ctrl_c()`: press it. It is heard also where the shell that started the tests ignores it (behind `&`)."""
+    """Return a function that presses Ctrl-C, and make it work even if the shell ignores it (behind `&`)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
@@ -82,3 +73,18 @@ def tiny_run(phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
         },
     )
     return train(config, "tiny")
+
+
+@pytest.fixture
+def example_folder(
+    verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Work in a folder with the paths of the documentation: `runs/NAME`, evaluated, and `folder/of/images`."""
+    shutil.copytree(tiny_run, tmp_path / "runs" / "NAME")
+    images = tmp_path / "folder" / "of" / "images"
+    images.mkdir(parents=True)
+    for image in sorted((phantom / "COVID" / "images").iterdir())[:3]:
+        shutil.copy(image, images)
+    ok(verb("test.py", "--weights", tmp_path / "runs" / "NAME", "--quick"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 from pathlib import Path
@@ -20,7 +19,7 @@ from pretrained_models import (
     load_backbone,
     read_state,
 )
-from tests.helpers.verbs import SHARED, needs_shared
+from tests.helpers.verbs import SHARED, RunsCommand, needs_shared
 from utils import UserError, read_tensors
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
@@ -127,11 +126,6 @@ def test_a_file_of_another_model_is_refused() -> None:
             load_backbone(model, changed, "fc", "x.pt")
 
 
-class _Code:
-    def __reduce__(self) -> tuple:
-        return os.system, ("touch executed",)
-
-
 @pytest.mark.parametrize(
     "kind", ["missing", "empty", "text", "pickle", "pickled code", "truncated", "truncated.safetensors", "no state"]
 )
@@ -145,7 +139,7 @@ def test_files_that_must_not_be_loaded(tmp_path: Path, monkeypatch: pytest.Monke
     elif kind == "pickle":
         path.write_bytes(pickle.dumps({"model": [1, 2]}))
     elif kind == "pickled code":
-        torch.save({"model": _Code()}, path)
+        torch.save({"model": RunsCommand()}, path)
     elif kind == "truncated":
         torch.save({"w": torch.zeros(10000)}, path)
         path.write_bytes(path.read_bytes()[:9000])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pytest
 
 from command_line import Parser
 from config import GROUPS, all_keys
-from tests.helpers.verbs import ROOT, Verb, ok
+from tests.helpers.verbs import ROOT, load_program
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs" / "README.md"]
@@ -88,13 +85,9 @@ def parse(patch: pytest.MonkeyPatch, words: list[str]) -> None:
             return namespace  # `parsed_command` goes on
         raise _Parsed
 
-    spec = importlib.util.spec_from_file_location("documented_program", ROOT / program)
-    module = importlib.util.module_from_spec(spec)
-    patch.setattr(sys, "path", list(sys.path))
-    patch.setitem(sys.modules, spec.name, module)
+    module = load_program(patch, program)
     patch.setattr(Parser, "parse_command", parsed_command)
     patch.setattr(argparse.ArgumentParser, "parse_args", parsed_args)
-    spec.loader.exec_module(module)
     module.main(argv)
 
 
@@ -116,23 +109,14 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.xfail(not (ROOT / "classifier.py").exists(), reason="classifier.py is not there yet", strict=True)
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(
-    verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "runs").mkdir()
-    shutil.copytree(tiny_run, tmp_path / "runs" / "NAME")
-    images = sorted((phantom / "COVID" / "images").iterdir())[:3]
-    (tmp_path / "folder" / "of" / "images").mkdir(parents=True)
-    for image in images:
-        shutil.copy(image, tmp_path / "folder" / "of" / "images")
-    ok(verb("test.py", "--weights", tmp_path / "runs" / "NAME", "--quick"))
-    monkeypatch.chdir(tmp_path)
+def test_the_python_of_the_readme_runs(example_folder: Path) -> None:
     (code,) = blocks(README, "python")
+    assert len([line for line in code.splitlines() if line.strip()]) == 6
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert len([line for line in code.splitlines() if line.strip()]) == 6
+    images = sorted(path.name for path in (example_folder / "folder" / "of" / "images").iterdir())
     table = names["table"]
-    assert isinstance(table, pd.DataFrame) and [Path(path).name for path in table["path"]] == [i.name for i in images]
+    assert isinstance(table, pd.DataFrame) and [Path(path).name for path in table["path"]] == images
     assert {"predicted", "confidence", "p_COVID"} <= set(table)
     assert len(names["maps"]) == len(images)
     assert 0 <= names["metrics"]["accuracy"]["low"] <= names["metrics"]["accuracy"]["value"] <= 1

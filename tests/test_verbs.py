@@ -1,4 +1,4 @@
-"""The programs as people type them: the seed project's commands, whole chains, and bad input."""
+"""The programs as a user types them: the student project's commands, whole chains, and bad input."""
 
 from __future__ import annotations
 
@@ -12,53 +12,35 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.helpers.verbs import TINY, Verb, ok, refused
+from tests.helpers.verbs import TINY, RunsCommand, Verb, ok, refused
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> None:
-    out = ok(
-        verb(
-            "train.py",
-            *TINY,
-            "--data",
-            phantom,
-            "--epochs",
-            1,
-            "--save",
-            tmp_path,
-            "--name",
-            "a",
-            "data.split=0.6,0.2,0.2",
-        )
-    )
-    assert "best epoch 1" in out
-    assert "test.py --weights" in out
-    assert "draw_cam.py --weights" in out
+    run = ("--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a", "data.split=0.6,0.2,0.2")
+    out = ok(verb("train.py", *TINY, *run))
+    assert all(text in out for text in ("best epoch 1", "test.py --weights", "draw_cam.py --weights"))
     out = ok(verb("test.py", "--save", tmp_path))
     assert "taking the newest finished run" in out
     split = pd.read_csv(tmp_path / "a" / "split.csv")
-    found = pd.read_csv(tmp_path / "a" / "test" / "predictions.csv", keep_default_na=False)
-    assert sorted(found["path"]) == sorted(split[split["split"] == "test"]["path"])
-    probabilities = found[[c for c in found if c.startswith("p_")]]
+    predictions = pd.read_csv(tmp_path / "a" / "test" / "predictions.csv", keep_default_na=False)
+    assert sorted(predictions["path"]) == sorted(split[split["split"] == "test"]["path"])
+    probabilities = predictions[[column for column in predictions if column.startswith("p_")]]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     metrics = json.loads((tmp_path / "a" / "test" / "metrics.json").read_text())
-    assert metrics["accuracy"]["value"] == pytest.approx((found["label"] == found["predicted"]).mean())
-    assert {p.name for p in (tmp_path / "a" / "test").iterdir()} == {
-        "predictions.csv",
-        "metrics.json",
-        "metrics.csv",
-        "confusion_matrix.png",
-        "roc.png",
-        "precision_recall.png",
-        "reliability.png",
-        "report.html",
-    }
+    assert metrics["accuracy"]["value"] == pytest.approx(
+        (predictions["label"] == predictions["predicted"]).mean()
+    )
+    written = {path.name for path in (tmp_path / "a" / "test").iterdir()}
+    figures = {"confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png"}
+    assert written == {"predictions.csv", "metrics.json", "metrics.csv", "report.html", *figures}
     out = ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--count", 2, "--save"))
     cams = tmp_path / "a" / "cams"
     table = pd.read_csv(cams / "cams.csv")
-    assert table["label"].value_counts().to_dict() == found["label"].value_counts().clip(upper=2).to_dict()
+    assert (
+        table["label"].value_counts().to_dict() == predictions["label"].value_counts().clip(upper=2).to_dict()
+    )
     for row in table.itertuples():
         assert (cams / row.file).is_file()
         cam = np.load(cams / row.file.replace(".png", ".npy"))
@@ -73,7 +55,7 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(drawn["lesion_lift"], drawn["lesion_energy"] / drawn["lesion_area"])
 
 
-def test_the_commands_of_the_seed_s_readme(verb: Verb, tmp_path: Path) -> None:
+def test_the_commands_of_the_student_project(verb: Verb, tmp_path: Path) -> None:
     small = ("data.phantom_count=120", "data.size=64")
     quick = ("--init", "none", "--precision", "fp32", *small)
     ok(verb("dataset/data.py", "--output", tmp_path / "sheet.png", *small))
@@ -102,7 +84,7 @@ def test_table_and_contact_sheet(verb: Verb, phantom: Path, tmp_path: Path) -> N
     assert int(rows["all classes"][4]) < 120
 
 
-def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+def test_images_and_folders_given_by_the_user(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
     folder = tmp_path / "some images"
     folder.mkdir()
     source = sorted((phantom / "COVID" / "images").iterdir())[0]
@@ -110,27 +92,15 @@ def test_images_and_folders_given_by_hand(verb: Verb, tiny_run: Path, phantom: P
     tall = np.random.default_rng(0).integers(0, 65536, (300, 111)).astype(np.uint16)
     cv2.imwrite(str(folder / "tall.TIFF"), tall)
     (folder / "notes.txt").write_text("x")
-    ok(
-        verb(
-            "draw_cam.py",
-            "--weights",
-            tiny_run,
-            "--image",
-            folder,
-            "--label",
-            "Normal",
-            "--output",
-            tmp_path / "o",
-            "--save",
-        )
-    )
+    output = ("--output", tmp_path / "o")
+    ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder, "--label", "Normal", *output, "--save"))
     table = pd.read_csv(tmp_path / "o" / "cams.csv", keep_default_na=False)
     assert table["target"].tolist() == ["Normal", "Normal"]
     assert table["label"].tolist() == ["COVID", ""]
     raw = cv2.imread(str(tmp_path / "o" / "0001_tall__raw.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(raw, np.round(tall / 257).astype(np.uint8))
-    # another call into the same folder leaves nothing of the first
-    ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", "--output", tmp_path / "o"))
+    # a second call into the same folder deletes the first one's maps
+    ok(verb("draw_cam.py", "--weights", tiny_run, "--image", folder / "tall.TIFF", *output))
     assert len(list((tmp_path / "o").glob("0*.png"))) == 1
 
 
@@ -143,19 +113,8 @@ def test_masks_from_other_folders(verb: Verb, tiny_run: Path, phantom: Path, tmp
     half[:, :35] = 255
     for image in images:
         cv2.imwrite(str(tmp_path / "lungs" / image.name), half)
-    ok(
-        verb(
-            "draw_cam.py",
-            "--weights",
-            tiny_run,
-            "--image",
-            *images,
-            "--lung-masks",
-            tmp_path / "lungs",
-            "--output",
-            tmp_path / "o",
-        )
-    )
+    folders = ("--lung-masks", tmp_path / "lungs", "--output", tmp_path / "o")
+    ok(verb("draw_cam.py", "--weights", tiny_run, "--image", *images, *folders))
     table = pd.read_csv(tmp_path / "o" / "cams.csv")
     np.testing.assert_allclose(table["lung_area"], 0.5, atol=0.01)
 
@@ -164,26 +123,14 @@ def test_maps_of_every_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "one")
     shutil.copytree(tiny_run, tmp_path / "two")
     keep = tmp_path / "kept"
-    ok(
-        verb(
-            "draw_cam.py",
-            "--model",
-            "all",
-            "--count",
-            1,
-            "--output",
-            tmp_path / "out",
-            "--save",
-            keep,
-            f"save={tmp_path}",
-        )
-    )
+    folders = ("--output", tmp_path / "out", "--save", keep, f"save={tmp_path}")
+    ok(verb("draw_cam.py", "--model", "all", "--count", 1, *folders))
     assert all(len(list((keep / name).glob("*.npy"))) == 4 for name in ("one", "two"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one", "two"]
     assert all(len(list((tmp_path / "out" / name).glob("0*.png"))) == 4 for name in ("one", "two"))
 
 
-def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_map_without_evidence_is_reported_and_stays_grey(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     content = torch.load(tiny_run / "best.pt", weights_only=True)
     content["model"]["fc.weight"] = -content["model"]["fc.weight"].abs()
     run = tmp_path / "negative"
@@ -197,7 +144,7 @@ def test_a_map_without_evidence_is_said_not_stretched(verb: Verb, tiny_run: Path
     assert table["lung_lift"].isna().all()
     overlay = cv2.imread(str(run / "cams" / table["file"][0])).astype(int)
     middle = overlay[150:400, 100:400]
-    assert (middle.max(2) - middle.min(2) > 2).mean() < 0.1  # grey: no colour but the outlines of the masks
+    assert (middle.max(2) - middle.min(2) > 2).mean() < 0.1  # grey except for the outlines of the masks
 
 
 def test_a_checkpoint_away_from_its_run(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -210,7 +157,7 @@ def test_a_checkpoint_away_from_its_run(verb: Verb, tiny_run: Path, phantom: Pat
     pd.testing.assert_frame_equal(away.sort_index(), home.sort_index())
 
 
-def test_moved_data_keep_the_run_s_split(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
+def test_moved_data_keep_their_split(verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom, tmp_path / "moved")
     ok(verb("test.py", "--weights", tiny_run, "--data", tmp_path / "moved"))
     moved = pd.read_csv(tiny_run / "test-moved" / "predictions.csv")
@@ -233,7 +180,7 @@ def test_another_order_of_classes_is_mapped_by_name(verb: Verb, tiny_run: Path, 
     np.testing.assert_allclose(other[ours.columns[4:8]], ours[ours.columns[4:8]], atol=1e-6)
 
 
-def test_an_interrupt_is_no_traceback(
+def test_an_interrupt_prints_no_traceback(
     verb: Verb, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training import trainer
@@ -267,10 +214,8 @@ def test_an_interrupt_is_no_traceback(
 )
 def test_bad_input_of_train(verb: Verb, phantom: Path, tmp_path: Path, argv: list[str], words: list[str]) -> None:
     defaults = [] if "--data" in argv else ["--data", phantom]
-    refused(
-        verb("train.py", "--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64", *defaults, *argv),
-        *words,
-    )
+    flags = ["--save", tmp_path, "--init", "none", "--precision", "fp32", "data.size=64"]
+    refused(verb("train.py", *flags, *defaults, *argv), *words)
     assert not list(tmp_path.glob("*/best.pt"))
 
 
@@ -297,9 +242,7 @@ def test_bad_weights(
     if kind == "text":
         path.write_text("weights")
     elif kind == "code":
-        from test_models import _Code
-
-        torch.save({"model": _Code()}, path)
+        torch.save({"model": RunsCommand()}, path)
     elif kind == "truncated":
         path.write_bytes((tiny_run / "best.pt").read_bytes()[:100_000])
     elif kind == "state":
@@ -340,21 +283,18 @@ def test_bad_input_of_draw_cam(verb: Verb, tiny_run: Path, tmp_path: Path) -> No
     refused(verb("draw_cam.py", *weights, "--output", tmp_path / "file" / "x"), "--output")
 
 
-def test_a_letterboxed_model_is_drawn_on_the_picture(verb: Verb, phantom: Path, tmp_path: Path) -> None:
-    """The map of a tall picture is laid back without the padding that the model saw at its sides."""
+def test_a_letterboxed_model_is_drawn_on_the_image(verb: Verb, phantom: Path, tmp_path: Path) -> None:
+    """The map of a tall image is mapped back without the padding at its sides."""
     run = ("--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a", "data.fit=letterbox")
     ok(verb("train.py", *TINY, *run, "data.split=0.6,0.2,0.2"))
     tall = cv2.resize(cv2.imread(str(next((phantom / "COVID" / "images").iterdir())), 0), (150, 299))
     cv2.imwrite(str(tmp_path / "tall$_$.png"), tall)
-    ok(
-        verb(
-            "draw_cam.py", "--weights", tmp_path / "a", "--image", tmp_path / "tall$_$.png", "--output", tmp_path / "o"
-        )
-    )
+    image = tmp_path / "tall$_$.png"
+    ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--image", image, "--output", tmp_path / "o"))
     assert len(list((tmp_path / "o").glob("0*.png"))) == 1
 
 
-def test_other_data_are_split_afresh_even_if_some_images_are_known(
+def test_other_data_are_split_again_even_if_some_images_are_known(
     verb: Verb, tiny_run: Path, phantom: Path, tmp_path: Path
 ) -> None:
     from dataset.phantom.write import write_phantom

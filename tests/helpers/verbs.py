@@ -1,10 +1,14 @@
-"""Verbs run as programs are: what they printed, and what is expected of it."""
+"""The programs, run in the tests' own process, and what is expected of them."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,7 +19,7 @@ TINY = ("--model", "resnet18", "--init", "none", "--precision", "fp32", "--batch
 
 @dataclass
 class Result:
-    """What a verb did: exit code, screen, and error output."""
+    """The outcome of a program: exit code, standard output, error output."""
 
     code: int
     out: str
@@ -25,16 +29,32 @@ class Result:
 Verb = Callable[..., Result]
 
 
+class RunsCommand:
+    """An object that writes a file named `executed` to the working folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+def load_program(monkeypatch: pytest.MonkeyPatch, file: str) -> ModuleType:
+    """Load a program as a module of its own, whose `main` can then be called."""
+    spec = importlib.util.spec_from_file_location("program_" + Path(file).stem, ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec.loader.exec_module(module)
+    return module
+
+
 def ok(result: Result) -> str:
+    """Assert that a program succeeded, and return its output."""
     assert result.code == 0, result.err + result.out
     return result.out
 
 
 def refused(result: Result, *words: str) -> None:
-    """One line on stderr that holds `words`, exit code 2, no traceback."""
-    lines = [
-        line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line
-    ]  # no bars
+    """Assert exit code 2 and one line of error output that contains `words`; progress bars do not count."""
+    lines = [s for s in result.err.replace("\r", "\n").splitlines() if s.strip() and "%|" not in s]
     assert result.code == 2, result
     assert len(lines) == 1, result.err
     assert all(word in lines[0] for word in words), lines[0]
@@ -42,5 +62,5 @@ def refused(result: Result, *words: str) -> None:
 
 
 def needs_shared(folder: str) -> pytest.MarkDecorator:
-    """Skip, by name, where the optional development data are absent."""
+    """Skip, with a reason, if the optional development data are absent."""
     return pytest.mark.skipif(not (SHARED / folder).exists(), reason=f"../shared/{folder} is absent")
