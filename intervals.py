@@ -42,6 +42,9 @@ class Interval(NamedTuple):
         return "-" if math.isnan(self.value) else value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
 
+UNKNOWN = Interval()
+
+
 class Patients:
     """Who the images belong to.
 
@@ -155,7 +158,7 @@ def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:
     kept = ~np.isnan(values)
     values, patients = values[kept], Patients(np.asarray(groups)[kept])
     if not len(values):
-        return Interval()
+        return UNKNOWN
     # equal values must not differ from their mean by a rounding error
     mean = float(values[0] if (values == values[0]).all() else values.mean())
     if patients.count < 2:

@@ -22,7 +22,8 @@ import numpy as np
 from coverage_of_intervals import CLASSES, IMAGES, PREVALENCE, SHARED, SURE, predictions
 from tqdm import tqdm
 
-from evaluation import comparison
+from evaluation.comparison import paired
+from evaluation.comparison.records import COMPARED as METRICS
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
@@ -31,7 +32,6 @@ from utils import cores
 
 SIZES = (60, 240)
 PAIRS = ((2.2, 2.2, 0.5), (2.2, 2.2, 0.95), (3.25, 2.7, 0.5), (3.25, 3.25, 0.8), (1.75, 1.0, 0.5))  # shifts, common
-METRICS = (*comparison.RESAMPLED, "macro_auroc")
 POPULATION = 400_000
 Setting = tuple[float, float, float, int, int]
 
@@ -56,21 +56,21 @@ def draw(setting: Setting, rng: np.random.Generator) -> list[Predictions]:
 
 
 def differences(runs: list[Predictions]) -> np.ndarray:
-    """The first run's metrics minus the second's, those of `comparison.RESAMPLED`."""
-    a, b = (comparison.class_metrics(confusion_matrix(r.labels, r.predicted, len(CLASSES))) for r in runs)
+    """The first run's metrics minus the second's, those that the bootstrap resamples."""
+    a, b = (paired.class_metrics(confusion_matrix(r.labels, r.predicted, len(CLASSES))) for r in runs)
     return a - b
 
 
 def limits(runs: list[Predictions]) -> tuple[np.ndarray, np.ndarray]:
     """Limits (2, metrics) of compare.py, and the usual ones: the percentile bootstrap, and DeLong's value ± 1.96·sd."""
     first = runs[0]
-    confusions = comparison.resampled_confusions(runs, RESAMPLES, 0)
+    confusions = paired.resampled_confusions(runs, RESAMPLES, 0)
     a, b = confusions[:, 0], confusions[:, 1]
     support = np.bincount(first.labels, minlength=len(CLASSES))
-    ours = comparison.bootstrap_limits(differences(runs), a, b, support, first.patients, 0)
-    drawn = comparison.class_metrics(a) - comparison.class_metrics(b)
+    ours = paired.bootstrap_limits(differences(runs), (a, b), support, first.patients, 0)
+    drawn = paired.class_metrics(a) - paired.class_metrics(b)
     usual = np.nanquantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0)
-    area = comparison.delong_test(*map(comparison.rankings, runs), first.labels, first.patients)[-1]
+    area = paired.delong_test(*map(paired.rankings, runs), first.labels, first.patients)[-1]
     half = Z * abs(area.value / area.z) if area.z else np.nan
     return (
         np.column_stack([ours, [area.low, area.high]]),
@@ -100,7 +100,7 @@ def coverage(setting: Setting, draws: int, true: np.ndarray) -> dict[str, np.nda
 def truth(pair: tuple[float, float, float]) -> np.ndarray:
     """The true differences of `METRICS`."""
     runs = draw((*pair, POPULATION, 1), np.random.default_rng(1))
-    areas = [np.mean([rank.value for rank in comparison.rankings(run)]) for run in runs]
+    areas = [np.mean([rank.value for rank in paired.rankings(run)]) for run in runs]
     return np.append(differences(runs), areas[0] - areas[1])
 
 

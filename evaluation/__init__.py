@@ -1,1 +1,7 @@
-"""Predictions, metrics and plots of an evaluation. Every number is computed from `predictions.csv`, never in a loop."""
+"""From a table of predictions to metrics, comparisons and figures; nothing is computed inside a training loop."""
+
+from evaluation.comparison import Comparison, compare
+from evaluation.metrics import compute_metrics
+from evaluation.predictions import Predictions, read_predictions
+
+__all__ = ["Comparison", "Predictions", "compare", "compute_metrics", "read_predictions"]

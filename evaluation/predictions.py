@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -37,9 +37,6 @@ class Predictions:
     table: pd.DataFrame
     classes: list[str]
     where: str = "predictions"
-    labels: np.ndarray = field(init=False)
-    predicted: np.ndarray = field(init=False)
-    probabilities: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.table = self.table.reset_index(drop=True)
@@ -69,6 +66,11 @@ class Predictions:
     def correct(self) -> np.ndarray:
         """Whether the predicted class is the true one, (n,) bool."""
         return self.labels == self.predicted
+
+    @property
+    def support(self) -> np.ndarray:
+        """The number of images of each class, (classes,)."""
+        return np.bincount(self.labels, minlength=len(self.classes))
 
     @property
     def unknown_patients(self) -> int:

@@ -12,7 +12,7 @@ BINS = 15
 EPS = np.finfo(np.float64).eps
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Bins:
     """Images sorted into bins by confidence; every field is per bin, (bins,), and NaN where a bin is empty."""
 
@@ -76,7 +76,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, index: np.ndarray, 
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = wilson(right, count)
         mean = np.bincount(index, weights=confidence, minlength=bins) / count
-        return Bins(count, mean, right / count, low, high)
+        return Bins(count=count, confidence=mean, accuracy=right / count, low=low, high=high)
 
 
 def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

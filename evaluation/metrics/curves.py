@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ GRID = np.linspace(0, 1, 201)
 MOST_THRESHOLDS = 200
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Curve:
     """A curve and its band, all as points with rising x.
 
@@ -22,8 +22,8 @@ class Curve:
         name: the class, or `mean`.
         x, y: (points,). ROC: 1 - specificity and recall. Precision-recall: recall and precision.
         low, high: (201,) the band at `GRID`.
-        area: the AUROC or the average precision, as `metrics.json` has it.
-        chance: what a model that knows nothing reaches: 0.5, or the class's share of the images.
+        area: the AUROC or the average precision, as in `metrics.json`.
+        chance: what an uninformative model reaches: 0.5, or the class's share of the images.
     """
 
     name: str
@@ -35,51 +35,66 @@ class Curve:
     chance: float
 
 
+class _Rates(NamedTuple):
+    """A proportion and its 95 % limits at every threshold, each (thresholds,)."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 def class_curves(predictions: Predictions, metrics: dict[str, Any]) -> dict[str, list[Curve]]:
-    """`roc` and `precision_recall`: a curve per class that has both sides, then their mean.
+    """Return `roc` and `precision_recall`: a curve per class that has both sides, then their mean.
 
     The band joins, over all thresholds, the corners of the 95 % intervals of the two rates at that threshold (both by
     `proportion_interval`, over patients). It is conservative, and does not close where a model makes no error. The
     mean's band is the mean of the classes' bands, as if their errors went together.
     """
-    found: dict[str, list[Curve]] = {"roc": [], "precision_recall": []}
+    curves: dict[str, list[Curve]] = {"roc": [], "precision_recall": []}
     for number, name in enumerate(predictions.classes):
         positive = predictions.labels == number
         if not 0 < positive.sum() < len(positive):
             continue
         scores, row = predictions.probabilities[:, number], metrics["per_class"][name]
         above = scores[:, None] >= thresholds(scores, positive)
-        hit, low_hit, high_hit = _rate(above, positive[:, None], predictions)
-        alarm, low_alarm, high_alarm = _rate(above, ~positive[:, None], predictions)
-        right, low_right, high_right = _rate(above & positive[:, None], above, predictions)
-        found["roc"].append(
-            Curve(
-                name,
-                np.concatenate([[0], alarm, [1]]),
-                np.concatenate([[0], hit, [1]]),
-                _on_grid(np.concatenate([[0], high_alarm]), np.concatenate([[0], low_hit])),
-                _on_grid(np.concatenate([low_alarm, [1]]), np.concatenate([high_hit, [1]])),
-                row["auroc"],
-                0.5,
-            )
-        )
-        found["precision_recall"].append(
-            Curve(
-                name,
-                np.concatenate([[0], hit]),
-                np.concatenate([right[:1], right]),
-                _falling_on_grid(low_hit, low_right),
-                _falling_on_grid(high_hit, high_right),
-                row["average_precision"],
-                float(positive.mean()),
-            )
-        )
+        recall = _rates(above, positive[:, None], predictions)
+        false_alarms = _rates(above, ~positive[:, None], predictions)
+        precision = _rates(above & positive[:, None], above, predictions)
+        curves["roc"].append(_roc(name, false_alarms, recall, row["auroc"]))
+        chance = float(positive.mean())
+        curves["precision_recall"].append(_precision_recall(name, recall, precision, row["average_precision"], chance))
     areas = {"roc": metrics["macro_auroc"], "precision_recall": metrics["macro_average_precision"]}
-    return {kind: [*curves, *_mean(curves, areas[kind])] for kind, curves in found.items()}
+    return {name: [*found, *_mean(found, areas[name])] for name, found in curves.items()}
+
+
+def _roc(name: str, false_alarms: _Rates, recall: _Rates, area: dict[str, float | None]) -> Curve:
+    return Curve(
+        name=name,
+        x=np.concatenate([[0], false_alarms.value, [1]]),
+        y=np.concatenate([[0], recall.value, [1]]),
+        low=_rising_on_grid(np.concatenate([[0], false_alarms.high]), np.concatenate([[0], recall.low])),
+        high=_rising_on_grid(np.concatenate([false_alarms.low, [1]]), np.concatenate([recall.high, [1]])),
+        area=area,
+        chance=0.5,
+    )
+
+
+def _precision_recall(
+    name: str, recall: _Rates, precision: _Rates, area: dict[str, float | None], chance: float
+) -> Curve:
+    return Curve(
+        name=name,
+        x=np.concatenate([[0], recall.value]),
+        y=np.concatenate([precision.value[:1], precision.value]),
+        low=_falling_on_grid(recall.low, precision.low),
+        high=_falling_on_grid(recall.high, precision.high),
+        area=area,
+        chance=chance,
+    )
 
 
 def thresholds(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Falling thresholds: all distinct scores, or of many those that stand evenly among the positives and negatives."""
+    """Return falling thresholds: all distinct scores, or, of many, evenly spaced ranks of positives and negatives."""
     distinct = np.unique(scores)
     if len(distinct) > MOST_THRESHOLDS:
         share = np.linspace(0, 1, MOST_THRESHOLDS // 2)
@@ -88,15 +103,17 @@ def thresholds(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return distinct[::-1]
 
 
-def _rate(hits: np.ndarray, members: np.ndarray, predictions: Predictions) -> tuple[np.ndarray, ...]:
-    members = np.broadcast_to(members, hits.shape)
-    hits = hits & members
+def _rates(hits: np.ndarray, members: np.ndarray, predictions: Predictions) -> _Rates:
+    """Return Σ hits / Σ members at every threshold; (n, thresholds) and (n, thresholds) or (n, 1) bool."""
+    everywhere = np.broadcast_to(members, hits.shape)
+    counted = hits & everywhere
     with np.errstate(invalid="ignore", divide="ignore"):
-        return hits.sum(0) / members.sum(0), *proportion_interval(hits, members, predictions.patients)
+        value = counted.sum(0) / everywhere.sum(0)
+        return _Rates(value, *proportion_interval(counted, everywhere, predictions.patients))
 
 
-def _on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A rising curve on `GRID`: at each place the highest y that was reached up to there."""
+def _rising_on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return a rising curve at `GRID`: at each x the highest y reached up to there."""
     return np.interp(GRID, np.maximum.accumulate(x), np.maximum.accumulate(y))
 
 
@@ -105,8 +122,10 @@ def _falling_on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _mean(curves: list[Curve], area: dict[str, float | None]) -> list[Curve]:
+    """Return the mean of the curves, or nothing for fewer than two."""
     if len(curves) < 2:
         return []
     y = np.mean([np.interp(GRID, c.x, c.y) for c in curves], axis=0)
     low, high = (np.mean([getattr(c, side) for c in curves], axis=0) for side in ("low", "high"))
-    return [Curve("mean", GRID, y, low, high, area, float(np.mean([c.chance for c in curves])))]
+    chance = float(np.mean([c.chance for c in curves]))
+    return [Curve(name="mean", x=GRID, y=y, low=low, high=high, area=area, chance=chance)]

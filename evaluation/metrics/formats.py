@@ -67,3 +67,8 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     small = any(row["small"] for row in metrics["per_class"].values())
     note = [f"* fewer than {SMALL} images: too small to rank"] if small else []
     return "\n\n".join([head, "\n".join([table.to_string(), *note]), counts.to_string()])
+
+
+def severe_warnings(metrics: dict[str, Any]) -> list[str]:
+    """Return the severe warnings of a `metrics.json`: each makes its numbers worthless."""
+    return [warning["text"] for warning in metrics.get("warnings") or [] if warning.get("level") == "severe"]

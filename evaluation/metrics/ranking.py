@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -11,15 +12,28 @@ from scipy.optimize import brentq
 from intervals import Patients, Z, transformed_interval, wilson
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ranking:
-    """One statistic of a ranking: its value, the images' influences (n,), its variance and its 95 % limits."""
+    """A statistic of a ranking, the images' influences on it (n,), its variance and 95 % limits; NaN if undefined."""
 
     value: float
     influence: np.ndarray
-    variance: float
-    low: float
-    high: float
+    variance: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+
+    @classmethod
+    def undefined(cls, n: int) -> Ranking:
+        """Return the ranking of n images of one side."""
+        return cls(value=np.nan, influence=np.full(n, np.nan))
+
+
+class DelongVariance(NamedTuple):
+    """Variances of k AUROCs, Welch's degrees of freedom, both (k,), and the patients on either side, (k, 2)."""
+
+    variance: np.ndarray
+    freedom: np.ndarray
+    patients: np.ndarray
 
 
 def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
@@ -32,28 +46,26 @@ def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranki
     positive = np.asarray(positive, bool)
     p, n = int(positive.sum()), int((~positive).sum())
     if not p or not n:
-        return Ranking(np.nan, np.full(len(positive), np.nan), np.nan, np.nan, np.nan)
+        return Ranking.undefined(len(positive))
     ranks = stats.rankdata(scores)
     placement = np.empty(len(positive))  # the share of the other side that an image stands on the right side of
     placement[positive] = (ranks[positive] - stats.rankdata(scores[positive])) / n
     placement[~positive] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / p
     value = float(placement[positive].mean())
     influence = (placement - value) * np.where(positive, 1 / p, 1 / n)
-    variances, freedoms, clusters = delong_variance(influence[:, None], positive[:, None], patients)
-    variance, freedom = float(variances[0]), float(freedoms[0])
-    low, high = transformed_interval(value, variance, "logit", freedom)
+    found = delong_variance(influence[:, None], positive[:, None], patients)
+    variance = float(found.variance[0])
+    low, high = transformed_interval(value, variance, "logit", float(found.freedom[0]))
     if np.isnan(low) and 0 <= value <= 1 and patients.count > 1:
-        low, high = newcombe(value, *clusters[0])
-    return Ranking(value, influence, variance, low, high)
+        low, high = newcombe(value, *found.patients[0])
+    return Ranking(value=value, influence=influence, variance=variance, low=low, high=high)
 
 
-def delong_variance(
-    influence: np.ndarray, positive: np.ndarray, patients: Patients
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The variances (k,) of k AUROCs, or of differences of AUROCs, from the images' influences (n, k).
+def delong_variance(influence: np.ndarray, positive: np.ndarray, patients: Patients) -> DelongVariance:
+    """Return the variances of k AUROCs, or of differences of AUROCs, from the images' influences (n, k).
 
-    DeLong 1988 with Obuchowski's (1997) sums over patients. Also Welch's degrees of freedom (k,), and how many patients
-    either side has (k, 2). `positive` is (n, k) bool. NaN where a side has fewer than two patients.
+    DeLong 1988 with Obuchowski's (1997) sums over patients. `positive` is (n, k) bool. NaN where a side has fewer than
+    two patients.
     """
     sides = np.stack([positive, ~positive], 2)
     sums, clusters = patients.sums(influence[:, :, None] * sides), (patients.sums(sides) > 0).sum(0)
@@ -62,7 +74,7 @@ def delong_variance(
     both = 2 * sums.prod(2).sum(0) * patients.count / max(patients.count - 1, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = parts.sum(1) ** 2 / (parts**2 / others).sum(1)
-    return np.maximum(parts.sum(1) + both, 0), freedom, clusters
+    return DelongVariance(np.maximum(parts.sum(1) + both, 0), freedom, clusters)
 
 
 def newcombe(value: float, positives: float, negatives: float) -> tuple[float, float]:
@@ -95,7 +107,7 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patien
     positive = np.asarray(positive, bool)
     count = int(positive.sum())
     if not 0 < count < len(positive):
-        return Ranking(np.nan, np.full(len(positive), np.nan), np.nan, np.nan, np.nan)
+        return Ranking.undefined(len(positive))
     order = np.argsort(-scores, kind="stable")
     hits, sorted_scores = positive[order].astype(np.float64), scores[order]
     ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1)  # the last image of each score
@@ -114,4 +126,4 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patien
     low, high = transformed_interval(value, variance, "logit", max(clusters - 1, 1))
     if value == 1 and patients.count > 1:
         low, high = (float(limit) for limit in wilson(clusters, clusters))
-    return Ranking(value, influence, variance, low, high)
+    return Ranking(value=value, influence=influence, variance=variance, low=low, high=high)

@@ -13,6 +13,7 @@ from evaluation.metrics.ranking import Ranking, auroc, average_precision
 from evaluation.predictions import Predictions
 from intervals import (
     RESAMPLES,
+    UNKNOWN,
     Interval,
     Patients,
     basic_interval,
@@ -66,7 +67,7 @@ class Sample:
         values, low, high, influence = self.per_class[name]
         kept = (self.confusion.sum(1) > 0) & ~np.isnan(values)
         if not kept.any():
-            return Interval()
+            return UNKNOWN
         limits = mean_interval(values[kept], low[kept], high[kept], influence[:, kept], self.patients)
         return Interval(values[kept].mean(), *limits)
 
@@ -112,7 +113,7 @@ def _mcc(sample: Sample) -> Interval:
     confusion, patients = sample.confusion, sample.patients
     value, size = float(matthews_correlation(confusion)), len(confusion)
     if min((confusion.sum(axis) > 0).sum() for axis in (0, 1)) < 2:
-        return Interval()
+        return UNKNOWN
     if value == 1 and patients.count > 1:
         low = float(wilson(patients.count, patients.count)[0])
         return Interval(value, (size * low - 1) / (size - 1), 1.0)

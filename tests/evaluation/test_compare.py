@@ -20,20 +20,19 @@ from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from compare import caution
-from evaluation.comparison import (
-    RESAMPLED,
-    TESTS,
-    align,
+from evaluation import compare
+from evaluation.comparison.alignment import align
+from evaluation.comparison.paired import (
     bootstrap_limits,
     class_metrics,
-    compare,
     delong_test,
     holm,
     rankings,
     resampled_confusions,
     sign_flip_test,
 )
+from evaluation.comparison.records import RESAMPLED, TESTS
+from evaluation.comparison.text import cautions
 from evaluation.figures.forest import forest_figure
 from evaluation.predictions import Predictions
 from tests.helpers.verbs import Result
@@ -193,7 +192,7 @@ def test_where_delong_has_no_variance() -> None:
         perfect[f"p_{name}"], constant[f"p_{name}"] = (a.table["label"] == name).astype(float), 1 / 3
     found = delong_test(rankings(predictions(perfect)), rankings(predictions(constant)), a.labels, a.patients)
     assert [part.value for part in found] == [0.5] * 4
-    assert all(np.isnan(part.p) and not part.told_apart for part in found)
+    assert all(np.isnan(part.p) and not part.significant for part in found)
     lonely = predictions(table(50, 1).assign(label=["COVID", *["Normal"] * 49]))
     *by_class, macro = delong_test(rankings(lonely), rankings(a), lonely.labels, lonely.patients)
     assert all(np.isnan(part.p) for part in (*by_class, macro))
@@ -258,7 +257,7 @@ def test_a_single_patient_has_no_interval() -> None:
     for difference in compare(runs).pairs[0].differences.values():
         assert np.isnan(difference.low)
     zeros = np.zeros((5, 3, 3)) + np.eye(3)
-    assert np.isnan(bootstrap_limits(np.zeros(4), zeros, zeros, np.ones(3), runs["a"].patients, 0)).all()
+    assert np.isnan(bootstrap_limits(np.zeros(4), (zeros, zeros), np.ones(3), runs["a"].patients, 0)).all()
 
 
 def test_one_class_alone_has_no_correlation() -> None:
@@ -266,7 +265,7 @@ def test_one_class_alone_has_no_correlation() -> None:
     runs = align({"a": predictions(one), "b": predictions(table(40, 2).assign(label="Normal"))})
     found = compare(runs, resamples=50)
     assert found.pairs[0].differences["mcc"].text() == "-"
-    assert found.runs["a"]["mcc"]["value"] is None
+    assert np.isnan(found.runs["a"]["mcc"].value)
     assert not np.isnan(found.pairs[0].differences["accuracy"].low)
     assert forest_figure(found).axes
 
@@ -361,15 +360,15 @@ def test_unknown_patients_are_not_called_patients() -> None:
         for runs in ({"a": a, "b": b}, {"b": b, "a": a}):
             aligned = align({name: predictions(part) for name, part in runs.items()})
             found = compare(aligned, resamples=50)
-            assert found.images.startswith(said) and found.unknown == 160 - named
+            assert found.images.startswith(said) and found.unknown_patients == 160 - named
             assert [run.patients.count for run in aligned.values()] == [named // 2 + 160 - named] * 2
             heading = forest_figure(found).get_suptitle()
             assert said in heading and "independent" in heading
-            cautions = " ".join(caution(found))
-            assert ("the images are of" if not named else "40 of 160 images are of") in cautions
-            assert "independent" in cautions
+            text = " ".join(cautions(found))
+            assert ("the images are unknown" if not named else "40 of 160 images are unknown") in text
+            assert "independent" in text
     assert compare(two(60), resamples=50).images == "60 images of 60 patients"
-    assert "independent" not in " ".join(caution(compare(two(60), resamples=50)))
+    assert "independent" not in " ".join(cautions(compare(two(60), resamples=50)))
 
 
 A = table(30, 1)
@@ -509,7 +508,7 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", table(40, 1)), write_run(tmp_path / "b", table(40, 2))
     (tmp_path / "empty").mkdir()
     refused(verb("compare.py", a, tmp_path / "no"), "no such run folder or file")
-    refused(verb("compare.py", a, tmp_path / "empty"), "no run folder, and no predictions.csv in it")
+    refused(verb("compare.py", a, tmp_path / "empty"), "not a run folder and has no predictions.csv")
     refused(verb("compare.py", a, b, "--kind", "val"), f"python test.py --weights {a} --kind val")
     refused(verb("compare.py", a), "one run alone")
     refused(verb("compare.py", a, "--baseline", a), "one run alone")
@@ -527,5 +526,5 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     (tmp_path / "empty" / "notes.txt").touch()
     refused(verb("compare.py", a, b, "--output", tmp_path / "empty"), "other files in it")
     refused(verb("compare.py", a, b, "--output", tmp_path / "empty", "sed=3"), "did you mean seed")
-    refused(verb("compare.py", a, b, "train.lr=0.1"), "train.lr=0.1", "only save and seed")
+    refused(verb("compare.py", a, b, "train.lr=0.1"), "train.lr=0.1", "save and seed")
     assert not (tmp_path / "empty" / "comparison.json").exists()

@@ -72,7 +72,8 @@ def test_what_a_row_says(tmp_path: Path) -> None:
     text = format_leaderboard([entry])
     for part in ("0.800 [0.700, 0.900]", "0.750", "1.5 min", "vgg16", "w.pt", "here", "c0ffee", "1 run on 3 test"):
         assert part in text
-    assert "WARNING" not in text and "means nothing" not in text and "not evaluated" not in text
+    assert "means nothing" not in text and "not evaluated" not in text
+    assert entry.warnings == []
 
 
 def test_an_interrupted_run_has_a_row(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_an_interrupted_run_has_a_row(tmp_path: Path) -> None:
     assert (a.status, a.commit, a.seconds, b.seconds, b.valid_accuracy) == ("interrupted", "-", 30, None, None)
     text = format_leaderboard([a, b])
     assert f"python test.py --weights {tmp_path / 'a'} --kind test" in text
-    assert "WARNING" not in text
+    assert a.warnings == b.warnings == []
 
 
 def test_other_images_are_another_table(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_images_that_are_not_known_are_no_common_ground(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (_make(tmp_path, name, 0.5) / "test" / "predictions.csv").write_text("label\nNormal\n")
     text = format_leaderboard(read_runs(tmp_path))
-    assert "2 runs whose test images are not known, and so not to be compared" in text
+    assert "2 runs whose test images are unknown, so not to be compared" in text
     assert "python compare.py" not in text
 
 
@@ -121,10 +122,11 @@ def test_two_on_the_same_images_are_to_be_tested(tmp_path: Path) -> None:
     assert "python compare.py RUN RUN" in format_leaderboard(read_runs(tmp_path))
 
 
-def test_severe_warnings_go_with_the_number(tmp_path: Path) -> None:
+def test_severe_warnings_go_with_the_number(verb: Verb, tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.99, severe=["trained on these"])
-    text = format_leaderboard(read_runs(tmp_path))
-    assert "WARNING: a: trained on these" in text and "eh" not in text.split()
+    result = verb("compare.py", "--list", "--save", tmp_path)
+    assert result.code == 0, result.err
+    assert "WARNING: a: trained on these" in result.out and "eh" not in result.out.split()
 
 
 def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path: Path) -> None:
@@ -134,9 +136,10 @@ def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path: Path) -> None
     killed = {"resumed": [{"epoch": 1, "time": "2026-01-03T00:00:00Z"}], "status": "running"}  # and `finished` before
     _make(tmp_path, "c", 0.7, **killed)
     entries = read_runs(tmp_path)
-    assert [(entry.name, entry.accuracy["value"]) for entry in entries] == [("b", 0.8), ("a", None), ("c", None)]
-    for name in ("a", "c"):
-        assert f"WARNING: {name}: it was trained on after its evaluation" in format_leaderboard(entries)
+    values = [(entry.name, entry.accuracy.to_json()["value"]) for entry in entries]
+    assert values == [("b", 0.8), ("a", None), ("c", None)]
+    for entry in entries[1:]:
+        assert "it was trained further after its evaluation" in entry.warnings[0]
 
 
 def test_of_a_search_the_trials_are_listed_whose_weights_are_kept(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_of_a_search_the_trials_are_listed_whose_weights_are_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"status": "finished"}', '{"status": 3, "model": "x"}'])
-def test_an_unreadable_run_is_one_line_and_passed_over(
+def test_an_unreadable_run_is_left_out_with_one_line(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     start_logging()
@@ -157,17 +160,19 @@ def test_an_unreadable_run_is_one_line_and_passed_over(
     (_make(tmp_path, "bad", 0.9) / "run.json").write_text(content)
     assert _names(tmp_path) == ["good"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
-    assert str(tmp_path / "bad" / "run.json") in line and "passed over" in line
+    assert str(tmp_path / "bad" / "run.json") in line and "left out" in line
 
 
-def test_broken_parts_of_a_run_are_said(tmp_path: Path) -> None:
+def test_broken_parts_of_a_run_are_warned_of(tmp_path: Path) -> None:
     run = _make(tmp_path, "a", 0.5)
     (run / "test" / "metrics.json").write_text('{"accuracy": {}}')
     (run / "history.csv").write_text("epoch\n")
     entries = read_runs(tmp_path)
-    assert entries[0].accuracy["value"] is None and entries[0].valid_accuracy is None
-    text = format_leaderboard(entries)
-    assert "a: its history.csv cannot be read" in text and "a: its test/metrics.json cannot be read" in text
+    assert not entries[0].evaluated and entries[0].valid_accuracy is None
+    assert [text.split(";")[0] for text in entries[0].warnings] == [
+        "its history.csv cannot be read",
+        "its test/metrics.json cannot be read",
+    ]
 
 
 def test_a_real_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_a_real_run(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
 
 def test_bad_input(verb: Verb, tmp_path: Path) -> None:
     for words, part in (
-        (["--list", "--save", tmp_path], "no run in"),
+        (["--list", "--save", tmp_path], "no runs in"),
         (["--list", "runs/A"], "leave runs/A out"),
         (["--list", "--baseline", "runs/A"], "leave runs/A out"),
         ([], "no RUN given"),

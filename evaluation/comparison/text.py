@@ -1,0 +1,85 @@
+"""A comparison in words: the tables, warnings, verdicts and cautions that the terminal shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import pandas as pd
+
+from evaluation.cautions import FEW
+from evaluation.comparison.records import TESTS, Comparison, Pair
+from evaluation.metrics.table import SMALL
+from evaluation.phrases import p_text, words
+
+HEADLINE = ("accuracy", "macro_f1", "macro_auroc")
+
+
+def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
+    """Return what the corrected tests say of two runs, in a sentence, from the side of the better one.
+
+    Of a run in `distrusted` it only says that its scores are higher.
+    """
+    significant = [metric for metric in TESTS if pair.differences[metric].significant]
+    reverse = bool(significant) and pair.differences[significant[0]].value < 0
+    a, b = (pair.b, pair.a) if reverse else (pair.a, pair.b)
+    differences = {metric: -pair.differences[metric] if reverse else pair.differences[metric] for metric in TESTS}
+    numbers = "; ".join(
+        f"{words(metric)} differs by {d.text()}, " + (f"p {p_text(d.p_holm)}" if p_text(d.p_holm) else "not tested")
+        for metric, d in differences.items()
+        if not math.isnan(d.value)
+    )
+    if not significant:
+        return f"{a} and {b} cannot be told apart: {numbers}."
+    better = " and ".join(words(metric) for metric in significant if differences[metric].value > 0)
+    worse = "".join(f" and worse in {words(metric)}" for metric in significant if differences[metric].value < 0)
+    if a in distrusted:
+        return f"{a} scores higher than {b} in {better}{worse}, but do not trust {a} (see its warning): {numbers}."
+    return f"{a} is better than {b} in {better}{worse}: {numbers}."
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """Return sentences on samples too small to rank runs by, and on patients that the tests cannot know."""
+    small = ", ".join(f"{name} ({n})" for name, n in comparison.support.items() if n < SMALL)
+    n, unknown, sentences = comparison.n, comparison.unknown_patients, []
+    if n < FEW or small:
+        parts = [f"only {n} images"] * (n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
+        sentences.append(f"Caution: {'; '.join(parts)}: too few to rank by, and DeLong's p is rough.")
+    if unknown:
+        which = "the images" if unknown == n else f"{unknown} of {n} images"
+        sentences.append(
+            f"Caution: the patients of {which} are unknown: p and intervals assume that these images are independent."
+        )
+    return sentences
+
+
+def distrust(comparison: Comparison) -> list[str]:
+    """Return what makes runs worthless, a sentence each."""
+    return [f"{name}: {text}" for name, texts in comparison.distrusted.items() for text in texts]
+
+
+def conclusions(comparison: Comparison) -> list[str]:
+    """Return the verdict of every pair, then the cautions."""
+    return [*(verdict(pair, comparison.distrusted) for pair in comparison.pairs), *cautions(comparison)]
+
+
+def format_tables(comparison: Comparison) -> str:
+    """Return the runs and the differences of every pair as tables for a terminal."""
+    corrected = len(comparison.pairs) > 1
+    runs = {
+        name: {"images": comparison.n, **{words(metric): run[metric].text() for metric in HEADLINE}}
+        for name, run in comparison.runs.items()
+    }
+    blocks = [pd.DataFrame.from_dict(runs, orient="index").to_string()]
+    for pair in comparison.pairs:
+        table = pd.DataFrame(
+            [[d.text(), *(p_text(p).removeprefix("= ") for p in (d.p, d.p_holm))] for d in pair.differences.values()],
+            index=[words(metric) for metric in pair.differences],
+            columns=["difference", "p", "p (Holm)"],
+        )
+        table = table if corrected else table.drop(columns="p (Holm)")
+        head = f"{pair.a} - {pair.b}   (only the first is right: {pair.only_a} images, only the second: {pair.only_b})"
+        blocks.append(f"{head}\n{table.to_string()}")
+    if corrected:
+        blocks.append(f"Each p below is Holm's, over {len(comparison.pairs)} pairs.")
+    return "\n\n".join(blocks)
