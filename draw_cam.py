@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import Parser, add_data_flags, run_verb
 from config import Config
+from localization import METHODS
+from localization.methods.table import method_name
 from utils import UserError, log, make_folder, shortened_name, write_json
 
 if TYPE_CHECKING:
@@ -88,9 +90,7 @@ def _add_map_flags(parser: Parser) -> None:
         "--method",
         default="gradcam",
         metavar="A,B,C",
-        help="gradcam (default), gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam, "
-        "ablationcam, occlusion, integrated_gradients, smoothgrad, guided_gradcam, rollout, gradient_rollout; all: "
-        "every one that the architecture can have",
+        help=f"{', '.join(METHODS)}; all: every method that is available for the architecture (default gradcam)",
     )
     add("--layer", metavar="NAME,NAME", help="the target layer, or several to be averaged (default: found by itself)")
     add(
@@ -126,7 +126,6 @@ def _add_measure_flags(parser: Parser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what no model can do, before anything is loaded."""
     from localization.drawing.overlay import check_colormap
-    from localization.methods.table import method_name
 
     for flag, least in (("count", 1), ("score_count", 0), ("sanity_count", 2), ("max_channels", 1)):
         if getattr(arguments, flag) < least:

@@ -116,7 +116,7 @@ def build_model(name: str, num_classes: int, init: str = "none") -> tuple[nn.Mod
     name = canonical_name(name)
     backend = _Timm(name) if name.startswith("timm/") else _Torchvision(name)
     model = backend.build(num_classes)
-    architecture = Architecture(name, _head_name(model, num_classes), *backend.input_settings())
+    architecture = Architecture(name, head_name(model, num_classes), *backend.input_settings())
     if init == "none":
         return model, architecture, "random weights (--init none)"
     if init in ("auto", "imagenet"):
@@ -160,8 +160,8 @@ def check_size(model: nn.Module, architecture: Architecture, size: int) -> None:
         model.train(training)
 
 
-def _head_name(model: nn.Module, num_classes: int) -> str:
-    """The last linear layer or 1×1 convolution with `num_classes` outputs."""
+def head_name(model: nn.Module, num_classes: int) -> str:
+    """Return the name of the last linear layer or convolution with `num_classes` outputs. Raises: `UserError`."""
     for name, module in reversed(list(model.named_modules())):
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == num_classes:

@@ -108,10 +108,11 @@ def family(model: str, size: int, precision: str) -> Work:
     import torch
 
     from localization.explainer import Explainer
+    from localization.methods.explanation import Settings
     from localization.methods.table import METHODS
 
     network, architecture, device = _network(model, True)
-    explainer = Explainer(network, architecture, size, precision)
+    explainer = Explainer.from_architecture(network, architecture, size, settings=Settings(precision=precision))
 
     def call(inputs: torch.Tensor) -> torch.Tensor:
         explanation = explainer.explain(inputs, torch.full((len(inputs),), CLASS, device=device))

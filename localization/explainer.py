@@ -1,93 +1,266 @@
-"""One trained model and the methods that its architecture can have."""
+"""A model and the methods that can explain it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from localization.methods import attention, pixels
-from localization.methods.explanation import Budget, Explanation
-from localization.methods.layers import Layer, find_layers
+from localization.methods.explanation import Explanation, Settings
+from localization.methods.layers import Layer, evaluating, find_layers, noise_image
 from localization.methods.table import METHODS, method_name
-from pretrained_models import Architecture
+from pretrained_models import Architecture, head_name
 from utils import UserError
 
 
 class Explainer:
-    """One trained model and the methods that its architecture can have.
+    """Class activation maps of one image classifier.
 
-    Args:
-        model: as trained; it is left as it is found.
-        size: side in pixels of the model's input.
-        layer_names: the target layers; none: the architecture's own.
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images (n, channels, size, size) to class scores (n, classes). Its weights, modes and hooks stay as they
+        are.
+    mean, std : sequence of float
+        Normalisation of each channel for pixels in [0, 1]; their length is the number of channels.
+    size : int
+        Side of the model's input in pixels.
+    layers : str, nn.Module or a sequence of these, optional
+        Target layers, by name or as modules of `model`; the maps of several are averaged. Default: the layer that
+        `pretrained_models` names for the architecture, else the last feature map before pooling.
+    settings : Settings, optional
+        Precision, seed and cost of the methods.
+    architecture : Architecture, optional
+        The architecture in `pretrained_models` that the model was built as; gives its name and head. Default: both are
+        found in the model.
 
-    Raises: `UserError` for a layer that is not there or gives no feature map.
+    Attributes
+    ----------
+    layers : tuple of Layer
+        The target layers; empty if the model has no feature map.
+
+    Raises
+    ------
+    UserError
+        If the model returns no class scores for such an image, or if a layer does not exist, gives no feature map or
+        has no influence on the scores.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from localization import Explainer
+    >>> _ = torch.manual_seed(0)
+    >>> head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), *head)
+    >>> explainer = Explainer(model, mean=(0.5,), std=(0.25,), size=33)
+    >>> [layer.name for layer in explainer.layers]
+    ['1']
+    >>> images = torch.rand(8, 33, 33)
+    >>> explainer.maps(images, method="gradcam", target=1).shape
+    torch.Size([8, 16, 16])
+    >>> "rollout" in explainer.available
+    False
+    >>> Explainer(model, mean=(0.5,), std=(0.25,), size=33, layers=model[0]).layers[0].name
+    '0'
     """
 
     def __init__(
         self,
         model: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        settings: Settings | None = None,
+        architecture: Architecture | None = None,
+    ) -> None:
+        self.model, self.size, self.settings = model, size, settings or Settings()
+        bare = architecture or Architecture(type(model).__name__, "", size, (), ())
+        self.architecture = replace(bare, mean=tuple(mean), std=tuple(std))
+        self.class_count = _class_count(model, self.architecture, size)
+        if architecture is None:
+            self.architecture = replace(self.architecture, head=_find_head(model, self.class_count))
+        self.black = -torch.tensor(self.architecture.mean) / torch.tensor(self.architecture.std)
+        self.missing: dict[str, str] = {}  # what a method may need and the model lacks → why
+        self.layers: tuple[Layer, ...] = ()
+        names = _layer_names(model, layers)
+        try:
+            self.layers = find_layers(model, self.architecture, size, names)
+        except UserError as reason:
+            if names:
+                raise
+            self.missing["layer"] = str(reason)
+        for need, reason_of in (("attention", attention.why_not), ("relu", pixels.why_not)):
+            reason = reason_of(model, self.architecture, size)
+            if reason:
+                self.missing[need] = reason
+
+    @classmethod
+    def from_architecture(
+        cls,
+        model: nn.Module,
         architecture: Architecture,
         size: int,
-        precision: str = "fp32",
-        layer_names: Sequence[str] = (),
-        budget: Budget | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.model, self.architecture, self.size = model, architecture, size
-        self.precision, self.budget, self.seed = precision, budget or Budget(), seed
-        self.lacks: dict[str, str] = {}  # what a method may need and this architecture has not, and why
-        self.layers: tuple[Layer, ...] = ()
-        try:
-            self.layers = find_layers(model, architecture, size, layer_names)
-        except UserError as reason:
-            if layer_names:
-                raise
-            self.lacks["layer"] = str(reason)
-        for need, find in (("attention", attention.why_not), ("relu", pixels.why_not)):
-            reason = find(model, architecture, size)
-            if reason:
-                self.lacks[need] = reason
-        self.black = -torch.tensor(architecture.mean) / torch.tensor(architecture.std)
+        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        settings: Settings | None = None,
+    ) -> Explainer:
+        """Return the explainer of a model that was built as `architecture`, with the normalisation of that."""
+        return cls(
+            model,
+            mean=architecture.mean,
+            std=architecture.std,
+            size=size,
+            layers=layers,
+            settings=settings,
+            architecture=architecture,
+        )
 
-    def of(self, model: nn.Module) -> Explainer:
-        """The same for another model of this architecture: one with fresh weights."""
+    def with_model(self, model: nn.Module) -> Explainer:
+        """Return the same explainer of another model with the same modules, for instance with random weights."""
         other = copy(self)
         other.model = model
         return other
 
     def why_not(self, method: str) -> str:
-        """Why the architecture cannot have the method; empty where it can."""
-        return next((self.lacks[need] for need in METHODS[method].needs if need in self.lacks), "")
+        """Return why `method`, a key of `METHODS`, is not available for this model; empty if it is."""
+        return next((self.missing[need] for need in METHODS[method].needs if need in self.missing), "")
 
     @property
     def available(self) -> list[str]:
-        """The methods that the architecture can have, in the table's order."""
+        """The keys of `METHODS` that are available for this model, in the table's order."""
         return [name for name in METHODS if not self.why_not(name)]
 
-    def choose(self, wanted: str) -> list[str]:
-        """The methods that `a,b,c` or `all` names, in that order. `all` means those that the architecture can have.
+    def choose(self, names: str) -> list[str]:
+        """Return the methods of a list such as `gradcam,Layer-CAM`, in its order; `all` means `available`.
 
-        Raises: `UserError` for a name that is none, or a method that the architecture cannot have.
+        Raises
+        ------
+        UserError
+            If a method is unknown or not available for this model.
         """
-        if wanted.strip().lower() == "all":
+        if names.strip().lower() == "all":
             return self.available
-        chosen = []
-        for word in wanted.split(","):
-            name = method_name(word)
-            if self.why_not(name):
-                raise UserError(
-                    f"--method {name}: {self.architecture.name} cannot have it: {self.why_not(name)}; it can have "
-                    + ", ".join(self.available)
-                )
-            if name not in chosen:
-                chosen.append(name)
-        return chosen
+        return list(dict.fromkeys(self._available_name(word) for word in names.split(",")))
+
+    def _available_name(self, word: str) -> str:
+        name = method_name(word)
+        if reason := self.why_not(name):
+            raise UserError(
+                f"--method {name}: not available for {self.architecture.name}: {reason}; choose from "
+                + ", ".join(self.available)
+            )
+        return name
 
     def explain(self, inputs: torch.Tensor, targets: torch.Tensor | None = None) -> Explanation:
-        """The batch `inputs` (n, channels, size, size) for the classes `targets` (n,), or the predicted ones."""
-        black = self.black.to(inputs.device)
-        return Explanation(self.model, self.layers, inputs, black, targets, self.precision, self.budget, self.seed)
+        """Return the explanation of a batch, which computes maps: `METHODS[name].function(explanation)`.
+
+        Methods that are given the same explanation share its passes through the model.
+
+        Parameters
+        ----------
+        inputs : torch.Tensor
+            (n, channels, size, size) float32, normalised, on the model's device.
+        targets : torch.Tensor, optional
+            (n,) int64, the classes to explain. Default: the predicted ones.
+        """
+        return Explanation(
+            model=self.model,
+            layers=self.layers,
+            inputs=inputs,
+            black=self.black.to(inputs.device),
+            requested=targets,
+            settings=self.settings,
+        )
+
+    def maps(
+        self, images: torch.Tensor | np.ndarray, method: str = "gradcam", target: int | Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return the maps of one method.
+
+        Parameters
+        ----------
+        images : torch.Tensor or numpy.ndarray
+            (n, size, size) or (n, channels, size, size), uint8 or floats in [0, 1]; normalised here. Grey images fit a
+            model of any number of channels.
+        method : str
+            A name in `METHODS`, in any spelling.
+        target : int or sequence of int, optional
+            The class to explain, or one for each image. Default: the predicted class of each image.
+
+        Returns
+        -------
+        torch.Tensor
+            (n, h, w) float32 ≥ 0 on the CPU, on the method's own grid, not rescaled.
+
+        Raises
+        ------
+        UserError
+            If the method is unknown or not available for this model, or if the images or targets do not fit it.
+        """
+        name, inputs = self._available_name(method), self._normalised(images)
+        targets = None if target is None else self._targets(target, len(inputs)).to(inputs.device)
+        batches = range(0, len(inputs), self.settings.batch)
+        parts = [slice(start, start + self.settings.batch) for start in batches]
+        explanations = (self.explain(inputs[part], None if targets is None else targets[part]) for part in parts)
+        return torch.cat([METHODS[name].function(explanation).cpu() for explanation in explanations])
+
+    def _normalised(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        pixels = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+        channels, side = len(self.architecture.mean), self.size
+        if pixels.ndim != 4 or not len(pixels) or pixels.shape[1:] not in ((1, side, side), (channels, side, side)):
+            raise UserError(
+                f"images: the shape is {tuple(images.shape)}; pass (n, {side}, {side}) or "
+                f"(n, {channels}, {side}, {side})"
+            )
+        if pixels.dtype == torch.uint8:
+            pixels = pixels / 255
+        elif not pixels.is_floating_point() or pixels.min() < 0 or pixels.max() > 1:
+            raise UserError("images: neither uint8 nor floats in [0, 1]; pass normalised inputs to `explain`")
+        like = next(self.model.parameters())
+        mean, std = (torch.tensor(v).to(like)[:, None, None] for v in (self.architecture.mean, self.architecture.std))
+        return (pixels.to(like) - mean) / std
+
+    def _targets(self, target: int | Sequence[int], count: int) -> torch.Tensor:
+        targets = torch.as_tensor(target).expand(count) if np.ndim(target) == 0 else torch.as_tensor(target)
+        if targets.shape != (count,) or targets.min() < 0 or targets.max() >= self.class_count:
+            raise UserError(
+                f"target {target}: pass one class from 0 to {self.class_count - 1}, or one for each of the {count} "
+                "images"
+            )
+        return targets.long()
+
+
+def _class_count(model: nn.Module, architecture: Architecture, size: int) -> int:
+    with torch.no_grad(), evaluating(model):
+        scores = model(noise_image(model, architecture, size))
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        raise UserError(
+            f"{architecture.name}: does not return class scores (n, classes); wrap it in a module that does"
+        )
+    return scores.shape[1]
+
+
+def _find_head(model: nn.Module, class_count: int) -> str:
+    """Return the name of the module that gives the class scores; empty if no linear layer or convolution does."""
+    try:
+        return head_name(model, class_count)
+    except UserError:
+        return ""
+
+
+def _layer_names(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module] | None) -> list[str]:
+    if layers is None:
+        return []
+    names = {module: name for name, module in model.named_modules()}
+    given = [layers] if isinstance(layers, (str, nn.Module)) else layers
+    if any(isinstance(layer, nn.Module) and layer not in names for layer in given):
+        raise UserError("layers: not a module of this model; pass its name or the module itself")
+    return [names[layer] if isinstance(layer, nn.Module) else layer for layer in given]

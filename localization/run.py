@@ -13,9 +13,10 @@ import torch
 from dataset.image_set import Batch, ImageSet, Schedule
 from localization.drawing.maps import Drawn, Style, draw_maps
 from localization.explainer import Explainer
-from localization.methods.explanation import Budget
+from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
-from localization.sanity.checks import Finding, run_sanity
+from localization.sanity.checks import run_sanity
+from localization.sanity.findings import Finding
 from localization.sanity.randomise import MOST_PICTURES, fully_randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
@@ -50,7 +51,7 @@ class Wanted:
     score_count: int = 16
     sanity: bool = False
     sanity_count: int = 4
-    max_channels: int = Budget.max_channels
+    max_channels: int = Settings.max_channels
     batch: int = 32
     seed: int = 0
 
@@ -77,14 +78,12 @@ def inspect_model(
     """
     if wanted.label not in (None, *checkpoint.classes):
         raise UserError(f"--label {wanted.label}: no class of the checkpoint (it has {', '.join(checkpoint.classes)})")
-    explainer = Explainer(
+    explainer = Explainer.from_architecture(
         checkpoint.model().to(device),
         checkpoint.architecture,
         checkpoint.size,
-        precision,
-        wanted.layers,
-        Budget(max_channels=wanted.max_channels, batch=wanted.batch),
-        wanted.seed,
+        wanted.layers or None,
+        Settings(precision=precision, seed=wanted.seed, batch=wanted.batch, max_channels=wanted.max_channels),
     )
     methods = explainer.choose(wanted.methods)
     if wanted.layers and not any("layer" in METHODS[method].needs for method in methods):
@@ -155,7 +154,7 @@ def _controls(explainer: Explainer, part: ImageSet, wanted: Wanted, device: torc
     seed = derived_seed(wanted.seed, 1)
     sample = _pictures(part, explainer, MOST_PICTURES, seed, device)
     model = fully_randomised(explainer.model, explainer.architecture, sample.inputs, wanted.seed)
-    random = explainer.of(model)
+    random = explainer.with_model(model)
     faithful = np.random.default_rng(derived_seed(wanted.seed, 2)).permutation(len(part))[: wanted.score_count]
     return Controls(random, frozenset(map(int, faithful)), wanted.seed)
 
@@ -169,6 +168,6 @@ def _check_sanity(
     if wanted.label is not None:
         targets = torch.full((len(batch.indices),), part.classes.index(wanted.label), device=device)
     findings = run_sanity(explainer, batch.inputs, targets, methods, wanted.seed, statistics)
-    write_sanity(folder, findings, TITLES)
-    log.info(f"Sanity, on {len(batch.indices)} images (mean and range over them):\n{format_sanity(findings, TITLES)}")
+    write_sanity(folder, findings)
+    log.info(f"Sanity, on {len(batch.indices)} images (mean and range over them):\n{format_sanity(findings)}")
     return findings

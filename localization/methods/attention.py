@@ -9,26 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from localization.methods.layers import evaluating, token_prefix
+from localization.methods.layers import evaluating, noise_image, token_prefix
 from pretrained_models import Architecture
 from utils import autocast
-
-if TYPE_CHECKING:
-    from localization.methods.explanation import Explanation
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _CONVOLUTION = (F.conv2d, torch.conv2d)
 _PART_BYTES = 2**27  # of recorded attention at a time; the gradients need as much again
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RecordedAttention:
     """The attention of every block in one pass, N tokens, and what the scores owe to it.
 
@@ -60,16 +57,6 @@ class AttentionPass:
 
     rollout: torch.Tensor
     gradient_rollout: torch.Tensor
-
-
-def rollout(explanation: Explanation) -> torch.Tensor:
-    """Attention rollout (Abnar and Zuidema 2020, section 3): the maps (n, h, w) of `rolled_out`. It knows no class."""
-    return explanation.attention.rollout
-
-
-def gradient_rollout(explanation: Explanation) -> torch.Tensor:
-    """Gradient rollout (Chefer 2021): the maps (n, h, w) of `relevance` for the class explained."""
-    return explanation.attention.gradient_rollout
 
 
 def rolled_out(weights: Iterable[torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
@@ -157,11 +144,9 @@ def record_attention(
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
     """Why the architecture has no attention to roll out; empty where it has. Found by passes of one noise picture."""
     recorder = _Recorder(keep=False)
-    parameter = next(model.parameters())
-    picture = torch.randn(1, len(architecture.mean), size, size, generator=torch.Generator().manual_seed(0))
-    picture = picture.to(parameter.device, parameter.dtype)
+    image = noise_image(model, architecture, size)
     with torch.no_grad(), evaluating(model), recorder:
-        model(picture)
+        model(image)
     shapes = recorder.shapes
     if not shapes:
         return "it has no attention between tokens"
@@ -179,7 +164,7 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
         return f"its blocks do not all attend over the same tokens ({', then '.join(map(str, counts))} of them)"
     if recorder.mixed:
         return "convolutions mix its tokens between one attention and the next"
-    weights = _pass_with_graph(model, picture)[0].weights
+    weights = _pass_with_graph(model, image)[0].weights
     if any(_apart(before, after) for before, after in pairwise(weights)):
         return "several attentions stand side by side in its blocks, which have no product"
     return ""

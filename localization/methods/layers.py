@@ -7,17 +7,15 @@ the class token, the distillation token and the registers.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from pretrained_models import CAM_LAYERS, Architecture, CamLayer
-from utils import UserError
+from utils import UserError, did_you_mean
 
 MOST_PREFIX_TOKENS = 16
 _NO_FEATURES = (nn.Dropout, nn.Identity, nn.Flatten, nn.Softmax)
@@ -52,7 +50,7 @@ class Layer:
             grid = _token_grid(output.shape[1] - self.prefix, picture)
             if grid is not None:
                 return output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
-        raise UserError(f"--layer {self.name}: its output {tuple(output.shape)} is no feature map (n, channels, h, w)")
+        raise UserError(f"--layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)")
 
     def with_maps(self, output: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """`maps` (k, channels, h, w) in the form of `output`, (1 or k, …), which gives the prefix tokens."""
@@ -76,67 +74,98 @@ def _token_grid(count: int, picture: tuple[int, int]) -> tuple[int, int] | None:
 def find_layers(
     model: nn.Module, architecture: Architecture, size: int, names: Sequence[str] = ()
 ) -> tuple[Layer, ...]:
-    """The layers called `names`, else the architecture's own target layer.
+    """Return the layers called `names`, else the architecture's own target layer.
 
     That is the family's row in `CAM_LAYERS`, else the last layer, in the order of a probe pass, whose output is a grid
     on most of whose positions the class scores depend: the last feature map before pooling in a CNN, the last
     normalisation before the attention of the last block in a transformer that reads its class token. (Behind it the
-    picture's tokens no longer matter and their gradients are exactly 0: the trap of the last block's output.)
+    image's tokens no longer matter and their gradients are exactly 0: the trap of the last block's output.)
 
-    Raises: `UserError` for a name that is not there, a layer whose output is no grid, or a model without any grid.
+    Raises: `UserError` for an unknown name, a layer whose output is not a grid, or a model without any grid.
     """
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules:
-            near = difflib.get_close_matches(name, [m for m in modules if m], n=4, cutoff=0.3)
-            raise UserError(
-                f"--layer {name}: {architecture.name} has no such layer; near it: {', '.join(near) or 'none'}"
-            )
-    row = _from_table(model, architecture)
+            hint = did_you_mean(name, filter(None, modules), count=4, cutoff=0.3)
+            raise UserError(f"--layer {name}: {architecture.name} has no such layer{hint}")
+    row = _table_row(model, architecture)
     if row is not None and set(names) <= {row.name}:
         return (Layer(row.name, relu_after=row.relu_after),)
-    found = probe(model, architecture, size)
-    for name in names:
-        if name not in found:
-            usable = [n for n, (_, reach) in found.items() if reach > 0.5][-4:]
-            raise UserError(
-                f"--layer {name}: its output is no feature map (n, channels, h, w) or (n, tokens, channels); "
-                f"the last ones that are: {', '.join(usable) or 'none'}"
-            )
-        if found[name][1] == 0:
-            raise UserError(
-                f"--layer {name}: no class score depends on the picture's part of its output (behind it only the class "
-                "token is read); choose an earlier layer"
-            )
+    probed = probe(model, architecture, size)
     if names:
+        layers = [_usable(name, probed) for name in names]
         return tuple(
-            replace(found[n][0], relu_after=row is not None and n == row.name and row.relu_after) for n in names
+            replace(layer, relu_after=layer.name == row.name and row.relu_after) if row else layer for layer in layers
         )
-    reached = [layer for layer, reach in found.values() if reach > 0.5]
+    reached = _reached(probed)
     if not reached:
         raise UserError(f"{architecture.name} has no layer whose output is a feature map of more than one cell")
-    return (reached[-1],)
+    return (probed[reached[-1]][0],)
 
 
-def _from_table(model: nn.Module, architecture: Architecture) -> CamLayer | None:
-    bare = architecture.name.removeprefix("timm/")
-    for family, layer in CAM_LAYERS.items():
+def _table_row(model: nn.Module, architecture: Architecture) -> CamLayer | None:
+    bare, modules = architecture.name.removeprefix("timm/"), dict(model.named_modules())
+    for family, find in CAM_LAYERS.items():
         if bare.startswith(family):
-            found = layer(model)
-            if found.name in dict(model.named_modules()):
-                return found
+            row = find(model)
+            if row.name in modules:
+                return row
     return None
 
 
-def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, tuple[Layer, float]]:
-    """Every module whose output is a grid, in the order of a forward pass of one picture of noise.
+def _reached(probed: dict[str, tuple[Layer, float]]) -> list[str]:
+    """Return the layers on most of whose cells the class scores depend."""
+    return [name for name, (_, reach) in probed.items() if reach > 0.5]
 
-    Returns: by name the layer, and the share of its cells on which what the classifier head reads depends.
+
+def _usable(name: str, probed: dict[str, tuple[Layer, float]]) -> Layer:
+    if name not in probed:
+        raise UserError(
+            f"--layer {name}: its output is not a feature map (n, channels, h, w) or (n, tokens, channels); "
+            f"the last layers that give one: {', '.join(_reached(probed)[-4:]) or 'none'}"
+        )
+    layer, reach = probed[name]
+    if reach == 0:
+        raise UserError(
+            f"--layer {name}: no class score depends on its image tokens (only the class token is read after it); "
+            "choose an earlier layer"
+        )
+    return layer
+
+
+def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, tuple[Layer, float]]:
+    """Find every module whose output is a grid, in the order of a forward pass of one noise image.
+
+    Returns: by name the layer, and the share of its cells on which the input of the classifier head depends.
+    """
+    outputs, gradients = _probe_pass(model, architecture, size)
+    probed: dict[str, tuple[Layer, float]] = {}
+    grids: list[tuple[int, int]] = []
+    attentions = _attention_names(model)
+    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+        layer = _layer_of(name, output, size, grids)
+        if layer is None or any(name.startswith(f"{outer}.") for outer in attentions):
+            continue
+        if layer.form == "maps":
+            grids.append((output.shape[2], output.shape[3]))
+        reach = 0.0
+        if gradient is not None:  # NaN counts as a dependence too
+            reach = float((layer.to_maps(gradient, (size, size)) != 0).any(1).float().mean())
+        probed[name] = layer, reach
+    return probed
+
+
+def _probe_pass(
+    model: nn.Module, architecture: Architecture, size: int
+) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor | None]]:
+    """Return the modules' outputs for one noise image, and the gradients with respect to them of what the head reads.
+
+    Not of the scores: a new head may be zeros, and then they depend on nothing.
     """
     outputs: dict[str, torch.Tensor] = {}
     read: list[torch.Tensor] = []
 
-    def note(name: str) -> Any:
+    def note(name: str) -> Callable:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             outputs.pop(name, None)  # a module that is used again counts where it is used last
             if isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad:
@@ -146,34 +175,25 @@ def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, 
 
     modules = [(n, m) for n, m in model.named_modules() if n and not isinstance(m, _NO_FEATURES) and not _inner(m)]
     handles = [module.register_forward_hook(note(name)) for name, module in modules]
-    handles.append(model.get_submodule(architecture.head).register_forward_pre_hook(lambda _, i: read.append(i[0])))
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
+    if architecture.head:
+        head = model.get_submodule(architecture.head)
+        handles.append(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
     try:
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            picture = torch.randn(1, len(architecture.mean), size, size, generator=generator)
-            model(picture.to(parameter.device, parameter.dtype).requires_grad_())
-            # not the scores: a new head may be zeros, and then nothing depends on anything
-            weights = torch.randn(read[-1].shape, generator=generator).to(read[-1])
-            gradients = torch.autograd.grad((read[-1] * weights).sum(), list(outputs.values()), allow_unused=True)
+            scores = model(noise_image(model, architecture, size).requires_grad_())
+            seen = read[-1] if read else scores
+            weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1)).to(seen)
+            gradients = torch.autograd.grad((seen * weights).sum(), list(outputs.values()), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[str, tuple[Layer, float]] = {}
-    grids: list[tuple[int, int]] = []
-    inside = _attention_names(model)
-    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
-        layer = _form(name, output, size, grids)
-        if layer is None or any(name.startswith(f"{outer}.") for outer in inside):
-            continue
-        if layer.form == "maps":
-            grids.append((output.shape[2], output.shape[3]))
-        if gradient is None:
-            found[name] = layer, 0.0
-        else:
-            reach = (layer.to_maps(gradient, (size, size)) != 0).any(1)  # what is not a number counts too
-            found[name] = layer, float(reach.float().mean())
-    return found
+    return outputs, gradients
+
+
+def noise_image(model: nn.Module, architecture: Architecture, size: int) -> torch.Tensor:
+    """Return one image of noise (1, channels, size, size), always the same, on the model's device."""
+    noise = torch.randn(1, len(architecture.mean), size, size, generator=torch.Generator().manual_seed(0))
+    return noise.to(next(model.parameters()))
 
 
 def _inner(module: nn.Module) -> bool:
@@ -187,7 +207,7 @@ def _attention_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if name and "attention" in type(module).__name__.lower()]
 
 
-def _form(name: str, output: torch.Tensor, size: int, grids: list[tuple[int, int]]) -> Layer | None:
+def _layer_of(name: str, output: torch.Tensor, size: int, grids: list[tuple[int, int]]) -> Layer | None:
     """How the output for one square picture is a grid; `grids` are those of the maps before it. None: it is none."""
     if len(output) != 1:
         return None  # windows lie along the first axis

@@ -1,14 +1,14 @@
 """Maps from what the score does when a part of the picture or of a layer is taken away: no gradient is needed.
 
 Each method is a function of an `Explanation` and returns maps (n, h, w) float32 ≥ 0, not rescaled, on its own grid. The
-score is the class score before the softmax. One picture is worked on at a time, `budget.batch` copies of it in a
+score is the class score before the softmax. One picture is worked on at a time, `settings.batch` copies of it in a
 forward pass, so that its map does not depend on the batch it stands in.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from localization.methods.cut import Features
+from localization.methods.explanation import Explanation
 from localization.methods.gradients import mean_of_layers
 from localization.methods.layers import Layer, evaluating
-
-if TYPE_CHECKING:
-    from localization.methods.explanation import Explanation
 
 
 def score_cam(explanation: Explanation) -> torch.Tensor:
@@ -30,7 +28,7 @@ def score_cam(explanation: Explanation) -> torch.Tensor:
     H_k is channel k enlarged to the picture and stretched to [0, 1]; x is the normalised picture, so that what H_k
     hides becomes the mean of the pixels that the network was made for. The paper's baseline score is common to all
     channels and cancels in the softmax. A channel that is constant has no H_k: it adds nothing. The channels are those
-    `budget.max_channels` with the largest Grad-CAM weights, and the softmax is over them.
+    `settings.max_channels` with the largest Grad-CAM weights, and the softmax is over them.
     """
     return mean_of_layers([_score_cam(explanation, features) for features in explanation.cut.features])
 
@@ -41,9 +39,9 @@ def _score_cam(explanation: Explanation, features: Features) -> torch.Tensor:
         explanation.inputs, explanation.targets, features.activations, features.gradients, strict=True
     ):
         varies = activations.amax((1, 2)) != activations.amin((1, 2))
-        channels = _heaviest(gradients, varies, explanation.budget.max_channels)
+        channels = _heaviest(gradients, varies, explanation.settings.max_channels)
         scores = [gradients.new_zeros(0)]
-        for part in channels.split(explanation.budget.batch) if len(channels) else ():
+        for part in channels.split(explanation.settings.batch) if len(channels) else ():
             large = F.interpolate(activations[part][None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
             low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
             hidden = picture * ((large - low) / (high - low))[:, None]
@@ -59,18 +57,18 @@ def ablation_cam(explanation: Explanation) -> torch.Tensor:
     negative one would turn every sign, hence |y|, a mere factor of the picture's. A channel that is 0 everywhere adds
     nothing and costs nothing. Always in float32: one channel's part of a score is lost in bfloat16's 8 bits.
 
-    Only what lies behind the layer is run for a channel, where the model takes that: the budget is then the work of
-    `budget.max_channels` forward passes, which mostly pays for every channel of a last layer; else it is the channels,
-    as for Score-CAM, with the largest Grad-CAM weights. (Of lite0's 1,280, the first 64 gave maps that correlated by
-    0.1 to 0.9 with those of all; all together cost less than Score-CAM's 64.)
+    If the model allows it, only the part behind the layer is run for a channel: the cost is then that of
+    `settings.max_channels` forward passes, usually enough for every channel of a last layer. Otherwise the channels are
+    those with the largest Grad-CAM weights, as for Score-CAM. (Of lite0's 1,280, the first 64 gave maps that correlated
+    by 0.1 to 0.9 with those of all; all together cost less than Score-CAM's 64.)
     """
-    exact = replace(explanation, precision="fp32")
+    exact = replace(explanation, settings=replace(explanation.settings, precision="fp32"))
     found = zip(explanation.layers, explanation.cut.features, strict=True)
     return mean_of_layers([_ablation_cam(exact, layer, features, explanation.targets) for layer, features in found])
 
 
 def _ablation_cam(explanation: Explanation, layer: Layer, features: Features, targets: torch.Tensor) -> torch.Tensor:
-    most, copies = explanation.budget.max_channels, explanation.budget.batch
+    most, copies = explanation.settings.max_channels, explanation.settings.batch
     tail_only = _takes_copies(explanation, layer, features)
     if tail_only:  # as many numbers at the layer as in a batch of pictures
         copies *= max(1, explanation.inputs[0].numel() // features.activations[0].numel())
@@ -161,17 +159,18 @@ def _share_behind(explanation: Explanation, layer: Layer) -> float:
 def occlusion(explanation: Explanation) -> torch.Tensor:
     """Occlusion (Zeiler and Fergus 2014): how much the score falls, on the mean, when a window covers the cell.
 
-    The grid has `budget.cells` cells along each side; a window of 2 × 2 of them slides by one. What it covers becomes 0
-    in normalised units, the mean grey that the network was made for: black would be air, which is a finding.
-    Returns: (n, cells, cells), rises of the score are 0.
+    The grid has `settings.cells` cells along each side; a window of 2 × 2 of them slides by one. Covered pixels become
+    0 in normalised units, the mean grey that the network was made for: black would be air, which is a finding.
+
+    Returns: (n, cells, cells); where the score rises, 0.
     """
-    windows = _windows(explanation.budget.cells, *explanation.inputs.shape[-2:])
-    places = explanation.budget.cells - 1
+    windows = _windows(explanation.settings.cells, *explanation.inputs.shape[-2:])
+    places = explanation.settings.cells - 1
     drops = []
     for picture, target in zip(explanation.inputs, explanation.targets, strict=True):
         scores = []
-        for start in range(0, len(windows), explanation.budget.batch):
-            part = windows[start : start + explanation.budget.batch]
+        for start in range(0, len(windows), explanation.settings.batch):
+            part = windows[start : start + explanation.settings.batch]
             covered = picture.repeat(len(part), 1, 1, 1)
             for copy, window in zip(covered, part, strict=True):
                 copy[:, *window] = 0

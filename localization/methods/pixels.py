@@ -7,7 +7,7 @@ input's own grid. One picture is worked on at a time, so that its map does not d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from localization.methods.layers import evaluating
+from localization.methods.explanation import Explanation
+from localization.methods.gradients import grad_cam, mean_of_layers
+from localization.methods.layers import evaluating, noise_image
 from pretrained_models import Architecture
-
-if TYPE_CHECKING:
-    from localization.methods.explanation import Explanation
 
 NOISE = 0.15  # standard deviation of SmoothGrad's noise as a share of the picture's range
 COMPLETE = 0.01  # what the attributions' sum may miss, as a share of the score's change along the path
@@ -34,12 +33,12 @@ def attributions(explanation: Explanation) -> torch.Tensor:
     """(n, channels, height, width), signed: (x − black) ∫₀¹ ∂score/∂x at black + t (x − black) dt (eq. 1).
 
     Over a picture they should sum to score(x) − score(black) (completeness). The integral is the midpoint rule's over
-    `budget.steps` nodes; where that misses completeness by more than 1 %, over three times as many, the first among
+    `settings.steps` nodes; where that misses completeness by more than 1 %, over three times as many, the first among
     them; and where that does too, the nodes are weighted anew, see `_Path.completed`. (Along the path the slope of a
     deep network turns hundreds of times, most of all in dark pictures: Gauss and Legendre's rule, made for smooth
     functions, was further from the integral than the midpoint rule of as many nodes.)
     """
-    pictures, targets, steps = explanation.inputs, explanation.targets, explanation.budget.steps
+    pictures, targets, steps = explanation.inputs, explanation.targets, explanation.settings.steps
     black = explanation.black.to(pictures)[:, None, None].expand_as(pictures[0])
     changes = (explanation.predict(pictures) - explanation.predict(black[None])).gather(1, targets[:, None])[:, 0]
     coarse = (torch.arange(steps) + 0.5) / steps
@@ -70,7 +69,7 @@ class _Path:
 
     def walk(self, nodes: torch.Tensor) -> None:
         """Add nodes t in [0, 1]."""
-        for part in nodes.to(self.picture).split(self.explanation.budget.batch):
+        for part in nodes.to(self.picture).split(self.explanation.settings.batch):
             points = torch.lerp(self.black, self.picture, part[:, None, None, None])
             gradients = self.explanation.score_gradients(points, self.target.expand(len(part)))
             here = gradients.double() * (self.picture - self.black)
@@ -103,17 +102,17 @@ class _Path:
 
 
 def smooth_grad(explanation: Explanation) -> torch.Tensor:
-    """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `budget.samples` noisy copies of the picture|.
+    """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `settings.samples` noisy copies of the picture|.
 
     The noise is normal, its standard deviation 15 % of the picture's own range. It is grey, one plane for all channels,
     as radiographs are; the plane of a sample is a function of (seed, sample) alone, the same for every picture.
     """
-    pictures, samples = explanation.inputs, explanation.budget.samples
-    planes = torch.cat([_noise(explanation.seed, sample, pictures) for sample in range(samples)])
+    pictures, samples = explanation.inputs, explanation.settings.samples
+    planes = torch.cat([_noise(explanation.settings.seed, sample, pictures) for sample in range(samples)])
     maps = []
     for picture, target in zip(pictures, explanation.targets, strict=True):
         total, spread = torch.zeros_like(picture), NOISE * (picture.max() - picture.min())
-        for part in planes.split(explanation.budget.batch):
+        for part in planes.split(explanation.settings.batch):
             total += explanation.score_gradients(picture + spread * part, target.expand(len(part))).sum(0)
         # a picture that is not finite has no map; ReLUs would hide it
         maps.append((total / samples).sum(0).abs() + 0 * spread)
@@ -132,7 +131,8 @@ def guided_grad_cam(explanation: Explanation) -> torch.Tensor:
     As the map is the same for all channels, it does not matter whether they are summed before or after the product.
     """
     size = explanation.inputs.shape[2:]
-    large = F.interpolate(explanation.grad_cam[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    cams = mean_of_layers([grad_cam(f.activations, f.gradients) for f in explanation.cut.features])
+    large = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     return large * F.relu(guided_gradients(explanation).sum(1))
 
 
@@ -147,11 +147,9 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
 
     It takes a ReLU that the picture passes: those of Swin V2 only make its position biases.
     """
-    parameter = next(model.parameters())
     guided = _Guided()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:
-        picture = torch.zeros(1, len(architecture.mean), size, size, device=parameter.device, dtype=parameter.dtype)
-        model(picture.requires_grad_())
+        model(noise_image(model, architecture, size).requires_grad_())
     if guided.rectifiers:
         return ""
     others = ", ".join(sorted(guided.others)) or "none at all"

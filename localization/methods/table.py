@@ -1,28 +1,33 @@
-"""The methods, one row each."""
+"""The methods, one row each. Nothing heavy is imported before a map is computed: `--help` lists the names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
+from utils import UserError, did_you_mean
 
-from localization.methods import attention, gradients, perturbation, pixels
-from localization.methods.explanation import Explanation
-from utils import UserError
+if TYPE_CHECKING:
+    import torch
+
+    from localization.methods.explanation import Explanation
+
+_ADEBAYO = "guided backpropagation keeps its edges when the weights are random (Adebayo 2018)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One method.
 
     Attributes:
-        title: as people call it.
-        function: of an `Explanation`: maps (n, h, w) float32 ≥ 0, not rescaled, on the method's own grid.
-        needs: `layer`, `attention` (from every token to every other), `relu`: what an architecture must have for it.
+        title: its name in the literature.
+        function: maps (n, h, w) float32 ≥ 0 of an `Explanation`, not rescaled, on the method's own grid.
+        needs: what a model must have: `layer` (a feature map), `attention` (between all tokens), `relu`.
         knows_class: whether the map depends on the class explained.
-        costly: whether a map takes more than a few passes of its picture.
-        known_failure: what published sanity checks hold against it; empty where none is known.
+        costly: whether a map takes more than a few forward passes.
+        known_failure: a published failure in sanity checks; empty if none is known.
     """
 
     title: str
@@ -33,45 +38,72 @@ class Method:
     known_failure: str = ""
 
 
-def _from_features(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
-    """A method from a layer's activations and gradients."""
+def _function(module: str, name: str) -> Callable:
+    return getattr(import_module(f"localization.methods.{module}"), name)
+
+
+def _on_layers(name: str) -> Callable[[Explanation], torch.Tensor]:
+    """Return the method that a function of activations and gradients in `gradients.py` defines."""
 
     def maps(explanation: Explanation) -> torch.Tensor:
-        return gradients.mean_of_layers([function(f.activations, f.gradients) for f in explanation.cut.features])
+        function, mean_of_layers = (_function("gradients", each) for each in (name, "mean_of_layers"))
+        return mean_of_layers([function(f.activations, f.gradients) for f in explanation.cut.features])
 
     return maps
 
 
-_ADEBAYO = "guided backpropagation keeps its edges when the weights are random (Adebayo 2018)"
+def _on_inputs(module: str, name: str) -> Callable[[Explanation], torch.Tensor]:
+    """Return the method that a function of an `Explanation` in `module` defines."""
+    return lambda explanation: _function(module, name)(explanation)
+
+
 METHODS: dict[str, Method] = {
-    "gradcam": Method("Grad-CAM", _from_features(gradients.grad_cam), ("layer",)),
-    "gradcam++": Method("Grad-CAM++", _from_features(gradients.grad_cam_plus_plus), ("layer",)),
-    "hirescam": Method("HiResCAM", _from_features(gradients.hires_cam), ("layer",)),
-    "xgradcam": Method("XGrad-CAM", _from_features(gradients.x_grad_cam), ("layer",)),
-    "layercam": Method("LayerCAM", _from_features(gradients.layer_cam), ("layer",)),
-    "eigencam": Method("Eigen-CAM", _from_features(gradients.eigen_cam), ("layer",), knows_class=False),
-    "eigengradcam": Method("Eigen-Grad-CAM", _from_features(gradients.eigen_grad_cam), ("layer",)),
-    "scorecam": Method("Score-CAM", perturbation.score_cam, ("layer",), costly=True),
-    "ablationcam": Method("Ablation-CAM", perturbation.ablation_cam, ("layer",), costly=True),
-    "occlusion": Method("Occlusion", perturbation.occlusion, costly=True),
-    "integrated_gradients": Method("Integrated gradients", pixels.integrated_gradients, costly=True),
-    "smoothgrad": Method("SmoothGrad", pixels.smooth_grad, costly=True),
-    "guided_gradcam": Method("Guided Grad-CAM", pixels.guided_grad_cam, ("layer", "relu"), known_failure=_ADEBAYO),
-    "rollout": Method("Attention rollout", attention.rollout, ("attention",), knows_class=False),
-    "gradient_rollout": Method("Gradient rollout", attention.gradient_rollout, ("attention",)),
+    "gradcam": Method(title="Grad-CAM", function=_on_layers("grad_cam"), needs=("layer",)),
+    "gradcam++": Method(title="Grad-CAM++", function=_on_layers("grad_cam_plus_plus"), needs=("layer",)),
+    "hirescam": Method(title="HiResCAM", function=_on_layers("hires_cam"), needs=("layer",)),
+    "xgradcam": Method(title="XGrad-CAM", function=_on_layers("x_grad_cam"), needs=("layer",)),
+    "layercam": Method(title="LayerCAM", function=_on_layers("layer_cam"), needs=("layer",)),
+    "eigencam": Method(title="Eigen-CAM", function=_on_layers("eigen_cam"), needs=("layer",), knows_class=False),
+    "eigengradcam": Method(title="Eigen-Grad-CAM", function=_on_layers("eigen_grad_cam"), needs=("layer",)),
+    "scorecam": Method(
+        title="Score-CAM", function=_on_inputs("perturbation", "score_cam"), needs=("layer",), costly=True
+    ),
+    "ablationcam": Method(
+        title="Ablation-CAM", function=_on_inputs("perturbation", "ablation_cam"), needs=("layer",), costly=True
+    ),
+    "occlusion": Method(title="Occlusion", function=_on_inputs("perturbation", "occlusion"), costly=True),
+    "integrated_gradients": Method(
+        title="Integrated gradients", function=_on_inputs("pixels", "integrated_gradients"), costly=True
+    ),
+    "smoothgrad": Method(title="SmoothGrad", function=_on_inputs("pixels", "smooth_grad"), costly=True),
+    "guided_gradcam": Method(
+        title="Guided Grad-CAM",
+        function=_on_inputs("pixels", "guided_grad_cam"),
+        needs=("layer", "relu"),
+        known_failure=_ADEBAYO,
+    ),
+    "rollout": Method(
+        title="Attention rollout",
+        function=lambda explanation: explanation.attention.rollout,
+        needs=("attention",),
+        knows_class=False,
+    ),
+    "gradient_rollout": Method(
+        title="Gradient rollout",
+        function=lambda explanation: explanation.attention.gradient_rollout,
+        needs=("attention",),
+    ),
 }
 
 
 def method_name(word: str) -> str:
-    """The table's key of a method's name however it is written (`Grad-CAM`, `grad_cam`). Raises: `UserError`."""
-    import difflib
+    """Return the key in `METHODS` of a method's name in any spelling (`Grad-CAM`, `grad_cam`). Raises: `UserError`."""
 
     def bare(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum() or c == "+").replace("plusplus", "++")
 
-    known = {bare(name): key for key, method in METHODS.items() for name in (key, method.title)}
-    if bare(word) in known:
-        return known[bare(word)]
-    near = difflib.get_close_matches(bare(word), known, n=2, cutoff=0.5)
-    hint = f" (did you mean {', '.join(dict.fromkeys(known[n] for n in near))}?)" if near else ""
-    raise UserError(f"--method {word.strip()}: no such method{hint}; there are {', '.join(METHODS)}, or all")
+    keys = {bare(name): key for key, method in METHODS.items() for name in (key, method.title)}
+    if bare(word) in keys:
+        return keys[bare(word)]
+    hint = did_you_mean(word.strip().lower(), METHODS, count=2, cutoff=0.5)
+    raise UserError(f"--method {word.strip()}: unknown method{hint}; choose from {', '.join(METHODS)}, or all")

@@ -1,15 +1,12 @@
-"""Whether a method's maps can be believed at all: five checks on a few pictures, each with a number and a verdict.
+"""Five checks of whether a method's maps can be trusted, on a few images, each with a number and a verdict.
 
-- cascade: the maps under ever more random weights (`localization/sanity/randomise.py`) against the trained model's. A
-  map that stays the same owes nothing to what was learned (Adebayo 2018).
-- flip: the map of the mirrored picture, mirrored back, against the map. A property of model and method together: a
-  model that never saw a mirrored picture may well look elsewhere in one.
-- batch: the map of a picture alone against its map in the batch.
+- cascade: the maps under models that are random to an ever greater part (`localization/sanity/randomise.py`) against
+  the trained model's. A map that stays the same owes nothing to training (Adebayo 2018).
+- flip: the map of the mirrored image, mirrored back, against the map. A property of model and method together: a model
+  that was never trained on mirrored images may well look elsewhere in one.
+- batch: the map of an image alone against its map in the batch.
 - seed: the maps under another seed of the methods' noise. A method that draws none must give the very same.
-- class: the map for the class with the least score against the map for the class explained.
-
-Maps are compared on a common grid, area averages of at most 14 × 14 cells: finer maps would agree or differ by single
-pixels, which nobody sees. Their similarity is Spearman's rank correlation, which does not ask for a common scale.
+- class: the map for the class with the lowest score against the map for the class explained.
 """
 
 from __future__ import annotations
@@ -17,69 +14,31 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
+from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding
 from localization.sanity.randomise import randomised, stages
-from localization.scoring.overlap import COARSE, average
+from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-# check → how its value must stand to its threshold
-CHECKS: dict[str, str] = {"cascade": "<", "flip": "≥", "batch": "≤", "seed": "≥", "class": "<"}
-FLAT = 1e-6  # of the peak: a map that varies by no more has no ranks
-FEWEST = 2  # pictures with a map, below which there is no verdict
+FEWEST = 2  # images with a map, below which there is no verdict
 MOST_LEFT = 0.5  # cascade: at a rank correlation of 0.5 a quarter of the ranks' variance is the same
 LEAST_MIRRORED = 0.5  # flip
 LEAST_RESEEDED = 0.9  # seed
-MOST_ALIKE = 0.9  # class: above, nobody tells the two maps apart
+MOST_ALIKE = 0.9  # class: above it the two maps look the same
 BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the peak: batches of other sizes are summed in another order
 DRAWS = 3  # random models of the last stage: one's sign is chance, and moved Eigen-Grad-CAM's mean by 0.25
-MOST_PASSES = 8  # forward passes for one map: a method that needs more sees two stages only, and one draw of the last
+MOST_PASSES = 8  # forward passes per map: a costlier method is tried on two stages, and one draw of the last
 
-NO_NOISE, NO_CLASS, KNOWN = "draws no noise", "knows no class", "known failure: "  # notes
-_STANDS = {"<": operator.lt, "≥": operator.ge, "≤": operator.le}
+_COMPARISONS = {"<": operator.lt, "≥": operator.ge, "≤": operator.le}
 Maps = dict[str, np.ndarray]  # method → (n, h, w) float64 on the common grid
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check of one method.
-
-    Attributes:
-        method, check: `check` is one of `CHECKS`.
-        verdict: `pass`, `fail`, or `n/a`, and then `note` says why.
-        value: the mean similarity over the pictures (cascade: with the maps of `DRAWS` entirely random models), in
-            [-1, 1]; batch: the largest difference, as a share of the peak. NaN where nothing was measured.
-        low, high: the smallest and the largest of the pictures: of four, a mean alone says little.
-        threshold: see `CHECKS`.
-        n: pictures that count: those whose map is finite and not the same everywhere.
-        note: why there is no verdict, what was left out, what is known of the method.
-        curve: of the cascade: (share of the stages that are random, mean similarity), from (0, 1) on.
-    """
-
-    method: str
-    check: str
-    verdict: str
-    value: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    threshold: float = float("nan")
-    n: int = 0
-    note: str = ""
-    curve: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def area(self) -> float:
-        """The area under the curve, in [-1, 1]: how long the map stays the same on the way down. NaN without one."""
-        return float(np.trapezoid(*reversed(list(zip(*self.curve, strict=True))))) if self.curve else float("nan")
 
 
 def run_sanity(
@@ -90,23 +49,20 @@ def run_sanity(
     seed: int = 0,
     statistics_inputs: torch.Tensor | None = None,
 ) -> list[Finding]:
-    """Every check of every method: `len(CHECKS)` findings a method, in the order of `methods`.
+    """Run every check of every method and return `len(CHECKS)` findings a method, in the order of `methods`.
 
     Args:
         inputs: (n, channels, size, size) float32, normalised, on the model's device.
         targets: (n,) int64 classes to explain; None: the predicted ones.
-        methods: keys of `METHODS` that the architecture can have.
-        seed: of the random weights; with it, everything is a function of the arguments.
-        statistics_inputs: pictures like `inputs` for the random models' batch normalisation; None: `inputs`.
+        methods: keys of `METHODS` that are available for the model.
+        seed: seed of the random weights; with it, the findings are a function of the arguments.
+        statistics_inputs: like `inputs`, for the batch statistics of the random models; None: `inputs`.
 
-    Random models are made one at a time. They are draws: another seed gives somewhat other numbers.
+    Random models are made one at a time. They are draws: another seed gives slightly different numbers.
     """
-    from tqdm import tqdm
-
     with tqdm(desc="sanity", unit="pass", leave=False) as bar:
-        return _Suite(explainer, inputs, targets, methods, bar).run(
-            seed, inputs if statistics_inputs is None else statistics_inputs
-        )
+        suite = _Suite(explainer, inputs, targets, methods, bar)
+        return suite.run(seed, inputs if statistics_inputs is None else statistics_inputs)
 
 
 class _Suite:
@@ -126,26 +82,26 @@ class _Suite:
         least = scores.argmin(1)
         self.others = torch.where(least == self.targets, scores.argmax(1), least)
         self.one_class = scores.shape[1] < 2
-        self.passes: dict[str, float] = dict.fromkeys(methods, 0.0)  # forward passes for one map
+        self.tolerance = BATCH_TOLERANCE[explainer.settings.precision]
+        self.passes = dict.fromkeys(methods, 0.0)  # forward passes per map
         self.trained = self.maps(self.methods, counting=True)
         self.usable = {method: has_ranks(self.trained[method]) for method in self.methods}
 
     def run(self, seed: int, statistics_inputs: torch.Tensor) -> list[Finding]:
-        architecture, model = self.explainer.architecture, self.explainer.model
-        last = len(stages(model, architecture, statistics_inputs))
-        models = {m: self._models_of(m, last) for m in self.methods}
+        last = len(stages(self.explainer.model, self.explainer.architecture, statistics_inputs))
+        models = {m: self._random_models(m, last) for m in self.methods}
         with_class = [] if self.one_class else [m for m in self.methods if METHODS[m].knows_class]
         rounds = [len(models[m]) + 4 + (m in with_class) for m in self.methods]  # trained, flip, batch, seed: four
         passes = sum(n * self.passes[m] for n, m in zip(rounds, self.methods, strict=True))
         self.bar.total = round(passes * len(self.inputs))
-        found = [
+        checks = [
             self._cascade(models, last, seed, statistics_inputs),
             self._flip(),
             self._batch(),
             self._seed(),
             self._class(with_class),
         ]
-        return [check[method] for method in self.methods for check in found]
+        return [findings[method] for method in self.methods for findings in checks]
 
     def maps(
         self,
@@ -156,25 +112,24 @@ class _Suite:
         more_seed: int = 0,
         counting: bool = False,
     ) -> Maps:
-        """The methods' maps on the common grid; of the suite's own pictures, classes and model where none is given."""
+        """Return the methods' maps on the common grid; inputs, targets and model default to the suite's own."""
         inputs = self.inputs if inputs is None else inputs
         targets = self.targets if targets is None else targets
-        model = self.explainer.model if model is None else model
-        size = self.explainer.budget.batch
-        found: dict[str, list[np.ndarray]] = {method: [] for method in methods}
-        for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
-            explanation = self.explainer.explain(part, wanted)
-            explanation = replace(explanation, model=model, seed=explanation.seed + more_seed)
+        explainer = self.explainer if model is None else self.explainer.with_model(model)
+        settings = replace(explainer.settings, seed=explainer.settings.seed + more_seed)
+        maps: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        for part, classes in zip(inputs.split(settings.batch), targets.split(settings.batch), strict=True):
+            explanation = replace(explainer.explain(part, classes), settings=settings)
             for method in methods:
-                with self._counted(model) as count:
-                    found[method].append(on_common_grid(METHODS[method].function(explanation)))
+                with self._counted(explainer.model) as count:
+                    maps[method].append(on_common_grid(METHODS[method].function(explanation)))
                 if counting:
                     self.passes[method] += count[0] / len(self.inputs)
-        return {method: np.concatenate(parts) for method, parts in found.items()}
+        return {method: np.concatenate(parts) for method, parts in maps.items()}
 
     @contextmanager
     def _counted(self, model: nn.Module) -> Iterator[list[int]]:
-        """Count the pictures that pass through the model while the block runs: what a method costs, on any machine."""
+        """Count the images that pass through the model while the block runs: a method's cost on any machine."""
         count = [0]
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -187,20 +142,20 @@ class _Suite:
         finally:
             handle.remove()
 
-    def _models_of(self, method: str, last: int) -> list[tuple[int, int]]:
-        """The random models that the method is shown, as (stage, draw)."""
+    def _random_models(self, method: str, last: int) -> list[tuple[int, int]]:
+        """Return the random models that the method is tried on, as (stage, draw)."""
         if self.passes[method] > MOST_PASSES:
             return [(stage, 0) for stage in sorted({(last + 1) // 2, last})]
         return [(stage, 0) for stage in range(1, last)] + [(last, draw) for draw in range(DRAWS)]
 
     def _cascade(
-        self, models: dict[str, list[tuple[int, int]]], last: int, seed: int, pictures: torch.Tensor
+        self, models: dict[str, list[tuple[int, int]]], last: int, seed: int, statistics_inputs: torch.Tensor
     ) -> dict[str, Finding]:
         values: dict[str, dict[int, list[np.ndarray]]] = {m: {} for m in self.methods}
         lost = dict.fromkeys(self.methods, 0)
         for stage, draw in sorted({key for keys in models.values() for key in keys}):
             names = [m for m in self.methods if (stage, draw) in models[m]]
-            fresh = randomised(self.explainer.model, self.explainer.architecture, pictures, stage, seed + draw)
+            fresh = randomised(self.explainer.model, self.explainer.architecture, statistics_inputs, stage, seed + draw)
             for method, maps in self.maps(names, model=fresh).items():
                 values[method].setdefault(stage, []).append(similarity(self.trained[method], maps))
                 lost[method] += int((self.usable[method] & ~has_ranks(maps)).sum()) * (stage == last)
@@ -210,7 +165,7 @@ class _Suite:
             note = "; ".join(self._cascade_notes(method, list(means), last, lost[method], len(by_stage[last])))
             finding = self._finding(method, "cascade", means[last], MOST_LEFT, note)
             if finding.verdict != "n/a":
-                curve = [(stage / last, float(found[self.usable[method]].mean())) for stage, found in means.items()]
+                curve = [(stage / last, float(mean[self.usable[method]].mean())) for stage, mean in means.items()]
                 finding = replace(finding, curve=((0.0, 1.0), *curve))
             findings[method] = finding
         return findings
@@ -222,25 +177,22 @@ class _Suite:
             yield f"no map from the random models in {lost} of {draws * int(self.usable[method].sum())}: similarity 0"
         if len(seen) < last or draws < DRAWS:
             numbers = " and ".join(map(str, seen))
-            yield f"more than {MOST_PASSES} forward passes a map: stages {numbers} of {last} alone, one random model"
+            yield f"over {MOST_PASSES} forward passes per map: only stages {numbers} of {last}, one random model each"
 
     def _flip(self) -> dict[str, Finding]:
-        found = {}
-        for method, maps in self.maps(self.methods, inputs=self.inputs.flip(-1)).items():
-            found[method] = self._finding(
-                method, "flip", similarity(self.trained[method], maps[:, :, ::-1]), LEAST_MIRRORED
-            )
-        return found
+        mirrored = self.maps(self.methods, inputs=self.inputs.flip(-1))
+        return {
+            m: self._finding(m, "flip", similarity(self.trained[m], maps[:, :, ::-1]), LEAST_MIRRORED)
+            for m, maps in mirrored.items()
+        }
 
     def _batch(self) -> dict[str, Finding]:
-        single = [
-            self.maps(self.methods, self.inputs[i : i + 1], self.targets[i : i + 1]) for i in range(len(self.inputs))
-        ]
-        findings = {}
-        for method in self.methods:
-            apart = differences(self.trained[method], np.concatenate([maps[method] for maps in single]))
-            findings[method] = self._finding(method, "batch", apart, BATCH_TOLERANCE[self.explainer.precision])
-        return findings
+        images = zip(self.inputs.split(1), self.targets.split(1), strict=True)
+        single = [self.maps(self.methods, *image) for image in images]
+        alone = {m: np.concatenate([maps[m] for maps in single]) for m in self.methods}
+        return {
+            m: self._finding(m, "batch", differences(self.trained[m], alone[m]), self.tolerance) for m in self.methods
+        }
 
     def _seed(self) -> dict[str, Finding]:
         other = self.maps(self.methods, more_seed=1)
@@ -249,11 +201,10 @@ class _Suite:
         findings = {}
         for method in self.methods:
             values = similarity(self.trained[method], other[method])
-            note = "" if method in noisy else NO_NOISE
-            finding = self._finding(method, "seed", values, LEAST_RESEEDED, note)
+            finding = self._finding(method, "seed", values, LEAST_RESEEDED, "" if method in noisy else NO_NOISE)
             if method in noisy and finding.verdict != "n/a":
-                apart = differences(self.trained[method], again[method])[self.usable[method]].max()
-                if apart > BATCH_TOLERANCE[self.explainer.precision]:
+                change = differences(self.trained[method], again[method])[self.usable[method]].max()
+                if change > self.tolerance:
                     finding = replace(finding, verdict="fail", note="differs from run to run under one seed")
             findings[method] = finding
         return findings
@@ -262,82 +213,36 @@ class _Suite:
         others = self.maps(with_class, targets=self.others)
         findings = {}
         for method in self.methods:
-            if not METHODS[method].knows_class:
-                findings[method] = Finding(method, "class", "fail", threshold=MOST_ALIKE, note=NO_CLASS)
-            elif self.one_class:
-                findings[method] = Finding(method, "class", "n/a", threshold=MOST_ALIKE, note="the model has one class")
-            else:
+            if method in others:
                 values = similarity(self.trained[method], others[method])
                 findings[method] = self._finding(method, "class", values, MOST_ALIKE)
+            else:
+                verdict, note = (
+                    ("n/a", "the model has one class") if METHODS[method].knows_class else ("fail", NO_CLASS)
+                )
+                findings[method] = Finding(
+                    method=method, check="class", verdict=verdict, threshold=MOST_ALIKE, note=note
+                )
         return findings
 
     def _finding(self, method: str, check: str, values: np.ndarray, threshold: float, note: str = "") -> Finding:
-        """The verdict over the pictures with a map, given one value for each picture."""
-        usable = self.usable[method]
-        values = values[usable]
-        if len(values) < FEWEST:
-            finite = np.isfinite(self.trained[method]).all((1, 2))
-            empty = finite & (self.trained[method].max((1, 2)) <= 0)
-            kinds = {
-                "empty": empty.sum(),
-                "not finite": (~finite).sum(),
-                "the same everywhere": (finite & ~empty & ~usable).sum(),
-            }
-            why = (
-                ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-                or "the others were not asked for"
-            )
-            why = f"{len(values)} of {len(usable)} pictures have a map with ranks, {FEWEST} are needed: {why}"
-            return Finding(
-                method, check, "n/a", threshold=threshold, n=len(values), note="; ".join(filter(None, [why, note]))
-            )
-        value = float(values.max() if check == "batch" else values.mean())
-        verdict = "pass" if _STANDS[CHECKS[check]](value, threshold) else "fail"
-        return Finding(
-            method, check, verdict, value, float(values.min()), float(values.max()), threshold, len(values), note
-        )
+        """Return the finding over the images with a usable map; `values` has one for each image."""
+        kept = values[self.usable[method]]
+        finding = Finding(method=method, check=check, verdict="n/a", threshold=threshold, n=len(kept), note=note)
+        if len(kept) < FEWEST:
+            return replace(finding, note="; ".join(filter(None, [self._too_few(method), note])))
+        value = float(kept.max() if check == "batch" else kept.mean())
+        verdict = "pass" if _COMPARISONS[CHECKS[check]](value, threshold) else "fail"
+        return replace(finding, verdict=verdict, value=value, low=float(kept.min()), high=float(kept.max()))
 
-
-def on_common_grid(maps: torch.Tensor) -> np.ndarray:
-    """Maps (n, h, w) as (n, h', w') float64, area averages on at most `COARSE` cells along each side."""
-    grid = min(COARSE, maps.shape[1]), min(COARSE, maps.shape[2])
-    return average(maps.detach().double().cpu().numpy(), *grid)
-
-
-def has_ranks(maps: np.ndarray) -> np.ndarray:
-    """Which of the maps (n, h, w) are finite and not the same everywhere: (n,) bool. An empty map is the same."""
-    finite = np.isfinite(maps).all((1, 2))
-    spread = np.where(finite[:, None, None], maps, 0)
-    return finite & (np.ptp(spread, axis=(1, 2)) > FLAT * spread.max((1, 2)))
-
-
-def similarity(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of maps (n, h, w), cell by cell, ties sharing their mean rank: (n,) in [-1, 1].
-
-    0 where either has no ranks: a map that is lost is like no map.
-    """
-    from scipy.stats import rankdata
-
-    both = has_ranks(maps) & has_ranks(others)
-    found = np.zeros(len(maps))
-    if both.any():
-        a, b = (rankdata(m[both].reshape(both.sum(), -1), axis=1) for m in (maps, others))
-        a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
-        found[both] = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return found
-
-
-def differences(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest difference of each of the maps (n, h, w) from the other, as a share of its peak: (n,) ≥ 0.
-
-    Infinite where it is not a number, or the peak is 0.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        apart = np.abs(maps - others).max((1, 2)) / maps.max((1, 2))
-    return np.where(np.isnan(apart), np.inf, apart)
-
-
-def verdict_of(findings: Sequence[Finding], method: str) -> str:
-    """`fail` where any check of the method fails, else `pass`, or `n/a` where none has a verdict."""
-    verdicts = {finding.verdict for finding in findings if finding.method == method}
-    return next((verdict for verdict in ("fail", "pass") if verdict in verdicts), "n/a")
+    def _too_few(self, method: str) -> str:
+        usable, maps = self.usable[method], self.trained[method]
+        finite = np.isfinite(maps).all((1, 2))
+        empty = finite & (maps.max((1, 2)) <= 0)
+        counts = {
+            "empty": empty.sum(),
+            "not finite": (~finite).sum(),
+            "the same everywhere": (finite & ~empty & ~usable).sum(),
+        }
+        reasons = ", ".join(f"{count} {words}" for words, count in counts.items() if count) or "too few images"
+        return f"{usable.sum()} of {len(usable)} images have a map with ranks, {FEWEST} are needed: {reasons}"

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.figures.plots import COLOURS, MEAN_COLOUR, save_figure
 from localization.methods.table import METHODS
-from localization.sanity.checks import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
-from utils import atomic_write, write_csv
+from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
+from utils import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's blue, vermilion and grey, lightened: told apart by colour-blind readers; the marks say the same.
-FACES = {"pass": "#cfe8f6", "fail": "#f5c9a9", "n/a": "#ededed"}
+FACES = {"pass": (COLOURS[4], 0.3), "fail": (COLOURS[1], 0.33), "n/a": (MEAN_COLOUR, 0.12)}  # colour, opacity
 MARKS = {"pass": "✓", "fail": "✗", "n/a": "–"}
-INK = "#0072B2"
+INK = COLOURS[0]
 ROW = 0.36  # inches
 
 
-def write_sanity(folder: Path, findings: Sequence[Finding], titles: Mapping[str, str]) -> None:
-    """Write `sanity.csv`, a row for each check of each method, and `sanity.png` (`sanity_figure`) into `folder`.
-
-    Args:
-        titles: the methods' names for people.
-    """
+def write_sanity(folder: Path, findings: Sequence[Finding]) -> None:
+    """Write `sanity.csv`, a row for each check of each method, and `sanity.png` (`sanity_figure`) into `folder`."""
     write_csv(folder / "sanity.csv", [_row(finding) for finding in findings])
-    with atomic_write(folder / "sanity.png", "wb") as file:
-        sanity_figure(findings, titles).savefig(file, format="png", dpi=130)
+    save_figure(sanity_figure(findings), folder / "sanity.png")
 
 
 def _row(finding: Finding) -> dict[str, Any]:
@@ -48,7 +43,7 @@ def _row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def format_sanity(findings: Sequence[Finding], titles: Mapping[str, str]) -> str:
+def format_sanity(findings: Sequence[Finding]) -> str:
     """A table for a terminal: a line for each method with its verdict, its checks and its known failure; then notes."""
     thresholds = {f.check: f"{f.check} {CHECKS[f.check]} {f.threshold:g}" for f in findings}
     lines = [["method", "verdict", *(thresholds[check] for check in CHECKS), "known failure"]]
@@ -58,13 +53,13 @@ def format_sanity(findings: Sequence[Finding], titles: Mapping[str, str]) -> str
         known = METHODS[method].known_failure
         verdict = verdict_of(findings, method)
         lines.append(
-            [titles[method], verdict.upper() if verdict == "fail" else verdict]
+            [METHODS[method].title, verdict.upper() if verdict == "fail" else verdict]
             + [_cell(own[check]) for check in CHECKS]
             + [known]
         )
         for finding in own.values():
             if finding.note and finding.note not in (NO_NOISE, NO_CLASS, KNOWN + known):
-                notes.setdefault(f"{finding.check}: {finding.note}", []).append(titles[method])
+                notes.setdefault(f"{finding.check}: {finding.note}", []).append(METHODS[method].title)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, *(f"{', '.join(names)}: {note}" for note, names in notes.items())])
@@ -82,13 +77,13 @@ def _cell(finding: Finding) -> str:
     return words + f"{finding.value:.2f} [{finding.low:.2f}, {finding.high:.2f}]"
 
 
-def sanity_figure(findings: Sequence[Finding], titles: Mapping[str, str]) -> Figure:
+def sanity_figure(findings: Sequence[Finding]) -> Figure:
     """Left, methods × checks: verdict and number; right, in the same rows, each method's cascade curve."""
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(finding.method for finding in findings))
     known = [method for method in methods if METHODS[method].known_failure]
-    notes = [f"† {titles[method]}: {METHODS[method].known_failure}" for method in known]
+    notes = [f"† {METHODS[method].title}: {METHODS[method].known_failure}" for method in known]
     height = ROW * len(methods)
     figure = Figure(figsize=(9.3, height + 1.5 + 0.18 * len(notes)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1.9))
@@ -100,7 +95,7 @@ def sanity_figure(findings: Sequence[Finding], titles: Mapping[str, str]) -> Fig
                     _draw_curve(right, row, finding)
     thresholds = {finding.check: finding.threshold for finding in findings}
     left.set_xticks(range(len(CHECKS)), [f"{c}\n{sign} {thresholds[c]:g}" for c, sign in CHECKS.items()], fontsize=9)
-    names = [titles[method] + " †" * (method in known) for method in methods]
+    names = [METHODS[method].title + " †" * (method in known) for method in methods]
     left.set_yticks(range(len(methods)), names, fontsize=9, parse_math=False)
     left.set_xlim(-0.5, len(CHECKS) - 0.5)
     left.set_ylim(len(methods) - 0.5, -0.5)

@@ -262,9 +262,9 @@ class Measurer:
             probabilities,
             inputs,
             targets,
-            explanation.budget.batch,
+            explanation.settings.batch,
             self.controls.seed,
-            ROUNDING if explanation.precision == "fp32" else HALF_ROUNDING,
+            ROUNDING if explanation.settings.precision == "fp32" else HALF_ROUNDING,
         )
 
     def _add_faithfulness(

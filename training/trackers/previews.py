@@ -46,13 +46,19 @@ def sample_cams(
     """
     from localization.drawing.maps import Style, draw_maps
     from localization.explainer import Explainer
+    from localization.methods.explanation import Settings
 
     validation = dataset.images("val").records
     order = np.random.default_rng(seed).permutation(len(validation))
     each = max(1, MOST_CAMS // len(dataset.classes))
     chosen = validation.iloc[order].groupby("label").head(each).sort_values("label", kind="stable").head(MOST_CAMS)
     part, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, data, dataset.side, masks=True)
-    explainer = Explainer(checkpoint.model().to(device), checkpoint.architecture, checkpoint.size, checkpoint.precision)
+    explainer = Explainer.from_architecture(
+        checkpoint.model().to(device),
+        checkpoint.architecture,
+        checkpoint.size,
+        settings=Settings(precision=checkpoint.precision),
+    )
     methods, counts = explainer.choose(METHOD), dict.fromkeys(dataset.classes, 0)
     found = []
     with tempfile.TemporaryDirectory() as folder:

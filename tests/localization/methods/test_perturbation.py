@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from localization.methods import perturbation
-from localization.methods.explanation import Budget, Explanation
+from localization.methods.explanation import Explanation, Settings
 from localization.methods.layers import Layer
 from localization.methods.perturbation import ablation_cam, occlusion, score_cam
 
@@ -76,10 +77,16 @@ def _model(build: Callable[..., nn.Module] = _Small, **arguments: object) -> nn.
     return build(**arguments).eval()
 
 
-def _explain(model: nn.Module, layer: Layer | None = None, count: int = 3, **budget: int) -> Explanation:
+def _explain(model: nn.Module, layer: Layer | None = None, count: int = 3, **settings: Any) -> Explanation:
     inputs = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    settings = Budget(**({"cells": 4, "batch": 5} | budget))
-    return Explanation(model, [layer or Layer("features")], inputs, BLACK, TARGETS[:count], budget=settings)
+    return Explanation(
+        model=model,
+        layers=[layer or Layer("features")],
+        inputs=inputs,
+        black=BLACK,
+        requested=TARGETS[:count],
+        settings=Settings(**({"cells": 4, "batch": 5} | settings)),
+    )
 
 
 def _assert_same_maps(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -282,7 +289,7 @@ def test_occlusion_equals_captum() -> None:
 
     model, side = _model(), SIDE // 4
     explanation = _explain(model)
-    explanation.wanted = None  # the predicted classes: there is evidence for them
+    explanation.requested = None  # the predicted classes: there is evidence for them
     theirs = Occlusion(model).attribute(
         explanation.inputs,
         sliding_window_shapes=(3, 2 * side, 2 * side),
@@ -298,7 +305,9 @@ def test_occlusion_of_an_odd_portrait() -> None:
     """A cell is the mean over the windows that it is part of; cells end at round(i · side / cells)."""
     model = _model()
     x = torch.randn(1, 3, 37, 23, generator=torch.Generator().manual_seed(2))
-    explanation = Explanation(model, [], x, BLACK, TARGETS[:1], budget=Budget(cells=5, batch=7))
+    explanation = Explanation(
+        model=model, layers=[], inputs=x, black=BLACK, requested=TARGETS[:1], settings=Settings(cells=5, batch=7)
+    )
     rows, columns = (0, 7, 15, 22, 30, 37), (0, 5, 9, 14, 18, 23)
     found: dict[tuple[int, int], list[float]] = {}
     for i in range(4):
@@ -320,7 +329,7 @@ def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Expl
         inside = method(_explain(model))
     assert torch.equal(inside, whole)
     alone = _explain(model)
-    alone.inputs, alone.wanted = alone.inputs[1:2], TARGETS[1:2]
+    alone.inputs, alone.requested = alone.inputs[1:2], TARGETS[1:2]
     torch.testing.assert_close(method(alone)[0], whole[1], rtol=1e-4, atol=1e-4 * float(whole[1].max()))
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -331,8 +340,7 @@ def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Expl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_changes_little(method: Callable[[Explanation], torch.Tensor]) -> None:
-    exact, rounded = _explain(_model()), _explain(_model())
-    rounded.precision = "bf16"
+    exact, rounded = _explain(_model()), _explain(_model(), precision="bf16")
     maps, others = method(exact), method(rounded)
     assert ((maps - others).abs().amax((1, 2)) <= 0.1 * maps.amax((1, 2))).all()
     if method is not occlusion:  # its activations were rounded
@@ -340,8 +348,7 @@ def test_bf16_changes_little(method: Callable[[Explanation], torch.Tensor]) -> N
 
 
 def test_ablation_cam_s_weights_are_never_rounded() -> None:
-    exact, rounded = _explain(_model()), _explain(_model())
-    rounded.precision = "bf16"
+    exact, rounded = _explain(_model()), _explain(_model(), precision="bf16")
     rounded.cut = exact.cut  # the same activations
     assert torch.equal(ablation_cam(rounded), ablation_cam(exact))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from localization.methods import pixels
-from localization.methods.explanation import Budget, Explanation
+from localization.methods import pixels, table
+from localization.methods.explanation import Explanation, Settings
 from localization.methods.layers import Layer
 from localization.methods.pixels import (
     attributions,
@@ -58,11 +59,16 @@ def _model(activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
     return _Small(activation).eval()
 
 
-def _explain(model: nn.Module, **budget: int) -> Explanation:
+def _explain(model: nn.Module, **settings: Any) -> Explanation:
     inputs = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    settings = Budget(**({"steps": 8, "samples": 3, "batch": 5} | budget))
-    layers = [Layer("3")] if isinstance(model, _Small) else []
-    return Explanation(model, layers, inputs, BLACK, TARGETS, budget=settings)
+    return Explanation(
+        model=model,
+        layers=[Layer("3")] if isinstance(model, _Small) else [],
+        inputs=inputs,
+        black=BLACK,
+        requested=TARGETS,
+        settings=Settings(**({"steps": 8, "samples": 3, "batch": 5} | settings)),
+    )
 
 
 def _weights(*shape: int) -> torch.Tensor:
@@ -312,7 +318,9 @@ def _nodes(output: torch.Tensor) -> dict[str, int]:
 
 def test_guided_grad_cam_is_the_product() -> None:
     explanation = _explain(_model())
-    large = F.interpolate(explanation.grad_cam[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False)
+    large = F.interpolate(
+        table.METHODS["gradcam"].function(explanation)[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False
+    )
     expected = F.relu((large * guided_gradients(explanation)).sum(1))
     assert (expected.amax((1, 2)) > 0).all()
     torch.testing.assert_close(guided_grad_cam(explanation), expected)
@@ -356,14 +364,14 @@ def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Expl
     whole = method(_explain(model))
     with torch.inference_mode():
         explanation = _explain(model)
-        explanation.wanted = TARGETS.clone()
+        explanation.requested = TARGETS.clone()
         inside = method(explanation)
         assert torch.equal(inside, whole)
         explanation = _explain(model)
-        explanation.wanted = None
+        explanation.requested = None
         assert method(explanation).isfinite().all()
     alone = _explain(model)
-    alone.inputs, alone.wanted = alone.inputs[1:2], TARGETS[1:2]
+    alone.inputs, alone.requested = alone.inputs[1:2], TARGETS[1:2]
     torch.testing.assert_close(method(alone)[0], whole[1], rtol=1e-4, atol=1e-4 * float(whole[1].max()))
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -376,8 +384,7 @@ def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Expl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_changes_little(method: Callable[[Explanation], torch.Tensor]) -> None:
-    exact, rounded = _explain(_model()), _explain(_model())
-    rounded.precision = "bf16"
+    exact, rounded = _explain(_model()), _explain(_model(), precision="bf16")
     maps, others = method(exact), method(rounded)
     assert not torch.equal(maps, others)
     both = torch.stack([maps, others], 1).flatten(2)

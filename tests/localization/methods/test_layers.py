@@ -170,7 +170,7 @@ def test_tokens_of_a_wide_picture_and_outputs_that_are_no_grid() -> None:
         (Layer("x", "tokens"), (1, 13, 2)),
         (Layer("x", "maps_last"), (1, 9, 4)),
     ):
-        with pytest.raises(UserError, match=r"--layer x: its output .* is no feature map"):
+        with pytest.raises(UserError, match=r"--layer x: its output .* is not a feature map"):
             layer.to_maps(torch.zeros(shape), (32, 32))
 
 
@@ -216,16 +216,16 @@ def test_heads_of_attention_are_no_maps() -> None:
     """16 tokens and 16 channels a head: the norm of the queries, (1, heads, 16, 16), only looks like maps."""
     model = TimmViT(**TIMM | {"embed_dim": 32, "class_token": False, "global_pool": "avg", "qk_norm": True})
     assert _output(model, "blocks.1.attn.q_norm", torch.randn(1, 3, 32, 32)).shape == (1, 2, 16, 16)
-    with pytest.raises(UserError, match=r"--layer blocks.1.attn.q_norm: its output is no feature map"):
+    with pytest.raises(UserError, match=r"--layer blocks.1.attn.q_norm: its output is not a feature map"):
         find_layers(model, _architecture(model), 32, ["blocks.1.attn.q_norm"])
 
 
 def test_a_name_that_is_not_there_names_near_ones() -> None:
     model, architecture = _build("resnet")
-    with pytest.raises(UserError, match=r"--layer layer5: unknown has no such layer; near it: .*layer4"):
+    with pytest.raises(UserError, match=r"--layer layer5: unknown has no such layer \(did you mean layer4"):
         find_layers(model, architecture, 64, ["layer4", "layer5"])
     with pytest.raises(
-        UserError, match=r"--layer fc: its output is no feature map .* the last ones that are: .*layer4"
+        UserError, match=r"--layer fc: its output is not a feature map .* the last layers that give one: .*layer4"
     ):
         find_layers(model, architecture, 64, ["fc"])
 
