@@ -50,7 +50,9 @@ class Layer:
             grid = _token_grid(output.shape[1] - self.prefix, picture)
             if grid is not None:
                 return output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
-        raise UserError(f"--layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)")
+        raise UserError(
+            f"--layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)"
+        )
 
     def with_maps(self, output: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """`maps` (k, channels, h, w) in the form of `output`, (1 or k, …), which gives the prefix tokens."""

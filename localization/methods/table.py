@@ -105,5 +105,5 @@ def method_name(word: str) -> str:
     keys = {bare(name): key for key, method in METHODS.items() for name in (key, method.title)}
     if bare(word) in keys:
         return keys[bare(word)]
-    hint = did_you_mean(word.strip().lower(), METHODS, count=2, cutoff=0.5)
+    hint = did_you_mean(bare(word), keys, count=2, cutoff=0.5)
     raise UserError(f"--method {word.strip()}: unknown method{hint}; choose from {', '.join(METHODS)}, or all")
