@@ -59,8 +59,8 @@ def _report_empty(images: ImageSet, name: str, empty: np.ndarray, count: int, da
     kind, first, named = mask_noun(name), images.records[name].iloc[empty[0]], named_masks(name, data)
     if named and len(empty) == count:
         raise UserError(
-            f"{' '.join(named)}: all of the {len(empty)} masks of the chosen pictures are empty at "
-            f"{images.side}×{images.side} pixels, for example {first}; give others, or leave {named[0]} out"
+            f"{named}: all of the {len(empty)} masks of the chosen pictures are empty at "
+            f"{images.side}×{images.side} pixels, for example {first}; give others, or leave {named.flag} out"
         )
     one = len(empty) == 1
     line = f"{len(empty)} {kind} {'mask is' if one else 'masks are'} empty, for example {first}: no {kind} score for "

@@ -1,8 +1,8 @@
 """Print the images per class and split, and save a contact sheet.
 
-    python dataset/data.py                          # the phantom
-    python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
-    python dataset/data.py --data DIR --write-split split.csv       # the split as a file: --data split.csv has it
+python dataset/data.py                          # the phantom
+python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
+python dataset/data.py --data DIR --write-split split.csv       # the split as a file: --data split.csv has it
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if __package__ in (None, ""):  # run as a program: the project, not this folder,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from command_line import Parser, add_data_flags, run_verb
-from config import Config
 from utils import PROJECT, UserError, make_folder
 
 
@@ -36,22 +35,16 @@ def main(argv: Sequence[str]) -> None:
         help="also write the images, their patients and their split as a CSV, which --data takes like a folder",
     )
     arguments, config, _ = parser.read_command(argv)
-    show_dataset(config, arguments.output, arguments.write_split)
 
-
-def show_dataset(config: Config, output: Path, split: Path | None = None) -> None:
-    """Print the images per class and split, and draw a contact sheet: four pictures per class, plain and augmented.
-
-    With `split`, write the images and their split there too.
-    """
     from dataset.contact_sheet import draw_contact_sheet
     from dataset.loading import load_dataset, write_split
 
-    for flag, file, kind in (("--output", output, ".png"), ("--write-split", split, ".csv")):
+    output, split = arguments.output, arguments.write_split
+    for flag, file, suffix in (("--output", output, ".png"), ("--write-split", split, ".csv")):
         if file is not None:
             make_folder(file.parent, flag)
             if file.is_dir():
-                raise UserError(f"{flag} {file}: a folder; name a {kind} file in it")
+                raise UserError(f"{flag} {file}: a folder; name a {suffix} file in it")
     dataset = load_dataset(config.data, config.data.size or 224)
     print(dataset.table().to_string())
     draw_contact_sheet(dataset, config, output)

@@ -1,4 +1,4 @@
-"""`load_dataset` is the one entry to radiographs: files → records → split → pixel cache → batches on the device."""
+"""From the configuration to a `Dataset`: find the files, hash and decode them, and split them by patient."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import pandas as pd
 from config import DataConfig
 from dataset.cache import cache_folder, hash_files
 from dataset.image_set import ImageSet, decode_images, make_image_set
-from dataset.layouts import find_records, name_groups
+from dataset.layouts import MASKS, find_records, name_groups
 from dataset.masks import give_masks
 from dataset.phantom.constants import GROUP_PATTERN, VERSION
 from dataset.phantom.write import write_phantom
 from dataset.split import split_records
 from utils import UserError, atomic_write, log
 
-SUBSET = {"train": 1000, "val": 100, "test": 100}
-RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
+SUBSET = {"train": 1000, "val": 100, "test": 100}  # the most images of a split under data.subset
+RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", *MASKS, "split"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Dataset:
-    """All readable radiographs of a data folder, with their split.
+    """All readable images of a data folder, with their split.
 
-    `unreadable` maps the files that were left out to the reason.
+    Args:
+        records: one row per image, with `RECORD_COLUMNS`.
+        classes: class names in the model's order.
+        unreadable: path → reason of the files that were left out.
+        data: the `data` keys.
+        side: side in pixels of the square images.
     """
 
     records: pd.DataFrame
@@ -36,15 +41,15 @@ class Dataset:
     side: int
 
     def images(self, split: str, side: int | None = None, masks: bool = False) -> ImageSet:
-        """The radiographs of one split (`train`, `val` or `test`), cached at `side` (default: the dataset's)."""
-        chosen = self.records[self.records["split"] == split].reset_index(drop=True)
-        limit = SUBSET[split]
-        if self.data.subset and len(chosen) > limit:
-            chosen = chosen.sample(limit, random_state=self.data.split_seed).sort_index().reset_index(drop=True)
-        return make_image_set(chosen, self.classes, self.data, side or self.side, masks)[0]
+        """Return the images of one split (`train`, `val` or `test`), cached at `side` (default: the dataset's)."""
+        records = self.records[self.records["split"] == split]
+        if self.data.subset and len(records) > SUBSET[split]:
+            records = records.sample(SUBSET[split], random_state=self.data.split_seed).sort_index()
+        records = records.reset_index(drop=True)
+        return make_image_set(records, self.classes, self.data, side or self.side, masks)[0]
 
     def table(self) -> pd.DataFrame:
-        """Images per class (rows, with a total) and split, and the number of patients."""
+        """Return the images per class (rows, with a total) and split, and the number of patients."""
         table = pd.crosstab(self.records["label"], self.records["split"])
         table = table.reindex(columns=[s for s in (*SUBSET, "") if s in table]).rename(columns={"": "unused"})
         table["all"] = table.sum(axis=1)
@@ -54,22 +59,18 @@ class Dataset:
 
 
 def load_dataset(
-    data: DataConfig,
-    side: int,
-    *,
-    classes: list[str] | None = None,
-    run_split: Path | None = None,
+    data: DataConfig, side: int, *, classes: list[str] | None = None, run_split: Path | None = None
 ) -> Dataset:
-    """Find the radiographs that `data` names, split them by patient, and fill the pixel cache.
+    """Find the images that `data` names, split them by patient, and fill the pixel cache.
 
     Args:
-        data: the `data` keys; without `path`, the run's split.csv, and without a run the phantom.
-        side: side in pixels of the square pictures.
+        data: the `data` keys; without `path`, the images of `run_split`; without both, the phantom.
+        side: side in pixels of the square images.
         classes: class names in the model's order; default: the data's, alphabetical.
-        run_split: a run's split.csv. With `data.path` too, its images keep the run's split, matched by content.
+        run_split: a run's split.csv. With `data.path` too, images of the same content keep the run's split.
 
-    Raises: `UserError` for missing data, fewer than two classes, classes that differ from the given ones, masks that
-        were named and are of no image, or more than `data.max_unreadable` unreadable files.
+    Raises: `UserError` for missing data, fewer than two classes, classes that differ from the given ones, named masks
+        that fit no image, or more than `data.max_unreadable` unreadable files.
     """
     if data.path is None and run_split is not None:
         records = read_split(run_split)
@@ -84,27 +85,16 @@ def load_dataset(
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")
     if data.path is not None and run_split is not None:
-        known = read_split(run_split)
-        records = _named_by_content(records, known)
-        records["split"] = _split_by_content(records, known)
+        records = _match_run(records, read_split(run_split))
     if run_split is None or (records["split"] == "").all():
         records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
     _check_split(records)
-    return Dataset(records[RECORD_COLUMNS], classes or sorted(records["label"].unique()), unreadable, data, side)
-
-
-def _check_split(records: pd.DataFrame) -> None:
-    """Say which classes have no image in val or test; none in train is a `UserError` where there is a train split."""
-    for split in SUBSET:
-        absent = sorted(set(records["label"]) - set(records["label"][records["split"] == split]))
-        if absent and split == "train" and (records["split"] == "train").any():
-            raise UserError(f"--data: class '{absent[0]}' has no training image; add images, or change data.split")
-        if absent and split != "train" and (records["split"] == split).any():
-            log.warning(f"no {split} image of {', '.join(absent)}: nothing can be said of it there")
+    classes = classes or sorted(records["label"].unique())
+    return Dataset(records=records[RECORD_COLUMNS], classes=classes, unreadable=unreadable, data=data, side=side)
 
 
 def data_folder(data: DataConfig) -> tuple[Path, str | None]:
-    """Where the images are, and the pattern of their patients; draws the phantom where no path is given."""
+    """Return the folder or CSV of the images and the pattern of their patients; without a path, draw the phantom."""
     if data.path is None:
         root = cache_folder(data) / f"phantom-v{VERSION}-{data.phantom_count}-{data.phantom_seed}"
         try:
@@ -113,38 +103,40 @@ def data_folder(data: DataConfig) -> tuple[Path, str | None]:
             raise UserError(f"data.cache_dir: the phantom cannot be drawn ({error})") from None
         return root, data.group_pattern
     path = Path(data.path).expanduser()
-    if data.group_pattern is None and (path / "phantom.json").is_file():
-        return path, GROUP_PATTERN
-    return path, data.group_pattern
-
-
-def read_split(path: Path) -> pd.DataFrame:
-    """A run's split.csv, all columns text. Raises: `UserError` for one that cannot be read."""
-    try:
-        records = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give --data DIR") from None
-    missing = [c for c in RECORD_COLUMNS if c not in records]
-    if missing:
-        raise UserError(f"{path}: no column '{missing[0]}'; give --data DIR")
-    return records
+    phantom = data.group_pattern is None and (path / "phantom.json").is_file()
+    return path, GROUP_PATTERN if phantom else data.group_pattern
 
 
 def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
-    found = set(records["label"])
-    if classes is not None and found != set(classes):
-        extra, absent = sorted(found - set(classes)), sorted(set(classes) - found)
-        parts = ["the data has " + ", ".join(extra) + ", which the model does not know"] if extra else []
-        parts += ["the data has no " + ", ".join(absent)] if absent else []
-        raise UserError(
-            "--data: its classes differ from the checkpoint's: "
-            + "; ".join(parts)
-            + f" (the checkpoint's: {', '.join(classes)})"
-        )
+    """Raise a `UserError` if the data's classes differ from the checkpoint's."""
+    labels = set(records["label"])
+    if classes is None or labels == set(classes):
+        return
+    extra, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
+    differences = [f"the data has {', '.join(extra)}, which the model does not know"] if extra else []
+    differences += [f"the data has no {', '.join(absent)}"] if absent else []
+    raise UserError(
+        f"--data: its classes differ from the checkpoint's: {'; '.join(differences)} "
+        f"(the checkpoint's: {', '.join(classes)})"
+    )
+
+
+def _check_split(records: pd.DataFrame) -> None:
+    """Warn of classes without an image in val or test. Raises: `UserError` for one without a training image."""
+    for split in SUBSET:
+        rows = records["split"] == split
+        absent = sorted(set(records["label"]) - set(records["label"][rows])) if rows.any() else []
+        if absent and split == "train":
+            raise UserError(f"--data: class '{absent[0]}' has no training image; add images, or change data.split")
+        if absent:
+            log.warning(f"no {split} image of {', '.join(absent)}: nothing can be said of it there")
 
 
 def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`records` with `sha256`, without the files that cannot be read (they are counted, and limited)."""
+    """Hash and decode the files. Returns: the readable records with `sha256`, and path → reason of the others.
+
+    Raises: `UserError` for more than `data.max_unreadable` unreadable files.
+    """
     before = records.get("sha256")
     records = records.assign(sha256=hash_files(list(records["path"]), cache_folder(data), data.workers))
     missing = records["sha256"].isna()
@@ -165,29 +157,38 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
     return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable
 
 
-def _named_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """`records` with the patients and sources that the run knows of the same pictures: moved files keep them."""
-    known = known.drop_duplicates("sha256").set_index("sha256")
-    group = known["group"].where(known["group"] != known["path"], "")
+def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
+    """Return `records` with the split, patients and sources that the run's split.csv has for the same content.
+
+    Images that the run does not know have an empty split; if they are the majority, the records keep their own split.
+    """
+    split = records["sha256"].map(dict(zip(run["sha256"], run["split"], strict=True))).fillna("")
+    run = run.drop_duplicates("sha256").set_index("sha256")
+    run["group"] = run["group"].where(run["group"] != run["path"], "")
     records = records.copy()
-    for column, names in (("group", group), ("source", known["source"])):
-        found = records["sha256"].map(names).fillna("")
-        records[column] = found.where(found != "", records[column])
-    return records
-
-
-def _split_by_content(records: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
-    """The run's split of every picture, by its bytes; empty for pictures that the run has not seen."""
-    split = records["sha256"].map(dict(zip(known["sha256"], known["split"], strict=True))).fillna("")
+    for column in ("group", "source"):
+        values = records["sha256"].map(run[column]).fillna("")
+        records[column] = values.where(values != "", records[column])
     unknown = int((split == "").sum())
     if unknown > len(records) / 2:
         log.info(
             f"other data than the run's ({unknown} of {len(records)} images are not in its split.csv): split afresh"
         )
-        return records["split"]
+        return records
     if unknown:
         log.info(f"{unknown} of {len(records)} images are not in the run's split.csv: they are left out")
-    return split
+    return records.assign(split=split)
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """Read a run's split.csv, all columns as text. Raises: `UserError` for one that cannot be read."""
+    try:
+        records = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give --data DIR") from None
+    if missing := [c for c in RECORD_COLUMNS if c not in records]:
+        raise UserError(f"{path}: no column '{missing[0]}'; give --data DIR")
+    return records
 
 
 def write_split(records: pd.DataFrame, path: Path) -> None:
@@ -195,7 +196,7 @@ def write_split(records: pd.DataFrame, path: Path) -> None:
     folder = path.resolve().parent
     table = records.drop(columns="sha256")
     table["group"] = table["group"].where(table["group"] != table["path"], "")  # an image without a patient
-    for column in ("path", "lung_mask", "lesion_mask"):
+    for column in ("path", *MASKS):
         table[column] = [os.path.relpath(p, folder) if p else "" for p in table[column]]
     with atomic_write(path) as file:
         table.to_csv(file, index=False, lineterminator="\n")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,54 +27,68 @@ from utils import UserError, log
 Size = tuple[int, int]  # height, width
 
 
-def named_masks(name: str, data: DataConfig) -> tuple[str, str] | None:
-    """The flag and the path that name the masks `name` apart from the images; None where nothing does."""
-    if name == "lung_mask":
-        return ("--lung-masks", data.lung_masks) if data.lung_masks else None
-    if data.boxes:
-        return "--boxes", data.boxes
-    return ("--lesion-masks", data.lesion_masks) if data.lesion_masks else None
+class NamedMasks(NamedTuple):
+    """A flag that names masks apart from the images, and its path."""
+
+    flag: str
+    path: str
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+
+def named_masks(name: str, data: DataConfig) -> NamedMasks | None:
+    """Return the flag and path that name the masks `name` (one of `MASKS`), or None if the images bring their own."""
+    lesions = (("--boxes", data.boxes), ("--lesion-masks", data.lesion_masks))
+    flags = (("--lung-masks", data.lung_masks),) if name == "lung_mask" else lesions
+    return next((NamedMasks(flag, path) for flag, path in flags if path), None)
 
 
 def give_masks(records: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """`records` with the masks that `data` names apart from the images, in place of those that the images brought.
+    """Return `records` with the masks that `data` names, which replace those found beside the images.
 
-    Raises: `UserError` for two sources of lesions, for what is not there, and where it has a mask of no image.
+    Raises: `UserError` for two sources of lesions, a path that does not exist, or masks of which none fits an image.
     """
     if data.boxes and data.lesion_masks:
         raise UserError(f"--boxes {data.boxes}: --lesion-masks {data.lesion_masks} is given too; leave one of them out")
     stems = [Path(path).stem for path in records["path"]]
     for name in MASKS:
-        flag, path = named_masks(name, data) or ("", "")
-        if not flag:
-            continue
-        boxes = flag == "--boxes"
-        if not (Path(path).is_file() if boxes else Path(path).is_dir()):
-            raise UserError(f"{flag} {path}: no such {'file' if boxes else 'folder'}")
-        if boxes and not is_boxes(path):
-            raise UserError(f"{flag} {path}: a .csv file is needed (image, x, y, width, height in pixels)")
-        found = match_boxes(stems, Path(path)) if boxes else match_masks(stems, Path(path))
-        if not any(found):
-            what = "no box there names an image by its file's name or stem" if boxes else "no mask there has the stem"
-            raise UserError(f"{flag} {path}: {what}" + ("" if boxes else " of an image") + f", such as {stems[0]}")
-        records = records.assign(**{name: found})
+        if named := named_masks(name, data):
+            records = records.assign(**{name: _match(stems, named)})
     return records
 
 
+def _match(stems: list[str], named: NamedMasks) -> list[str]:
+    """Return the named mask of each image stem, as a path; empty if there is none."""
+    path, boxes = Path(named.path), named.flag == "--boxes"
+    if not (path.is_file() if boxes else path.is_dir()):
+        raise UserError(f"{named}: no such {'file' if boxes else 'folder'}")
+    if boxes and not is_boxes(named.path):
+        raise UserError(f"{named}: a .csv file is needed (image, x, y, width, height in pixels)")
+    masks = match_boxes(stems, path) if boxes else match_masks(stems, path)
+    if not any(masks):
+        what = "box there names an image by its file's name or stem" if boxes else "mask there has the stem of an image"
+        raise UserError(f"{named}: no {what}, such as {stems[0]}")
+    return masks
+
+
 def same_shape(mask: Size, image: Size) -> bool:
-    """Whether the two have one aspect, but for a pixel of rounding at the coarser resolution.
+    """Return whether both have the same aspect ratio, up to one pixel of rounding at the coarser resolution.
 
     With an image of H×W, a mask of width w should be w·H/W high. |h - w·H/W| ≤ 1 is |h·W - w·H| ≤ W.
     """
     return abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*mask, *image)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Plan:
-    """How the masks of some pictures get into the cache: rows that are there already are found by their key.
+    """How the masks of some images get into the cache; rows that are already there are found by their key.
 
-    keys: picture → key of its mask. files: mask → hash, of masks that are read as they lie. made: picture → what makes
-    the mask (side, fit) that is its alone. misfits and broken: mask, or line of boxes → why it is left out.
+    Args:
+        keys: image → key of its mask.
+        files: mask → hash, for masks that are decoded as they are.
+        made: image → function of (side, fit) that makes a mask for this image alone.
+        misfits, broken: mask, or line of a boxes file → why it is left out.
     """
 
     keys: dict[str, str] = field(default_factory=dict)
@@ -83,7 +98,7 @@ class _Plan:
     broken: dict[str, str] = field(default_factory=dict)
 
     def add_boxes(self, image: str, sha: str, file: str, size: Size) -> None:
-        """Plan the boxes that `file` has of a picture: those that do not lie outside of it."""
+        """Plan the boxes that `file` has for an image of `size`, except those outside it."""
         if not Path(file).is_file():
             self.broken[file] = "no such file"
             return
@@ -93,20 +108,19 @@ class _Plan:
         for box in boxes:
             if not box.meets(*size):
                 self.misfits[f"{file}, line {box.line}"] = f"no pixel of the box lies in {image}, {_shown(size)}"
-        boxes = tuple(box for box in boxes if box.meets(*size))
-        if boxes:
+        if boxes := tuple(box for box in boxes if box.meets(*size)):
             self.keys[image] = boxes_key(sha, boxes)
             self.made[image] = partial(square_boxes, boxes, size)
 
     def add_file(self, image: str, mask: str, sha: str, sizes: tuple[Size, Size], store: PixelStore) -> None:
-        """Plan the file of a mask; `sizes` are the picture's and the mask's. The store says side and fit."""
-        size, own = sizes
-        if not same_shape(own, size):
-            self.misfits[mask] = f"{_shown(own)}, but {image} has {_shown(size)}: another image's shape"
+        """Plan a mask file with the hash `sha`; `sizes` are the image's and the mask's."""
+        size, mask_size = sizes
+        if not same_shape(mask_size, size):
+            self.misfits[mask] = f"{_shown(mask_size)}, but {image} has {_shown(size)}: another image's shape"
             return
         frame = letterbox_frame(*size, store.side)
-        if store.fit == "letterbox" and letterbox_frame(*own, store.side) != frame:
-            # Rounded to another size, it would lie a pixel beside its picture.
+        if store.fit == "letterbox" and letterbox_frame(*mask_size, store.side) != frame:
+            # The mask's own frame, rounded to another size, would be shifted by a pixel.
             self.keys[image] = hashlib.sha256(f"{sha} {frame}".encode()).hexdigest()
             self.made[image] = lambda side, fit: square_mask(Path(mask), side, fit, size)
         else:
@@ -118,7 +132,7 @@ def _shown(size: Size) -> str:
 
 
 def _sizes(item: tuple[str, str]) -> tuple[Size, Size] | str:
-    """The sizes of a picture and of its mask (of boxes: the picture's), or why they cannot be had."""
+    """Return the sizes of an image and of its mask (of boxes: the image's), or why one of them cannot be read."""
     image, mask = item
     try:
         size = image_size(Path(image))
@@ -128,20 +142,40 @@ def _sizes(item: tuple[str, str]) -> tuple[Size, Size] | str:
 
 
 def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> list[str]:
-    """Cache the masks `name` of `records` and return their keys, empty where there is none that can be used.
+    """Cache the masks `name` of `records` and return their keys; empty for an image without a usable mask.
 
-    Raises: `UserError` where the user named the masks, and one has another image's shape, a box lies outside of its
-    picture, or none can be read.
+    Masks found beside the images and left out are logged as a warning.
+
+    Raises: `UserError` if the user named the masks, and one has another image's shape, a box is outside its image, or
+        none can be read.
     """
     named = named_masks(name, data)
-    wanted = [row for row in zip(records["path"], records["sha256"], records[name], strict=True) if row[2]]
-    if named and len(records) and not wanted:
-        log.warning(f"{' '.join(named)}: it has none of the {len(records)} chosen pictures: no scores")
-    files = list({mask for *_, mask in wanted if not is_boxes(mask)})
+    masks = dict(zip(records["path"], records[name], strict=True))
+    if named and masks and not any(masks.values()):
+        log.warning(f"{named}: it has none of the {len(records)} chosen pictures: no scores")
+    plan = _plan_masks(store, name, records[records[name] != ""], data)
+    if named and plan.misfits:
+        where, reason = next(iter(plan.misfits.items()))
+        more = f" ({len(plan.misfits) - 1} more like it)" if len(plan.misfits) > 1 else ""
+        raise UserError(f"{named.flag} {where}: {reason}; mend or remove it{more}")
+    _build(store, plan, masks, data)
+    if left_out := plan.misfits | plan.broken:
+        where, reason = next(iter(left_out.items()))
+        if named and not plan.keys:
+            raise UserError(f"{named}: no mask there can be used, for example {where} ({reason})")
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        log.warning(f"left out of the {mask_noun(name)} masks: {where} ({reason}){more}")
+    return [plan.keys.get(path, "") for path in records["path"]]
+
+
+def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> _Plan:
+    """Check the masks of `records`, all of which have one, and plan how each gets into the store."""
+    pairs = list(zip(records["path"], records[name], strict=True))
+    files = list({mask for _, mask in pairs if not is_boxes(mask)})
     hashes = dict(zip(files, hash_files(files, cache_folder(data), data.workers), strict=True))
-    measured = in_parallel(_sizes, [(path, mask) for path, _, mask in wanted], data.workers, "sizes of masks", "mask")
+    measured = in_parallel(_sizes, pairs, data.workers, "sizes of masks", "mask")
     plan = _Plan()
-    for (path, sha, mask), sizes in zip(wanted, measured, strict=True):
+    for (path, mask), sha, sizes in zip(pairs, records["sha256"], measured, strict=True):
         if isinstance(sizes, str):
             plan.broken[mask] = sizes
         elif is_boxes(mask):
@@ -150,23 +184,11 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
             plan.broken[mask] = "it may not be read"
         else:
             plan.add_file(path, mask, hashes[mask], sizes, store)
-    if named and plan.misfits:
-        where, reason = next(iter(plan.misfits.items()))
-        more = f" ({len(plan.misfits) - 1} more like it)" if len(plan.misfits) > 1 else ""
-        raise UserError(f"{named[0]} {where}: {reason}; mend or remove it{more}")
-    _build(store, plan, dict(zip(records["path"], records[name], strict=True)), data)
-    left_out = plan.misfits | plan.broken
-    if left_out:
-        where, reason = next(iter(left_out.items()))
-        if named and not plan.keys:
-            raise UserError(f"{' '.join(named)}: no mask there can be used, for example {where} ({reason})")
-        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.warning(f"left out of the {mask_noun(name)} masks: {where} ({reason}){more}")
-    return [plan.keys.get(path, "") for path in records["path"]]
+    return plan
 
 
 def _build(store: PixelStore, plan: _Plan, masks: dict[str, str], data: DataConfig) -> None:
-    """Fill the store as planned; what cannot be read after all loses its key."""
+    """Fill the store as planned; an image whose mask cannot be decoded loses its key."""
 
     def make(path: Path, side: int, fit: str) -> np.ndarray:
         return plan.made[str(path)](side, fit)

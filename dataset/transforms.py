@@ -18,27 +18,11 @@ from config import AugmentConfig
 from dataset.sampling import uniforms
 from utils import UserError
 
-COLUMNS = 17
-# Columns of the random numbers of one picture: fixed, so that switching one key off does not change the others' draws.
-(
-    CROP_X,
-    CROP_Y,
-    HFLIP,
-    VFLIP,
-    ROTATION,
-    AFFINE_ROTATION,
-    SHIFT_X,
-    SHIFT_Y,
-    SCALE,
-    SHEAR,
-    ZOOM,
-    ZOOM_SIDE,
-    ZOOM_X,
-    ZOOM_Y,
-    BRIGHTNESS,
-    CONTRAST,
-    GEOMETRIC,
-) = range(COLUMNS)
+# The random numbers of one image, in a fixed order: switching one key off does not change the numbers of the others.
+DRAWS = (
+    *("crop_x", "crop_y", "horizontal_flip", "vertical_flip", "rotation", "affine_rotation", "shift_x", "shift_y"),
+    *("scale", "shear", "zoom", "zoom_side", "zoom_x", "zoom_y", "brightness", "contrast", "geometric"),
+)
 
 
 def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
@@ -76,24 +60,27 @@ class Augment:
         translation), zoom-out. Outside of the picture is black.
         """
         c, n = self.config, len(positions)
-        u = uniforms(self.seed, epoch, positions, COLUMNS)
-        signed = 2 * u - 1
+        u, signed = self._draws(epoch, positions)
         kept = (c.random_crop or self.source_side) / self.source_side
-        crop = _matrix(kept, 0, (1 - kept) * signed[:, CROP_X], 0, kept, (1 - kept) * signed[:, CROP_Y], n=n)
-        flip = _matrix(
-            np.where(u[:, HFLIP] < c.horizontal_flip, -1, 1), e=np.where(u[:, VFLIP] < c.vertical_flip, -1, 1), n=n
-        )
-        turn = _rotation(np.deg2rad(c.rotation) * signed[:, ROTATION])
+        crop = _matrix(kept, 0, (1 - kept) * signed["crop_x"], 0, kept, (1 - kept) * signed["crop_y"], n=n)
+        mirror_x, mirror_y = (np.where(u[key] < getattr(c, key), -1, 1) for key in ("horizontal_flip", "vertical_flip"))
+        flip = _matrix(mirror_x, e=mirror_y, n=n)
+        turn = _rotation(np.deg2rad(c.rotation) * signed["rotation"])
         # out = R(angle)·Shear·scale·in + shift, so in = 1/scale·Shear⁻¹·R(-angle)·(out - shift)
-        shift = _matrix(c=-2 * c.translation * signed[:, SHIFT_X], f=-2 * c.translation * signed[:, SHIFT_Y], n=n)
-        shrink = 1 / (1 + c.scale * signed[:, SCALE])
-        shear = _matrix(shrink, -shrink * np.tan(np.deg2rad(c.shear) * signed[:, SHEAR]), e=shrink, n=n)
-        affine = shear @ _rotation(-np.deg2rad(c.affine_rotation) * signed[:, AFFINE_ROTATION]) @ shift
-        canvas = np.where(u[:, ZOOM] < c.zoom_out, 1 + (c.zoom_out_max - 1) * u[:, ZOOM_SIDE], 1)
-        zoom = _matrix(canvas, 0, (canvas - 1) * signed[:, ZOOM_X], 0, canvas, (canvas - 1) * signed[:, ZOOM_Y], n=n)
+        shift = _matrix(c=-2 * c.translation * signed["shift_x"], f=-2 * c.translation * signed["shift_y"], n=n)
+        shrink = 1 / (1 + c.scale * signed["scale"])
+        shear = _matrix(shrink, -shrink * np.tan(np.deg2rad(c.shear) * signed["shear"]), e=shrink, n=n)
+        affine = shear @ _rotation(-np.deg2rad(c.affine_rotation) * signed["affine_rotation"]) @ shift
+        canvas = np.where(u["zoom"] < c.zoom_out, 1 + (c.zoom_out_max - 1) * u["zoom_side"], 1)
+        zoom = _matrix(canvas, 0, (canvas - 1) * signed["zoom_x"], 0, canvas, (canvas - 1) * signed["zoom_y"], n=n)
         geometric = turn @ affine @ zoom
-        geometric[u[:, GEOMETRIC] >= c.geometric] = np.eye(3)
+        geometric[u["geometric"] >= c.geometric] = np.eye(3)
         return crop @ flip @ geometric
+
+    def _draws(self, epoch: int, positions: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return the random numbers of each position by name, (n,) in [0, 1), and the same in [-1, 1)."""
+        numbers = uniforms(self.seed, epoch, positions, len(DRAWS))
+        return dict(zip(DRAWS, numbers.T, strict=True)), dict(zip(DRAWS, (2 * numbers - 1).T, strict=True))
 
     def __call__(
         self,
@@ -156,10 +143,10 @@ class Augment:
         c = self.config
         if not c.brightness and not c.contrast:
             return pixels
-        signed = 2 * uniforms(self.seed, epoch, positions, COLUMNS)[:, [BRIGHTNESS, CONTRAST]] - 1
-        signed = _send(signed, pixels.device)[:, :, None, None]
-        gain = 1 + c.contrast * signed[:, 1]
-        offset = pixels.mean((1, 2), keepdim=True) * (1 - gain) + c.brightness * signed[:, 0]
+        _, signed = self._draws(epoch, positions)
+        signed = _send(np.stack([signed["brightness"], signed["contrast"]]), pixels.device)[..., None, None]
+        gain = 1 + c.contrast * signed[1]
+        offset = pixels.mean((1, 2), keepdim=True) * (1 - gain) + c.brightness * signed[0]
         return torch.addcmul(offset, pixels, gain).clamp_(0, 1)
 
 

@@ -21,9 +21,9 @@ POSITIONS = np.arange(6)
 
 def _fixed(monkeypatch: pytest.MonkeyPatch, **columns: float) -> None:
     """Random numbers of 0.5 (no change in a signed key), except for the named columns."""
-    values = np.full(transforms.COLUMNS, 0.5)
+    values = np.full(len(transforms.DRAWS), 0.5)
     for name, value in columns.items():
-        values[getattr(transforms, name)] = value
+        values[transforms.DRAWS.index(name)] = value
     monkeypatch.setattr(
         transforms, "uniforms", lambda seed, epoch, positions, count: np.tile(values, (len(positions), 1))
     )
@@ -51,7 +51,7 @@ def test_flip_probability() -> None:
 
 
 def test_rotation_by_a_right_angle(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, column in (("rotation", "ROTATION"), ("affine_rotation", "AFFINE_ROTATION")):
+    for key, column in (("rotation", "rotation"), ("affine_rotation", "affine_rotation")):
         _fixed(monkeypatch, **{column: 1.0})
         out = _apply(**{key: 90.0})
         turned = [torch.rot90(PIXELS, k, (1, 2)).float() / 255 for k in (1, -1)]
@@ -59,7 +59,7 @@ def test_rotation_by_a_right_angle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_translation_is_a_fraction_of_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fixed(monkeypatch, SHIFT_X=1.0, SHIFT_Y=0.0)
+    _fixed(monkeypatch, shift_x=1.0, shift_y=0.0)
     out = _apply(translation=0.25)  # 8 pixels to the right, 8 up; black comes in
     torch.testing.assert_close(out[:, :-8, 8:], PIXELS[:, 8:, :-8].float() / 255, atol=1e-4, rtol=0)
     assert float(out[:, -7:].abs().max()) < 1e-4
@@ -69,11 +69,11 @@ def test_translation_is_a_fraction_of_the_side(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("keys", "columns", "reference"),
     [
-        ({"scale": 0.2}, {"SCALE": 1.0}, {"scale": 1.2}),
-        ({"scale": 0.2}, {"SCALE": 0.0}, {"scale": 0.8}),
-        ({"translation": 0.1}, {"SHIFT_X": 1.0}, {"translate": [0.1 * SIDE, 0]}),
-        ({"affine_rotation": 20}, {"AFFINE_ROTATION": 1.0}, {"angle": 20.0}),
-        ({"shear": 10}, {"SHEAR": 1.0}, {"shear": [-10.0, 0.0]}),
+        ({"scale": 0.2}, {"scale": 1.0}, {"scale": 1.2}),
+        ({"scale": 0.2}, {"scale": 0.0}, {"scale": 0.8}),
+        ({"translation": 0.1}, {"shift_x": 1.0}, {"translate": [0.1 * SIDE, 0]}),
+        ({"affine_rotation": 20}, {"affine_rotation": 1.0}, {"angle": 20.0}),
+        ({"shear": 10}, {"shear": 1.0}, {"shear": [-10.0, 0.0]}),
     ],
 )
 def test_against_torchvision(monkeypatch: pytest.MonkeyPatch, keys: dict, columns: dict, reference: dict) -> None:
@@ -95,7 +95,7 @@ def test_against_torchvision(monkeypatch: pytest.MonkeyPatch, keys: dict, column
 
 
 def test_random_crop_cuts_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fixed(monkeypatch, CROP_X=0.0, CROP_Y=1.0)  # the left lower corner
+    _fixed(monkeypatch, crop_x=0.0, crop_y=1.0)  # the left lower corner
     out = _apply(side=16, random_crop=16)
     torch.testing.assert_close(out, PIXELS[:, 16:, :16].float() / 255, atol=1e-4, rtol=0)
     with pytest.raises(UserError, match=r"augment\.random_crop=64"):
@@ -108,7 +108,7 @@ def test_random_crops_differ_and_stay_inside() -> None:
 
 
 def test_zoom_out_lays_the_picture_on_black(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fixed(monkeypatch, ZOOM=0.0, ZOOM_SIDE=1.0, ZOOM_X=0.0, ZOOM_Y=0.0)
+    _fixed(monkeypatch, zoom=0.0, zoom_side=1.0, zoom_x=0.0, zoom_y=0.0)
     bright = torch.full((1, SIDE, SIDE), 255, dtype=torch.uint8)
     out = _apply(bright, zoom_out=1.0, zoom_out_max=2.0)[0]
     assert float(out.mean()) == pytest.approx(0.25, abs=0.01)
@@ -119,9 +119,9 @@ def test_zoom_out_lays_the_picture_on_black(monkeypatch: pytest.MonkeyPatch) -> 
 def test_brightness_and_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
     grey = torch.full((1, SIDE, SIDE), 100, dtype=torch.uint8)
     grey[:, :, : SIDE // 2] = 50
-    _fixed(monkeypatch, BRIGHTNESS=1.0)
+    _fixed(monkeypatch, brightness=1.0)
     torch.testing.assert_close(_apply(grey, brightness=0.1), grey / 255 + 0.1, atol=1e-5, rtol=0)
-    _fixed(monkeypatch, CONTRAST=0.0)
+    _fixed(monkeypatch, contrast=0.0)
     torch.testing.assert_close(_apply(grey, contrast=0.5), (grey / 255 - 75 / 255) * 0.5 + 75 / 255, atol=1e-5, rtol=0)
 
 
