@@ -266,7 +266,7 @@ def _write(
 ) -> None:
     """Write the evaluation folder and show the metrics."""
     from evaluation.metrics.formats import format_metrics
-    from evaluation.metrics.operating_points import WANTED, read_prevalences
+    from evaluation.metrics.operating_points import SENSITIVITIES, read_prevalences
     from evaluation.results import write_results
 
     make_folder(folder, "--output")
@@ -276,7 +276,7 @@ def _write(
         predictions,
         folder,
         about,
-        wanted=tuple(arguments.sensitivity or WANTED),
+        wanted=tuple(arguments.sensitivity or SENSITIVITIES),
         prevalence=read_prevalences(arguments.prevalence, predictions.classes),
         quick=arguments.quick,
         **extra,

@@ -1,4 +1,4 @@
-"""A model's answers to a set of radiographs, as the table that everything else is computed from."""
+"""A model's predictions on a set of images: the table that everything else in this room is computed from."""
 
 from __future__ import annotations
 
@@ -18,20 +18,30 @@ SUM_TOLERANCE = 1e-3  # other programs write probabilities with a few digits
 
 @dataclass
 class Predictions:
-    """A checked predictions table, in numbers.
+    """A checked table of predictions, and the same in numbers.
 
-    Args:
-        table: the columns of the contract; `predicted` and `confidence` follow from the probabilities where they are
-            absent, `group` from the path (each image a patient of its own), `sha256` and `source` are empty.
-        classes: class names, in the order of the columns `p_CLASS`.
-        where: the file, for errors.
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns `path`, `label` and `p_CLASS` for every class, and optionally the others of `COLUMNS`. `predicted` and
+        `confidence` default to what the probabilities say, `group` (the patient) to the path, `sha256` and `source` to
+        empty. Further columns are kept.
+    classes : list of str
+        The class names, in the order of the columns of `probabilities`.
+    where : str
+        The file, for error messages.
 
-    Attributes:
-        labels, predicted: (n,) int64, class numbers.
-        probabilities: (n, classes) float64.
+    Attributes
+    ----------
+    labels, predicted : (n,) int64
+        Class numbers.
+    probabilities : (n, classes) float64
 
-    Raises: `UserError` that names the file and the line: no rows, a missing column, probabilities that are no numbers
-        in [0, 1] or do not sum to 1, an unknown class, or a path that was there before.
+    Raises
+    ------
+    UserError
+        Naming the file and the line: no rows, a missing column, probabilities that are not numbers in [0, 1] or do not
+        sum to 1, an unknown class, or a path that occurs twice.
     """
 
     table: pd.DataFrame
@@ -39,27 +49,30 @@ class Predictions:
     where: str = "predictions"
 
     def __post_init__(self) -> None:
-        self.table = self.table.reset_index(drop=True)
+        table = self.table = self.table.reset_index(drop=True)
         columns = [f"p_{name}" for name in self.classes]
         for column in ("path", "label", *columns):
-            if column not in self.table:
-                raise UserError(f"{self.where}: no column '{column}' (there are {', '.join(map(str, self.table))})")
-        if not len(self.table):
+            if column not in table:
+                raise UserError(f"{self.where}: there is no column '{column}' (only {', '.join(map(str, table))})")
+        if table.empty:
             raise UserError(f"{self.where}: no rows")
         self.probabilities = self._check_probabilities(columns)
-        self._fill_in()
-        self.labels, self.predicted = self._numbers("label"), self._numbers("predicted")
+        winner = np.array(self.classes, object)[self.probabilities.argmax(1)]
+        defaults = {"predicted": winner, "confidence": self.confidence, "group": "", "sha256": "", "source": ""}
+        table = table.assign(**{name: values for name, values in defaults.items() if name not in table})
+        self.table = table.assign(group=table["group"].where(table["group"] != "", table["path"]))
+        self.labels, self.predicted = self._class_numbers("label"), self._class_numbers("predicted")
         chosen = self.probabilities[np.arange(len(self)), self.predicted]
-        reason = "is not the class of the highest probability; mend the column, or leave it out"
+        reason = "is not the class with the highest probability; fix the column or leave it out"
         self._refuse(chosen < self.confidence, "predicted", reason)
-        self._refuse(self.table["path"].duplicated(), "path", "was there before")
+        self._refuse(self.table["path"].duplicated(), "path", "occurs twice")
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
     def confidence(self) -> np.ndarray:
-        """The winning class's probability, (n,)."""
+        """The probability of the predicted class, (n,)."""
         return self.probabilities.max(1)
 
     @property
@@ -74,54 +87,41 @@ class Predictions:
 
     @property
     def unknown_patients(self) -> int:
-        """Images whose patient is not known: they count as a patient of their own, named by the path."""
+        """The number of images whose patient is unknown: each counts as a patient of its own, named by the path."""
         return int((self.table["group"] == self.table["path"]).sum())
 
     @cached_property
     def patients(self) -> Patients:
-        """Who the images belong to."""
+        """The patient of each image."""
         return Patients(self.table["group"].to_numpy(str))
 
     def subset(self, chosen: np.ndarray) -> Predictions:
-        """The predictions that the (n,) mask `chosen` takes, at least one."""
+        """Return the predictions where the (n,) mask `chosen` is True, at least one."""
         return Predictions(self.table[chosen], self.classes, self.where)
 
     def shared(self, other: Predictions) -> list[str]:
-        """The paths of the images that both hold: the same bytes where the hashes are known, else the same path."""
-        known = (self.table["sha256"] != "").all() and (other.table["sha256"] != "").all()
-        by = "sha256" if known else "path"
+        """Return the paths of the images that both hold: with equal hashes if all are known, else with equal paths."""
+        hashed = (self.table["sha256"] != "").all() and (other.table["sha256"] != "").all()
+        by = "sha256" if hashed else "path"
         return list(self.table["path"][self.table[by].isin(other.table[by])])
-
-    def _fill_in(self) -> None:
-        table = self.table.copy()
-        winner = np.array(self.classes, object)[self.probabilities.argmax(1)]
-        derived = {"predicted": winner, "confidence": self.confidence, "group": "", "sha256": "", "source": ""}
-        for column, values in derived.items():
-            if column not in table:
-                table[column] = values
-        table["group"] = table["group"].where(table["group"] != "", table["path"])
-        self.table = table
 
     def _check_probabilities(self, columns: list[str]) -> np.ndarray:
         try:
             values = self.table[columns].astype(np.float64).to_numpy()
         except ValueError as error:
-            raise UserError(f"{self.where}: a probability is no number ({str(error).splitlines()[0]})") from None
-        for number, name in enumerate(columns):
-            self._refuse(np.isnan(values[:, number]), name, "is NaN or empty")
-            self._refuse((values[:, number] < 0) | (values[:, number] > 1), name, "is not in [0, 1]")
+            raise UserError(f"{self.where}: a probability is not a number ({str(error).splitlines()[0]})") from None
+        for column, numbers in zip(columns, values.T, strict=True):
+            self._refuse(np.isnan(numbers), column, "is NaN or empty")
+            self._refuse((numbers < 0) | (numbers > 1), column, "is not in [0, 1]")
         total = values.sum(1)
-        off = np.abs(total - 1) > SUM_TOLERANCE
-        if off.any():
-            row = int(off.argmax())
-            raise UserError(f"{self.where}: line {row + 2}: its probabilities sum to {total[row]:g}, not to 1")
+        wrong = np.abs(total - 1) > SUM_TOLERANCE
+        self._refuse(wrong, "path", f"has probabilities that sum to {total[wrong.argmax()]:g}, not to 1")
         return values
 
-    def _numbers(self, column: str) -> np.ndarray:
-        number = {name: i for i, name in enumerate(self.classes)}
-        found = self.table[column].map(number)
-        self._refuse(found.isna(), column, f"is none of the classes ({', '.join(self.classes)})")
-        return found.to_numpy(np.int64)
+    def _class_numbers(self, column: str) -> np.ndarray:
+        numbers = self.table[column].map({name: i for i, name in enumerate(self.classes)})
+        self._refuse(numbers.isna(), column, f"is not one of the classes ({', '.join(self.classes)})")
+        return numbers.to_numpy(np.int64)
 
     def _refuse(self, wrong: np.ndarray | pd.Series, column: str, reason: str) -> None:
         if np.any(wrong):
@@ -130,7 +130,7 @@ class Predictions:
 
 
 def prediction_table(records: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """The contract's predictions: path, sha256, label, predicted, confidence, p_CLASS…, group, source.
+    """Return the contract's table: path, sha256, label, predicted, confidence, p_CLASS…, group, source.
 
     `probabilities` is (n, classes), in the order of `records` and `classes`.
     """
@@ -144,25 +144,52 @@ def prediction_table(records: pd.DataFrame, probabilities: np.ndarray, classes: 
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Write `predictions.csv`, atomically and without loss (floats by their shortest exact form)."""
+    """Write `predictions.csv`, atomically and without loss (floats in their shortest exact form)."""
     with atomic_write(path) as file:
         table.to_csv(file, index=False, lineterminator="\n")
 
 
 def read_predictions(path: Path, classes: list[str] | None = None) -> Predictions:
-    """Read and check a `predictions.csv`: text stays text, whatever it looks like, and floats come back exactly.
+    """Read and check a `predictions.csv`, one of this project or of another program.
 
-    `classes` default to those of the columns `p_CLASS`, in their order. Raises: `UserError` as `Predictions` does.
+    Parameters
+    ----------
+    path : Path or str
+        A CSV file with the columns that `Predictions` describes. Text stays text, whatever it looks like, and floats
+        come back exactly.
+    classes : list of str, optional
+        The class names in order; default: those of the columns `p_CLASS`, in the file's order.
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, has fewer than two classes, or fails the checks of `Predictions`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from evaluation import read_predictions
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "predictions.csv"
+    ...     _ = file.write_text("path,label,p_ill,p_well\\n1.png,ill,0.8,0.2\\n2.png,ill,0.3,0.7\\n")
+    ...     predictions = read_predictions(file)
+    >>> predictions.classes, predictions.correct.tolist()
+    (['ill', 'well'], [True, False])
     """
     try:
-        header = pd.read_csv(path, nrows=0)
-        numbers = [c for c in header.columns if c.startswith("p_") or c == "confidence"]
-        text = {c: str for c in header.columns if c not in numbers}
-        empty = {column: ["", "nan", "NaN"] for column in numbers}
+        header = list(pd.read_csv(path, nrows=0))
+        numbers = [name for name in header if name.startswith("p_") or name == "confidence"]
+        text = {name: str for name in header if name not in numbers}
+        empty = {name: ["", "nan", "NaN"] for name in numbers}
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as predictions ({str(error).splitlines()[0]})") from None
-    classes = classes or [c.removeprefix("p_") for c in header.columns if c.startswith("p_")]
-    if len(classes) < 2:
-        raise UserError(f"{path}: a column p_CLASS for each of two or more classes is needed")
-    return Predictions(table, classes, str(path))
+    names = classes or [name.removeprefix("p_") for name in header if name.startswith("p_")]
+    if len(names) < 2:
+        raise UserError(f"{path}: columns p_CLASS for two or more classes are needed")
+    return Predictions(table, names, str(path))

@@ -19,7 +19,7 @@ from evaluation.figures.plots import (
 from evaluation.metrics import calibration
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.formats import write_metrics
-from evaluation.metrics.operating_points import WANTED, operating_points
+from evaluation.metrics.operating_points import SENSITIVITIES, operating_points
 from evaluation.metrics.subgroups import per_patient, subgroups
 from evaluation.metrics.table import compute_metrics
 from evaluation.metrics.temperature import before_and_after, calibrated
@@ -41,7 +41,7 @@ def write_results(
     run: Path | None = None,
     validation: Predictions | None = None,
     temperature: dict[str, Any] | None = None,
-    wanted: tuple[float, ...] = WANTED,
+    wanted: tuple[float, ...] = SENSITIVITIES,
     prevalence: dict[str, float] | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics as files and as text: `metrics.json`, `metrics.csv`, and the tables that a terminal shows."""
+"""Metrics as files and as text: `metrics.json`, `metrics.csv`, and the tables that the terminal shows."""
 
 from __future__ import annotations
 
@@ -10,65 +10,62 @@ import pandas as pd
 
 from evaluation.metrics.table import OVERALL, PER_CLASS, SMALL
 from evaluation.phrases import with_limits
-from utils import write_csv, write_json
+from utils import count, write_csv, write_json
 
 SUFFIXES = {"": "value", "_low": "low", "_high": "high"}
 
 
-def per_class_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """A row per class: each of `PER_CLASS` with its limits as NAME, NAME_low and NAME_high, and support."""
-    rows = {
-        name: {
-            **{m + suffix: row[m][part] for m in PER_CLASS for suffix, part in SUFFIXES.items()},
-            "support": row["support"],
-        }
+def per_class_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per class: each of `PER_CLASS` with its limits as NAME, NAME_low and NAME_high, and support."""
+    return [
+        {"class": name}
+        | {key + suffix: row[key][part] for key in PER_CLASS for suffix, part in SUFFIXES.items()}
+        | {"support": row["support"]}
         for name, row in metrics["per_class"].items()
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
-    return table.astype({column: float for column in table if column != "support"})
+    ]
 
 
 def write_metrics(metrics: dict[str, Any], folder: Path) -> None:
     """Write `metrics.json` and the per-class `metrics.csv` into `folder`."""
     write_json(folder / "metrics.json", metrics)
-    table = per_class_table(metrics).reset_index()
-    write_csv(folder / "metrics.csv", table.astype(object).where(table.notna(), "").to_dict("records"))
-
-
-def _patients(metrics: dict[str, Any]) -> str:
-    unknown = metrics["images_of_unknown_patients"]
-    if unknown == metrics["n"]:
-        return "patients not known"
-    known = f"{metrics['patients'] - unknown} patients"
-    return f"{known} and {unknown} images of unknown ones" if unknown else known
-
-
-def format_metrics(metrics: dict[str, Any]) -> str:
-    """The metrics as text for a terminal: the headline, the per-class table and the confusion matrix."""
-    correct = int(np.trace(np.array(metrics["confusion"])))
-    lines = {name: with_limits(metrics[name]) for name in OVERALL}
-    lines["accuracy"] += f"   ({correct} of {metrics['n']} images, {_patients(metrics)})"
-    lines["ece"] += f"   ({metrics['ece_bins']} bins"
-    if perfect := metrics.get("ece_if_perfect"):
-        lines["ece"] += f"; a perfectly calibrated model: {perfect['mean']:.3f}, rarely over {perfect['p95']:.3f}"
-    lines["ece"] += ")"
-    lines["brier"] += "   (from 0 to 2)"
-    head = "\n".join(f"{name.replace('_', ' '):24}{text}" for name, text in lines.items())
-    shown = [m for m in PER_CLASS if m != "accuracy"]
-    table = pd.DataFrame(
-        {
-            name + ("*" if row["small"] else ""): [*(with_limits(row[m], 2) for m in shown), row["support"]]
-            for name, row in metrics["per_class"].items()
-        },
-        index=[*(m.replace("_", " ") for m in shown), "images"],
-    )
-    classes = metrics["classes"]
-    counts = pd.DataFrame(metrics["confusion"], index=pd.Index(classes, name="true \\ predicted"), columns=classes)
-    small = any(row["small"] for row in metrics["per_class"].values())
-    note = [f"* fewer than {SMALL} images: too small to rank"] if small else []
-    return "\n\n".join([head, "\n".join([table.to_string(), *note]), counts.to_string()])
+    write_csv(folder / "metrics.csv", per_class_rows(metrics))
 
 
 def severe_warnings(metrics: dict[str, Any]) -> list[str]:
     """Return the severe warnings of a `metrics.json`: each makes its numbers worthless."""
     return [warning["text"] for warning in metrics.get("warnings") or [] if warning.get("level") == "severe"]
+
+
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Return the metrics as text for a terminal: the headline, the per-class table and the confusion matrix."""
+    classes, per_class = metrics["classes"], metrics["per_class"]
+    notes = dict.fromkeys(OVERALL, "") | {
+        "accuracy": f"   ({np.trace(np.array(metrics['confusion']))} of {metrics['n']} images, {_patients(metrics)})",
+        "ece": f"   ({metrics['ece_bins']} bins{_perfect(metrics.get('ece_if_perfect'))})",
+        "brier": "   (from 0 to 2)",
+    }
+    head = "\n".join(f"{name.replace('_', ' '):24}{with_limits(metrics[name])}{note}" for name, note in notes.items())
+    keys = [key for key in PER_CLASS if key != "accuracy"]
+    columns = {
+        name + "*" * row["small"]: [*(with_limits(row[key], 2) for key in keys), row["support"]]
+        for name, row in per_class.items()
+    }
+    table = pd.DataFrame(columns, index=[*(key.replace("_", " ") for key in keys), "images"]).to_string()
+    if any(row["small"] for row in per_class.values()):
+        table += f"\n* fewer than {SMALL} images: too small to rank"
+    counts = pd.DataFrame(metrics["confusion"], index=pd.Index(classes, name="true \\ predicted"), columns=classes)
+    return "\n\n".join([head, table, counts.to_string()])
+
+
+def _patients(metrics: dict[str, Any]) -> str:
+    unknown = metrics["images_of_unknown_patients"]
+    if unknown == metrics["n"]:
+        return "patients unknown"
+    known = count(metrics["patients"] - unknown, "patient")
+    return f"{known} and {count(unknown, 'image')} of unknown patients" if unknown else known
+
+
+def _perfect(error: dict[str, float] | None) -> str:
+    if not error:
+        return ""
+    return f"; a perfectly calibrated model: {error['mean']:.3f}, rarely over {error['p95']:.3f}"

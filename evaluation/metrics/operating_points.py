@@ -1,4 +1,4 @@
-"""Operating points: a threshold for a wanted sensitivity, chosen on validation and reported on other images."""
+"""Operating points: a threshold for a target sensitivity, chosen on validation images and reported on other images."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from evaluation.predictions import Predictions
 from intervals import Interval, proportion_interval
 from utils import UserError
 
-WANTED = (0.9, 0.95)
+SENSITIVITIES = (0.9, 0.95)
 
 
 def operating_points(
     validation: Predictions,
     evaluated: Predictions,
-    wanted: tuple[float, ...] = WANTED,
+    sensitivities: tuple[float, ...] = SENSITIVITIES,
     prevalence: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per class and wanted sensitivity; the class is called where its probability reaches the threshold.
+    """Return a row per class and target sensitivity; a probability of at least the threshold predicts the class.
 
     Args:
         validation: where the thresholds are chosen. Classes without an image there have no row.
         evaluated: where sensitivity, specificity, PPV and NPV are reported, with 95 % limits.
-        wanted: sensitivities in (0, 1].
-        prevalence: of a class among the people that the model would see; default: its share of the evaluated images.
+        sensitivities: the targets, in (0, 1].
+        prevalence: by class, in the population that the model is for; default: its share of the evaluated images.
     """
     rows = []
     for number, name in enumerate(evaluated.classes):
@@ -37,52 +37,52 @@ def operating_points(
         if not len(scores) or not 0 < positive.sum() < len(positive):
             continue
         share = (prevalence or {}).get(name, float(positive.mean()))
-        for sensitivity in wanted:
+        for sensitivity in sensitivities:
             threshold = float(scores[math.ceil(sensitivity * len(scores) - 1e-9) - 1])
-            called = evaluated.probabilities[:, number] >= threshold
+            predicted = evaluated.probabilities[:, number] >= threshold
             rows.append(
                 {
                     "class": name,
                     "wanted_sensitivity": sensitivity,
                     "threshold": threshold,
                     "chosen_on": {"n": len(validation), "positives": len(scores)},
-                    **_performance(called, positive, evaluated, share),
+                    **_performance(predicted, positive, evaluated, share),
                     "prevalence": share,
-                    "small": len(scores) < SMALL or int(positive.sum()) < SMALL,
+                    "small": min(len(scores), int(positive.sum())) < SMALL,
                 }
             )
     return rows
 
 
 def read_prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
-    """`CLASS=P` words as a mapping. Raises: `UserError` for another class, or a P outside (0, 1)."""
-    found = {}
+    """Return `CLASS=P` words as a mapping. Raises: `UserError` for an unknown class, or a P outside (0, 1)."""
+    prevalences = {}
     for word in words:
         name, _, value = word.rpartition("=")
         if name not in classes:
-            raise UserError(f"--prevalence {word}: CLASS=P is needed, with a class of {', '.join(classes)}")
+            raise UserError(f"--prevalence {word}: give CLASS=P, with a class from {', '.join(classes)}")
         try:
-            found[name] = float(value)
+            prevalences[name] = float(value)
         except ValueError:
-            found[name] = -1
-        if not 0 < found[name] < 1:
-            raise UserError(f"--prevalence {word}: a number in (0, 1) is needed")
-    return found
+            prevalences[name] = math.nan
+        if not 0 < prevalences[name] < 1:
+            raise UserError(f"--prevalence {word}: P must be a number in (0, 1)")
+    return prevalences
 
 
-def _performance(called: np.ndarray, positive: np.ndarray, evaluated: Predictions, share: float) -> dict[str, Any]:
-    """sensitivity, specificity, and the predictive values at the prevalence `share`."""
-    hits, members = np.stack([called & positive, ~called & ~positive], 1), np.stack([positive, ~positive], 1)
+def _performance(predicted: np.ndarray, positive: np.ndarray, evaluated: Predictions, share: float) -> dict[str, Any]:
+    """Return sensitivity, specificity, and the predictive values at the prevalence `share`."""
+    hits, members = np.stack([predicted & positive, ~predicted & ~positive], 1), np.stack([positive, ~positive], 1)
     low, high = proportion_interval(hits, members, evaluated.patients)
     value = hits.sum(0) / members.sum(0)
-    found = {
-        name: Interval(value[i], low[i], high[i]).to_json() for i, name in enumerate(("sensitivity", "specificity"))
-    }
     functions: dict[str, Callable[[float, float], float]] = {
         "ppv": lambda se, sp: _share(share * se, (1 - share) * (1 - sp)),
         "npv": lambda se, sp: _share((1 - share) * sp, share * (1 - se)),
     }
-    return found | {name: square_and_add(f, value, low, high).to_json() for name, f in functions.items()}
+    rates = zip(("sensitivity", "specificity"), value, low, high, strict=True)
+    return {name: Interval(*numbers).to_json() for name, *numbers in rates} | {
+        name: square_and_add(function, value, low, high).to_json() for name, function in functions.items()
+    }
 
 
 def _share(right: float, wrong: float) -> float:
@@ -92,7 +92,7 @@ def _share(right: float, wrong: float) -> float:
 def square_and_add(
     function: Callable[[float, float], float], value: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> Interval:
-    """Value and limits of a function that rises with two independent proportions, from the limits of each (MOVER).
+    """Return a function that rises with two independent proportions, with limits from those of each (MOVER).
 
     The distances that either proportion's limit alone makes are added as squares (Newcombe 1998; Zou and Donner 2008).
     """

@@ -10,73 +10,66 @@ from evaluation.metrics.table import SMALL, compute_metrics
 from evaluation.predictions import COLUMNS, Predictions
 from intervals import Interval, proportion_interval, wilson
 
-MOST_VALUES = 20  # a column with more different values names the images, not a group of them
+MOST_VALUES = 20  # a column with more distinct values names the images, not a group of them
 NORMAL = ("normal", "healthy", "no finding", "no_finding")
 
 
 def subgroups(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
-    """Tables by column: `source`, and every column beyond the contract's (sex, view…) that has 2 to 20 values.
+    """Return tables by column: `source`, and every column beyond the contract's (sex, view…) that has 2 to 20 values.
 
     Of more than 20 sources the largest have a row each, and the others one together. `missed` is the share of images
-    with a finding that were called normal, the error that underdiagnosis is made of (Seyyed-Kalantari 2021); None
-    without a class of that name.
+    with a finding that were predicted as normal, the error behind underdiagnosis (Seyyed-Kalantari 2021); None without
+    a class of that name.
     """
-    own = {*COLUMNS, *(f"p_{name}" for name in predictions.classes)} - {"source"}
-    found = {}
-    for column in predictions.table:
+    ignored = {*COLUMNS, *(f"p_{name}" for name in predictions.classes)} - {"source"}
+    tables = {}
+    for column in predictions.table.columns.drop(list(ignored), errors="ignore"):
         values = predictions.table[column].astype(str).replace("", "(unknown)")
         counts = values.value_counts()
-        if column in own or len(counts) < 2 or (column != "source" and len(counts) > MOST_VALUES):
+        if len(counts) < 2 or (column != "source" and len(counts) > MOST_VALUES):
             continue
         if len(counts) > MOST_VALUES:
             values = values.where(values.isin(counts.index[:MOST_VALUES]), f"({len(counts) - MOST_VALUES} others)")
         names = sorted(values.unique(), key=lambda name: (name.startswith("("), name))
-        found[str(column)] = [
+        tables[str(column)] = [
             {"value": name, **_row(predictions.subset((values == name).to_numpy()))} for name in names
         ]
-    return found
+    return tables
 
 
 def _row(part: Predictions) -> dict[str, Any]:
     metrics = compute_metrics(part, resamples=0)
-    names = ("accuracy", "balanced_accuracy", "macro_f1")
     return {
         "n": metrics["n"],
         "patients": metrics["patients"],
         "classes": {name: row["support"] for name, row in metrics["per_class"].items() if row["support"]},
-        **{name: metrics[name] for name in names},
+        **{name: metrics[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")},
         "missed": missed(part),
         "small": metrics["n"] < SMALL,
     }
 
 
 def missed(predictions: Predictions) -> dict[str, float | None] | None:
-    """The share of images with a finding that were called normal; None without such a class or such images."""
+    """Return the share of images with a finding that were predicted as normal; None without such images or class."""
     normal = [i for i, name in enumerate(predictions.classes) if name.lower() in NORMAL]
     finding = ~np.isin(predictions.labels, normal)
     if not normal or not finding.any():
         return None
-    called = finding & np.isin(predictions.predicted, normal)
-    low, high = proportion_interval(called[:, None], finding[:, None], predictions.patients)
-    return Interval(called.sum() / finding.sum(), low[0], high[0]).to_json()
+    wrong = finding & np.isin(predictions.predicted, normal)
+    low, high = proportion_interval(wrong[:, None], finding[:, None], predictions.patients)
+    return Interval(wrong.sum() / finding.sum(), low[0], high[0]).to_json()
 
 
 def per_patient(predictions: Predictions) -> dict[str, Any] | None:
-    """Accuracy where each patient counts once, by the mean probability of the patient's images.
+    """Return the accuracy where each patient counts once, by the mean probability of the patient's images.
 
     Patients whose images have several labels are left out and counted (`mixed`). None where each has one image.
     """
     patients = predictions.patients
     if patients.single:
         return None
-    size = len(predictions.classes)
-    labels = patients.sums(np.eye(size)[predictions.labels])
+    labels = patients.sums(np.eye(len(predictions.classes))[predictions.labels])
     pure = (labels > 0).sum(1) == 1
     right = (labels.argmax(1) == patients.sums(predictions.probabilities).argmax(1))[pure]
-    low, high = wilson(right.sum(), len(right))
-    value = right.mean() if len(right) else np.nan
-    return {
-        "n": len(right),
-        "mixed": int((~pure).sum()),
-        "accuracy": Interval(value, float(low), float(high)).to_json(),
-    }
+    accuracy = Interval(right.mean() if len(right) else np.nan, *map(float, wilson(right.sum(), len(right))))
+    return {"n": len(right), "mixed": int((~pure).sum()), "accuracy": accuracy.to_json()}

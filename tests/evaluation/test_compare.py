@@ -516,7 +516,7 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     refused(verb("compare.py", a, b, a / "test"), "given twice")
     twice = table(40, 1)
     write_run(tmp_path / "twice", twice.assign(path=[twice["path"][1], *twice["path"][1:]]))
-    refused(verb("compare.py", a, tmp_path / "twice"), "was there before")
+    refused(verb("compare.py", a, tmp_path / "twice"), "occurs twice")
     write_run(tmp_path / "fewer", twice.iloc[1:])
     refused(verb("compare.py", a, tmp_path / "fewer"), "a and fewer", "1 only in a", "/data/00000.png")
     write_run(tmp_path / "labels", twice.assign(label="Normal"))
