@@ -64,7 +64,7 @@ def list_runs(arguments: Namespace, config: Config) -> None:
 
 def compare_runs(arguments: Namespace, config: Config) -> None:
     """Compare, print and write. Raises: `UserError` for runs that cannot be compared, or an unsuitable --output."""
-    from evaluation.comparison import align, compare, files, inputs, text
+    from evaluation.comparison import align, compare, inputs, report
     from evaluation.figures.forest import plot_forest
     from evaluation.predictions import read_predictions
     from experiment.run_folder import runs_folder
@@ -77,12 +77,12 @@ def compare_runs(arguments: Namespace, config: Config) -> None:
     default = runs_folder(config) / inputs.default_folder(list(runs), arguments.kind, baseline)
     folder = inputs.prepare_folder(arguments.output or default)
     comparison = compare(runs, baseline, distrusted=distrusted, seed=config.seed)
-    files.write_comparison(comparison, paths, folder)
+    report.write_comparison(comparison, paths, folder)
     plot_forest(comparison, folder / "forest.png")
-    log.info(f"{comparison.images}, 95 % intervals\n\n{text.format_tables(comparison)}\n")
-    for warning in text.distrust(comparison):
+    log.info(f"{comparison.images}, 95 % intervals\n\n{report.format_tables(comparison)}\n")
+    for warning in report.distrust(comparison):
         log.warning(warning)
-    log.info("\n".join(text.conclusions(comparison)) + f"\n\nwritten: {shown(folder)}")
+    log.info("\n".join(report.conclusions(comparison)) + f"\n\nwritten: {shown(folder)}")
 
 
 def main(argv: Sequence[str]) -> None:

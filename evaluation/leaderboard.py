@@ -194,21 +194,16 @@ def _duration(seconds: float | None) -> str:
 
 def leaderboard_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return the rows of leaderboard.csv, nothing shortened; rows with the same `images` may be compared."""
-    rows = []
-    for entry in entries:
-        accuracy = entry.accuracy.to_json()
-        rows.append(
-            {
-                "run": entry.name,
-                **{name: getattr(entry, name) for name in ("model", "init", "data", "images", "n")},
-                "accuracy": accuracy["value"],
-                "low": accuracy["low"],
-                "high": accuracy["high"],
-                "valid_accuracy": entry.valid_accuracy,
-                "train_seconds": entry.seconds,
-                "commit": entry.commit,
-                "status": entry.status,
-                "warnings": " ".join(entry.warnings),
-            }
-        )
-    return rows
+    return [
+        {
+            "run": entry.name,
+            **{name: getattr(entry, name) for name in ("model", "init", "data", "images", "n")},
+            **dict(zip(("accuracy", "low", "high"), entry.accuracy.to_json().values(), strict=True)),
+            "valid_accuracy": entry.valid_accuracy,
+            "train_seconds": entry.seconds,
+            "commit": entry.commit,
+            "status": entry.status,
+            "warnings": " ".join(entry.warnings),
+        }
+        for entry in entries
+    ]

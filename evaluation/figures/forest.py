@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.comparison.records import TESTS, Comparison, Difference
-from evaluation.comparison.text import HEADLINE
+from evaluation.comparison.report import HEADLINE
 from evaluation.figures.plots import save_figure
 from evaluation.phrases import join, p_text, words
 from intervals import Interval

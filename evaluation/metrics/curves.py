@@ -68,29 +68,18 @@ def class_curves(predictions: Predictions, metrics: dict[str, Any]) -> dict[str,
 
 
 def _roc(name: str, false_alarms: _Rates, recall: _Rates, area: dict[str, float | None]) -> Curve:
-    return Curve(
-        name=name,
-        x=np.concatenate([[0], false_alarms.value, [1]]),
-        y=np.concatenate([[0], recall.value, [1]]),
-        low=_rising_on_grid(np.concatenate([[0], false_alarms.high]), np.concatenate([[0], recall.low])),
-        high=_rising_on_grid(np.concatenate([false_alarms.low, [1]]), np.concatenate([recall.high, [1]])),
-        area=area,
-        chance=0.5,
-    )
+    x, y = np.r_[0, false_alarms.value, 1], np.r_[0, recall.value, 1]
+    low = _rising_on_grid(np.r_[0, false_alarms.high], np.r_[0, recall.low])
+    high = _rising_on_grid(np.r_[false_alarms.low, 1], np.r_[recall.high, 1])
+    return Curve(name=name, x=x, y=y, low=low, high=high, area=area, chance=0.5)
 
 
 def _precision_recall(
     name: str, recall: _Rates, precision: _Rates, area: dict[str, float | None], chance: float
 ) -> Curve:
-    return Curve(
-        name=name,
-        x=np.concatenate([[0], recall.value]),
-        y=np.concatenate([precision.value[:1], precision.value]),
-        low=_falling_on_grid(recall.low, precision.low),
-        high=_falling_on_grid(recall.high, precision.high),
-        area=area,
-        chance=chance,
-    )
+    x, y = np.r_[0, recall.value], np.r_[precision.value[:1], precision.value]
+    low, high = _falling_on_grid(recall.low, precision.low), _falling_on_grid(recall.high, precision.high)
+    return Curve(name=name, x=x, y=y, low=low, high=high, area=area, chance=chance)
 
 
 def thresholds(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from evaluation.comparison.paired import (
     sign_flip_test,
 )
 from evaluation.comparison.records import RESAMPLED, TESTS
-from evaluation.comparison.text import cautions
+from evaluation.comparison.report import cautions
 from evaluation.figures.forest import forest_figure
 from evaluation.predictions import Predictions
 from tests.helpers.verbs import Result
