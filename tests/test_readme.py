@@ -21,6 +21,10 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs" / "READ
 MOST_LINES = 150
 
 
+def name(page: Path) -> str:
+    return "-".join(page.relative_to(ROOT).with_suffix("").parts)
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """Return the fenced code blocks of a page in the given language ("" for none)."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
@@ -41,7 +45,7 @@ def test_the_readme_takes_two_minutes() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: "-".join(page.relative_to(ROOT).with_suffix("").parts))
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_images_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
@@ -91,7 +95,7 @@ def parse(patch: pytest.MonkeyPatch, words: list[str]) -> None:
     module.main(argv)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: "-".join(page.relative_to(ROOT).with_suffix("").parts))
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_parse(page: Path, capsys: pytest.CaptureFixture) -> None:
     for words in commands(page):
         if words[0] == "torchrun":
@@ -105,6 +109,13 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture) -> None:
                         parse(patch, words)
                 except SystemExit:
                     pytest.fail(f"{page.name}: {' '.join(words)}\n{capsys.readouterr().err}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README and blocks(page, "python")], ids=name)
+def test_the_python_of_a_page_runs(page: Path, example_folder: Path) -> None:
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), {})
 
 
 @pytest.mark.xfail(not (ROOT / "classifier.py").exists(), reason="classifier.py is not there yet", strict=True)
