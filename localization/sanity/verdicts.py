@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.figures.plots import COLOURS, MEAN_COLOUR, save_figure
+from evaluation.figures.palette import COLOURS, MEAN_COLOUR
+from evaluation.figures.plots import save_figure
 from localization.methods.table import METHODS
 from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
 from utils import write_csv
