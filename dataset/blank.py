@@ -24,8 +24,7 @@ def without_flat_images(images: ImageSet, fit: str) -> tuple[ImageSet, list[str]
     def flat(index: int, pixels: np.ndarray) -> bool:
         if fit == "letterbox":
             size = image_size(Path(images.records["path"].iloc[index]))
-            top, left, height, width = letterbox_frame(*size, images.side)
-            pixels = pixels[top : top + height, left : left + width]
+            pixels = pixels[letterbox_frame(*size, images.side).slices]
         return pixels.min() == pixels.max()
 
     kept = np.ones(len(images), bool)

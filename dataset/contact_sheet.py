@@ -10,6 +10,7 @@ import torch
 
 from config import Config
 from dataset.image_set import make_image_set
+from dataset.layouts import MASKS
 from dataset.loading import Dataset
 from dataset.transforms import Augment
 from utils import atomic_write
@@ -24,15 +25,18 @@ def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
     from matplotlib.figure import Figure
 
     side = config.data.size or dataset.side
-    chosen = pd.concat(
-        rows.sample(PER_CLASS, replace=len(rows) < PER_CLASS, random_state=config.data.split_seed)
-        for _, rows in dataset.records.groupby("label")
-    )
     source_side = config.augment.resize or side
-    plain, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, dataset.data, source_side, masks=True)
+    chosen = pd.concat(
+        [
+            rows.sample(PER_CLASS, replace=len(rows) < PER_CLASS, random_state=config.data.split_seed)
+            for _, rows in dataset.records.groupby("label")
+        ],
+        ignore_index=True,
+    )
+    plain, _ = make_image_set(chosen, dataset.classes, dataset.data, source_side, masks=True)
     indices = np.arange(len(plain))
     pixels = plain.gather("image", indices)
-    masks = np.stack([plain.gather(name, indices) for name in ("lung_mask", "lesion_mask")], 1)
+    masks = np.stack([plain.gather(name, indices) for name in MASKS], 1)
     augment = Augment(config.augment, config.seed, source_side, side)
     moved, moved_masks = augment(torch.from_numpy(pixels), 1, indices, torch.from_numpy(masks))
 

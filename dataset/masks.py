@@ -121,7 +121,7 @@ class _Plan:
         frame = letterbox_frame(*size, store.side)
         if store.fit == "letterbox" and letterbox_frame(*mask_size, store.side) != frame:
             # The mask's own frame, rounded to another size, would be shifted by a pixel.
-            self.keys[image] = hashlib.sha256(f"{sha} {frame}".encode()).hexdigest()
+            self.keys[image] = hashlib.sha256(f"{sha} {tuple(frame)}".encode()).hexdigest()
             self.made[image] = lambda side, fit: square_mask(Path(mask), side, fit, size)
         else:
             self.keys[image] = self.files[mask] = sha

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -192,27 +193,39 @@ def fit_square(pixels: np.ndarray, side: int, fit: str, size: tuple[int, int] | 
     letterbox is made for: (height, width), by default the pixels' own.
     """
     height, width = pixels.shape
-    frame = letterbox_frame(*(size or pixels.shape), side) if fit == "letterbox" else (0, 0, side, side)
-    top, left, new_height, new_width = frame
-    if (height, width) != (new_height, new_width):
-        # Area averaging needs both sides to shrink; a long thin picture is shrunk first in the direction that does.
-        smaller = (min(width, new_width), min(height, new_height))
-        if smaller != (width, height):
-            pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
-        if smaller != (new_width, new_height):
-            pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    if (new_height, new_width) == (side, side):
+    frame = letterbox_frame(*(size or pixels.shape), side) if fit == "letterbox" else Frame(0, 0, side, side)
+    # Area averaging needs both sides to shrink: a long thin image is first shrunk in the direction that does.
+    smaller = (min(width, frame.width), min(height, frame.height))
+    if smaller != (width, height):
+        pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+    if smaller != (frame.width, frame.height):
+        pixels = cv2.resize(pixels, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
+    if pixels.shape == (side, side):
         return pixels
     square = np.zeros((side, side), pixels.dtype)
-    square[top : top + new_height, left : left + new_width] = pixels
+    square[frame.slices] = pixels
     return square
 
 
-def letterbox_frame(height: int, width: int, side: int) -> tuple[int, int, int, int]:
-    """Where a letterboxed picture lies in its square: (top, left, height, width) in pixels of the square."""
+class Frame(NamedTuple):
+    """The part of a square that an image covers, in pixels of the square."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The rows and columns of the square."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def letterbox_frame(height: int, width: int, side: int) -> Frame:
+    """Return the frame of a letterboxed image of `height` × `width` in a square of `side`."""
     longest = max(height, width)
-    new_height, new_width = max(1, round(height * side / longest)), max(1, round(width * side / longest))
-    return (side - new_height) // 2, (side - new_width) // 2, new_height, new_width
+    height, width = max(1, round(height * side / longest)), max(1, round(width * side / longest))
+    return Frame((side - height) // 2, (side - width) // 2, height, width)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
