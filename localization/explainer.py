@@ -17,6 +17,8 @@ from localization.methods.table import METHODS, method_name
 from pretrained_models import Architecture, head_name
 from utils import UserError
 
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
+
 
 class Explainer:
     """Class activation maps of one image classifier.
@@ -77,17 +79,15 @@ class Explainer:
         mean: Sequence[float],
         std: Sequence[float],
         size: int,
-        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        layers: Layers = None,
         settings: Settings | None = None,
         architecture: Architecture | None = None,
     ) -> None:
         self.model, self.size, self.settings = model, size, settings or Settings()
-        bare = architecture or Architecture(type(model).__name__, "", size, (), ())
-        self.architecture = replace(bare, mean=tuple(mean), std=tuple(std))
-        self.class_count = _class_count(model, self.architecture, size)
-        if architecture is None:
-            self.architecture = replace(self.architecture, head=_find_head(model, self.class_count))
-        self.black = -torch.tensor(self.architecture.mean) / torch.tensor(self.architecture.std)
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        bare = Architecture(type(model).__name__, "", size, tuple(mean), tuple(std))
+        self.class_count = _class_count(model, bare)
+        self.architecture = architecture or replace(bare, head=_find_head(model, self.class_count))
         self.missing: dict[str, str] = {}  # what a method may need and the model lacks → why
         self.layers: tuple[Layer, ...] = ()
         names = _layer_names(model, layers)
@@ -97,9 +97,8 @@ class Explainer:
             if names:
                 raise
             self.missing["layer"] = str(reason)
-        for need, reason_of in (("attention", attention.why_not), ("relu", pixels.why_not)):
-            reason = reason_of(model, self.architecture, size)
-            if reason:
+        for need, find_reason in (("attention", attention.why_not), ("relu", pixels.why_not)):
+            if reason := find_reason(model, self.architecture, size):
                 self.missing[need] = reason
 
     @classmethod
@@ -108,19 +107,12 @@ class Explainer:
         model: nn.Module,
         architecture: Architecture,
         size: int,
-        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        layers: Layers = None,
         settings: Settings | None = None,
     ) -> Explainer:
-        """Return the explainer of a model that was built as `architecture`, with the normalisation of that."""
-        return cls(
-            model,
-            mean=architecture.mean,
-            std=architecture.std,
-            size=size,
-            layers=layers,
-            settings=settings,
-            architecture=architecture,
-        )
+        """Return the explainer of a model that was built as `architecture`, with that one's normalisation."""
+        normalisation = {"mean": architecture.mean, "std": architecture.std}
+        return cls(model, size=size, layers=layers, settings=settings, architecture=architecture, **normalisation)
 
     def with_model(self, model: nn.Module) -> Explainer:
         """Return the same explainer of another model with the same modules, for instance with random weights."""
@@ -174,7 +166,7 @@ class Explainer:
             model=self.model,
             layers=self.layers,
             inputs=inputs,
-            black=self.black.to(inputs.device),
+            black=(-self.mean / self.std).to(inputs.device),
             requested=targets,
             settings=self.settings,
         )
@@ -204,43 +196,42 @@ class Explainer:
         UserError
             If the method is unknown or not available for this model, or if the images or targets do not fit it.
         """
-        name, inputs = self._available_name(method), self._normalised(images)
+        function, inputs = METHODS[self._available_name(method)].function, self._normalised(images)
         targets = None if target is None else self._targets(target, len(inputs)).to(inputs.device)
-        batches = range(0, len(inputs), self.settings.batch)
-        parts = [slice(start, start + self.settings.batch) for start in batches]
-        explanations = (self.explain(inputs[part], None if targets is None else targets[part]) for part in parts)
-        return torch.cat([METHODS[name].function(explanation).cpu() for explanation in explanations])
+        step, maps = self.settings.batch, []
+        for part in (slice(start, start + step) for start in range(0, len(inputs), step)):
+            maps.append(function(self.explain(inputs[part], None if targets is None else targets[part])).cpu())
+        return torch.cat(maps)
 
     def _normalised(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
-        pixels = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-        pixels = pixels[:, None] if pixels.ndim == 3 else pixels
-        channels, side = len(self.architecture.mean), self.size
-        if pixels.ndim != 4 or not len(pixels) or pixels.shape[1:] not in ((1, side, side), (channels, side, side)):
+        values = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+        values = values[:, None] if values.ndim == 3 else values
+        channels, side = len(self.mean), self.size
+        if values.ndim != 4 or not len(values) or values.shape[1:] not in ((1, side, side), (channels, side, side)):
             raise UserError(
                 f"images: the shape is {tuple(images.shape)}; pass (n, {side}, {side}) or "
                 f"(n, {channels}, {side}, {side})"
             )
-        if pixels.dtype == torch.uint8:
-            pixels = pixels / 255
-        elif not pixels.is_floating_point() or pixels.min() < 0 or pixels.max() > 1:
+        if values.dtype == torch.uint8:
+            values = values / 255
+        elif not values.is_floating_point() or values.min() < 0 or values.max() > 1:
             raise UserError("images: neither uint8 nor floats in [0, 1]; pass normalised inputs to `explain`")
         like = next(self.model.parameters())
-        mean, std = (torch.tensor(v).to(like)[:, None, None] for v in (self.architecture.mean, self.architecture.std))
-        return (pixels.to(like) - mean) / std
+        mean, std = (value.to(like)[:, None, None] for value in (self.mean, self.std))
+        return (values.to(like) - mean) / std
 
     def _targets(self, target: int | Sequence[int], count: int) -> torch.Tensor:
-        targets = torch.as_tensor(target).expand(count) if np.ndim(target) == 0 else torch.as_tensor(target)
+        targets = torch.as_tensor(target).long()
+        targets = targets.expand(count) if targets.ndim == 0 else targets
         if targets.shape != (count,) or targets.min() < 0 or targets.max() >= self.class_count:
-            raise UserError(
-                f"target {target}: pass one class from 0 to {self.class_count - 1}, or one for each of the {count} "
-                "images"
-            )
-        return targets.long()
+            classes = f"from 0 to {self.class_count - 1}"
+            raise UserError(f"target {target}: pass one class {classes}, or one for each of the {count} images")
+        return targets
 
 
-def _class_count(model: nn.Module, architecture: Architecture, size: int) -> int:
+def _class_count(model: nn.Module, architecture: Architecture) -> int:
     with torch.no_grad(), evaluating(model):
-        scores = model(noise_image(model, architecture, size))
+        scores = model(noise_image(model, architecture, architecture.size))
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         raise UserError(
             f"{architecture.name}: does not return class scores (n, classes); wrap it in a module that does"
@@ -256,11 +247,9 @@ def _find_head(model: nn.Module, class_count: int) -> str:
         return ""
 
 
-def _layer_names(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module] | None) -> list[str]:
-    if layers is None:
-        return []
+def _layer_names(model: nn.Module, layers: Layers) -> list[str]:
+    given = [] if layers is None else [layers] if isinstance(layers, (str, nn.Module)) else layers
     names = {module: name for name, module in model.named_modules()}
-    given = [layers] if isinstance(layers, (str, nn.Module)) else layers
     if any(isinstance(layer, nn.Module) and layer not in names for layer in given):
         raise UserError("layers: not a module of this model; pass its name or the module itself")
-    return [names[layer] if isinstance(layer, nn.Module) else layer for layer in given]
+    return [layer if isinstance(layer, str) else names[layer] for layer in given]

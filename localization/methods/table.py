@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import UserError, did_you_mean
 
@@ -38,61 +38,44 @@ class Method:
     known_failure: str = ""
 
 
-def _function(module: str, name: str) -> Callable:
-    return getattr(import_module(f"localization.methods.{module}"), name)
+def _function(name: str) -> Callable:
+    """Return the function that `name`, `MODULE.FUNCTION`, has in this room."""
+    module, _, function = name.partition(".")
+    return getattr(import_module(f"localization.methods.{module}"), function)
 
 
-def _on_layers(name: str) -> Callable[[Explanation], torch.Tensor]:
-    """Return the method that a function of activations and gradients in `gradients.py` defines."""
+def _method(title: str, name: str, *needs: str, **attributes: Any) -> Method:
+    """Return the row of a function of an `Explanation`."""
+    return Method(title=title, function=lambda explanation: _function(name)(explanation), needs=needs, **attributes)
+
+
+def _cam(title: str, name: str, **attributes: Any) -> Method:
+    """Return the row of a function in `gradients.py` of a layer's activations and gradients."""
 
     def maps(explanation: Explanation) -> torch.Tensor:
-        function, mean_of_layers = (_function("gradients", each) for each in (name, "mean_of_layers"))
-        return mean_of_layers([function(f.activations, f.gradients) for f in explanation.cut.features])
+        function = _function(f"gradients.{name}")
+        layers = [function(features.activations, features.gradients) for features in explanation.cut.features]
+        return _function("gradients.mean_of_layers")(layers)
 
-    return maps
-
-
-def _on_inputs(module: str, name: str) -> Callable[[Explanation], torch.Tensor]:
-    """Return the method that a function of an `Explanation` in `module` defines."""
-    return lambda explanation: _function(module, name)(explanation)
+    return Method(title=title, function=maps, needs=("layer",), **attributes)
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": Method(title="Grad-CAM", function=_on_layers("grad_cam"), needs=("layer",)),
-    "gradcam++": Method(title="Grad-CAM++", function=_on_layers("grad_cam_plus_plus"), needs=("layer",)),
-    "hirescam": Method(title="HiResCAM", function=_on_layers("hires_cam"), needs=("layer",)),
-    "xgradcam": Method(title="XGrad-CAM", function=_on_layers("x_grad_cam"), needs=("layer",)),
-    "layercam": Method(title="LayerCAM", function=_on_layers("layer_cam"), needs=("layer",)),
-    "eigencam": Method(title="Eigen-CAM", function=_on_layers("eigen_cam"), needs=("layer",), knows_class=False),
-    "eigengradcam": Method(title="Eigen-Grad-CAM", function=_on_layers("eigen_grad_cam"), needs=("layer",)),
-    "scorecam": Method(
-        title="Score-CAM", function=_on_inputs("perturbation", "score_cam"), needs=("layer",), costly=True
-    ),
-    "ablationcam": Method(
-        title="Ablation-CAM", function=_on_inputs("perturbation", "ablation_cam"), needs=("layer",), costly=True
-    ),
-    "occlusion": Method(title="Occlusion", function=_on_inputs("perturbation", "occlusion"), costly=True),
-    "integrated_gradients": Method(
-        title="Integrated gradients", function=_on_inputs("pixels", "integrated_gradients"), costly=True
-    ),
-    "smoothgrad": Method(title="SmoothGrad", function=_on_inputs("pixels", "smooth_grad"), costly=True),
-    "guided_gradcam": Method(
-        title="Guided Grad-CAM",
-        function=_on_inputs("pixels", "guided_grad_cam"),
-        needs=("layer", "relu"),
-        known_failure=_ADEBAYO,
-    ),
-    "rollout": Method(
-        title="Attention rollout",
-        function=lambda explanation: explanation.attention.rollout,
-        needs=("attention",),
-        knows_class=False,
-    ),
-    "gradient_rollout": Method(
-        title="Gradient rollout",
-        function=lambda explanation: explanation.attention.gradient_rollout,
-        needs=("attention",),
-    ),
+    "gradcam": _cam("Grad-CAM", "grad_cam"),
+    "gradcam++": _cam("Grad-CAM++", "grad_cam_plus_plus"),
+    "hirescam": _cam("HiResCAM", "hires_cam"),
+    "xgradcam": _cam("XGrad-CAM", "x_grad_cam"),
+    "layercam": _cam("LayerCAM", "layer_cam"),
+    "eigencam": _cam("Eigen-CAM", "eigen_cam", knows_class=False),
+    "eigengradcam": _cam("Eigen-Grad-CAM", "eigen_grad_cam"),
+    "scorecam": _method("Score-CAM", "perturbation.score_cam", "layer", costly=True),
+    "ablationcam": _method("Ablation-CAM", "perturbation.ablation_cam", "layer", costly=True),
+    "occlusion": _method("Occlusion", "perturbation.occlusion", costly=True),
+    "integrated_gradients": _method("Integrated gradients", "pixels.integrated_gradients", costly=True),
+    "smoothgrad": _method("SmoothGrad", "pixels.smooth_grad", costly=True),
+    "guided_gradcam": _method("Guided Grad-CAM", "pixels.guided_grad_cam", "layer", "relu", known_failure=_ADEBAYO),
+    "rollout": _method("Attention rollout", "rollout.rollout", "attention", knows_class=False),
+    "gradient_rollout": _method("Gradient rollout", "rollout.gradient_rollout", "attention"),
 }
 
 

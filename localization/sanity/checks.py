@@ -81,26 +81,21 @@ class _Suite:
         self.targets = scores.argmax(1) if targets is None else targets.to(inputs.device)
         least = scores.argmin(1)
         self.others = torch.where(least == self.targets, scores.argmax(1), least)
-        self.one_class = scores.shape[1] < 2
+        self.with_class = [m for m in self.methods if METHODS[m].knows_class and scores.shape[1] > 1]
         self.tolerance = BATCH_TOLERANCE[explainer.settings.precision]
-        self.passes = dict.fromkeys(methods, 0.0)  # forward passes per map
-        self.trained = self.maps(self.methods, counting=True)
+        self.images = dict.fromkeys(methods, 0)  # that have passed through the model, for each method
+        self.trained = self.maps(self.methods)
+        self.passes = {method: count / len(inputs) for method, count in self.images.items()}  # per map
         self.usable = {method: has_ranks(self.trained[method]) for method in self.methods}
 
     def run(self, seed: int, statistics_inputs: torch.Tensor) -> list[Finding]:
         last = len(stages(self.explainer.model, self.explainer.architecture, statistics_inputs))
         models = {m: self._random_models(m, last) for m in self.methods}
-        with_class = [] if self.one_class else [m for m in self.methods if METHODS[m].knows_class]
-        rounds = [len(models[m]) + 4 + (m in with_class) for m in self.methods]  # trained, flip, batch, seed: four
-        passes = sum(n * self.passes[m] for n, m in zip(rounds, self.methods, strict=True))
-        self.bar.total = round(passes * len(self.inputs))
-        checks = [
-            self._cascade(models, last, seed, statistics_inputs),
-            self._flip(),
-            self._batch(),
-            self._seed(),
-            self._class(with_class),
-        ]
+        # trained, flip, batch, seed: four rounds
+        rounds = {m: len(models[m]) + 4 + (m in self.with_class) for m in self.methods}
+        self.bar.total = round(sum(rounds[m] * self.passes[m] for m in self.methods) * len(self.inputs))
+        cascade = self._cascade(models, last, seed, statistics_inputs)
+        checks = [cascade, self._flip(), self._batch(), self._seed(), self._class()]
         return [findings[method] for method in self.methods for findings in checks]
 
     def maps(
@@ -110,7 +105,6 @@ class _Suite:
         targets: torch.Tensor | None = None,
         model: nn.Module | None = None,
         more_seed: int = 0,
-        counting: bool = False,
     ) -> Maps:
         """Return the methods' maps on the common grid; inputs, targets and model default to the suite's own."""
         inputs = self.inputs if inputs is None else inputs
@@ -121,24 +115,21 @@ class _Suite:
         for part, classes in zip(inputs.split(settings.batch), targets.split(settings.batch), strict=True):
             explanation = replace(explainer.explain(part, classes), settings=settings)
             for method in methods:
-                with self._counted(explainer.model) as count:
+                with self._counted(explainer.model, method):
                     maps[method].append(on_common_grid(METHODS[method].function(explanation)))
-                if counting:
-                    self.passes[method] += count[0] / len(self.inputs)
         return {method: np.concatenate(parts) for method, parts in maps.items()}
 
     @contextmanager
-    def _counted(self, model: nn.Module) -> Iterator[list[int]]:
+    def _counted(self, model: nn.Module, method: str) -> Iterator[None]:
         """Count the images that pass through the model while the block runs: a method's cost on any machine."""
-        count = [0]
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            count[0] += len(inputs[0])
+            self.images[method] += len(inputs[0])
             self.bar.update(len(inputs[0]))
 
         handle = model.register_forward_pre_hook(hook)
         try:
-            yield count
+            yield
         finally:
             handle.remove()
 
@@ -181,18 +172,15 @@ class _Suite:
 
     def _flip(self) -> dict[str, Finding]:
         mirrored = self.maps(self.methods, inputs=self.inputs.flip(-1))
-        return {
-            m: self._finding(m, "flip", similarity(self.trained[m], maps[:, :, ::-1]), LEAST_MIRRORED)
-            for m, maps in mirrored.items()
-        }
+        values = {m: similarity(self.trained[m], maps[:, :, ::-1]) for m, maps in mirrored.items()}
+        return {m: self._finding(m, "flip", values[m], LEAST_MIRRORED) for m in self.methods}
 
     def _batch(self) -> dict[str, Finding]:
         images = zip(self.inputs.split(1), self.targets.split(1), strict=True)
         single = [self.maps(self.methods, *image) for image in images]
         alone = {m: np.concatenate([maps[m] for maps in single]) for m in self.methods}
-        return {
-            m: self._finding(m, "batch", differences(self.trained[m], alone[m]), self.tolerance) for m in self.methods
-        }
+        values = {m: differences(self.trained[m], alone[m]) for m in self.methods}
+        return {m: self._finding(m, "batch", values[m], self.tolerance) for m in self.methods}
 
     def _seed(self) -> dict[str, Finding]:
         other = self.maps(self.methods, more_seed=1)
@@ -209,20 +197,17 @@ class _Suite:
             findings[method] = finding
         return findings
 
-    def _class(self, with_class: Sequence[str]) -> dict[str, Finding]:
-        others = self.maps(with_class, targets=self.others)
+    def _class(self) -> dict[str, Finding]:
+        others = self.maps(self.with_class, targets=self.others)
         findings = {}
         for method in self.methods:
             if method in others:
                 values = similarity(self.trained[method], others[method])
                 findings[method] = self._finding(method, "class", values, MOST_ALIKE)
             else:
-                verdict, note = (
-                    ("n/a", "the model has one class") if METHODS[method].knows_class else ("fail", NO_CLASS)
-                )
-                findings[method] = Finding(
-                    method=method, check="class", verdict=verdict, threshold=MOST_ALIKE, note=note
-                )
+                finding = Finding(method=method, check="class", verdict="fail", threshold=MOST_ALIKE, note=NO_CLASS)
+                one_class = replace(finding, verdict="n/a", note="the model has one class")
+                findings[method] = one_class if METHODS[method].knows_class else finding
         return findings
 
     def _finding(self, method: str, check: str, values: np.ndarray, threshold: float, note: str = "") -> Finding:

@@ -1,4 +1,4 @@
-"""What the sanity checks found: a table for a terminal, `sanity.csv` and `sanity.png`."""
+"""The verdicts of the sanity checks: a table for a terminal, `sanity.csv` and `sanity.png`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_sanity(folder: Path, findings: Sequence[Finding]) -> None:
 
 
 def _row(finding: Finding) -> dict[str, Any]:
-    """A row of `sanity.csv`: numbers that are not known are left empty; the curve is `share:similarity` words."""
+    """Return a row of `sanity.csv`: NaN is empty, the curve is written as `share:similarity` words."""
     numbers = {name: getattr(finding, name) for name in ("value", "low", "high", "threshold", "area")}
     return {
         "method": finding.method,
@@ -44,65 +44,72 @@ def _row(finding: Finding) -> dict[str, Any]:
     }
 
 
+def _by_method(findings: Sequence[Finding]) -> dict[str, dict[str, Finding]]:
+    """Return method → check → finding, in the order of the findings."""
+    methods: dict[str, dict[str, Finding]] = {}
+    for finding in findings:
+        methods.setdefault(finding.method, {})[finding.check] = finding
+    return methods
+
+
+def _number_and_range(finding: Finding) -> tuple[str, str]:
+    """Return the number, or what stands for it, and the range over the images; both may be empty."""
+    if finding.note in (NO_NOISE, NO_CLASS):
+        return finding.note, ""
+    if finding.verdict == "n/a":
+        return "", ""
+    if finding.check == "batch":
+        return f"{finding.value:.0e}" if finding.value else "0", ""
+    return f"{finding.value:.2f}", f"{finding.low:.2f}, {finding.high:.2f}"
+
+
 def format_sanity(findings: Sequence[Finding]) -> str:
-    """A table for a terminal: a line for each method with its verdict, its checks and its known failure; then notes."""
+    """Return a table for a terminal: for each method a line with its verdict, checks and known failure; then notes."""
     thresholds = {f.check: f"{f.check} {CHECKS[f.check]} {f.threshold:g}" for f in findings}
     lines = [["method", "verdict", *(thresholds[check] for check in CHECKS), "known failure"]]
     notes: dict[str, list[str]] = {}
-    for method in dict.fromkeys(finding.method for finding in findings):
-        own = {finding.check: finding for finding in findings if finding.method == method}
-        known = METHODS[method].known_failure
-        verdict = verdict_of(findings, method)
-        lines.append(
-            [METHODS[method].title, verdict.upper() if verdict == "fail" else verdict]
-            + [_cell(own[check]) for check in CHECKS]
-            + [known]
-        )
-        for finding in own.values():
-            if finding.note and finding.note not in (NO_NOISE, NO_CLASS, KNOWN + known):
-                notes.setdefault(f"{finding.check}: {finding.note}", []).append(METHODS[method].title)
+    for name, checks in _by_method(findings).items():
+        method, verdict = METHODS[name], verdict_of(findings, name)
+        cells = [_cell(checks[check]) for check in CHECKS]
+        lines.append([method.title, verdict.replace("fail", "FAIL"), *cells, method.known_failure])
+        for finding in checks.values():
+            if finding.note and finding.note not in (NO_NOISE, NO_CLASS, KNOWN + method.known_failure):
+                notes.setdefault(f"{finding.check}: {finding.note}", []).append(method.title)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*table, *(f"{', '.join(names)}: {note}" for note, names in notes.items())])
+    return "\n".join([*table, *(f"{', '.join(titles)}: {note}" for note, titles in notes.items())])
 
 
 def _cell(finding: Finding) -> str:
-    """`0.12 [-0.10, 0.40]`, after `FAIL` where it fails."""
-    words = "FAIL " if finding.verdict == "fail" else ""
-    if finding.verdict == "n/a":
-        return "n/a"
-    if finding.note in (NO_NOISE, NO_CLASS):
-        return words + finding.note
-    if finding.check == "batch":
-        return words + (f"{finding.value:.0e}" if finding.value else "0")
-    return words + f"{finding.value:.2f} [{finding.low:.2f}, {finding.high:.2f}]"
+    """Return `0.12 [-0.10, 0.40]`, after `FAIL` if the check fails."""
+    number, limits = _number_and_range(finding)
+    fail = "FAIL " if finding.verdict == "fail" else ""
+    return "n/a" if finding.verdict == "n/a" else fail + number + (f" [{limits}]" if limits else "")
 
 
 def sanity_figure(findings: Sequence[Finding]) -> Figure:
-    """Left, methods × checks: verdict and number; right, in the same rows, each method's cascade curve."""
+    """Draw methods × checks with verdict and number on the left, and each method's cascade curve on the right."""
     from matplotlib.figure import Figure
 
-    methods = list(dict.fromkeys(finding.method for finding in findings))
-    known = [method for method in methods if METHODS[method].known_failure]
-    notes = [f"† {METHODS[method].title}: {METHODS[method].known_failure}" for method in known]
-    height = ROW * len(methods)
-    figure = Figure(figsize=(9.3, height + 1.5 + 0.18 * len(notes)), layout="constrained")
+    methods = _by_method(findings)
+    failures = {name: METHODS[name].known_failure for name in methods if METHODS[name].known_failure}
+    notes = [f"† {METHODS[name].title}: {failure}" for name, failure in failures.items()]
+    figure = Figure(figsize=(9.3, ROW * len(methods) + 1.5 + 0.18 * len(notes)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1.9))
-    for row, method in enumerate(methods):
-        for finding in findings:
-            if finding.method == method:
-                _draw_cell(left, row, finding)
-                if finding.curve:
-                    _draw_curve(right, row, finding)
+    for row, checks in enumerate(methods.values()):
+        for finding in checks.values():
+            _draw_cell(left, row, finding)
+            if finding.curve:
+                _draw_curve(right, row, finding)
     thresholds = {finding.check: finding.threshold for finding in findings}
     left.set_xticks(range(len(CHECKS)), [f"{c}\n{sign} {thresholds[c]:g}" for c, sign in CHECKS.items()], fontsize=9)
-    names = [METHODS[method].title + " †" * (method in known) for method in methods]
-    left.set_yticks(range(len(methods)), names, fontsize=9, parse_math=False)
+    titles = [METHODS[name].title + " †" * (name in failures) for name in methods]
+    left.set_yticks(range(len(methods)), titles, fontsize=9, parse_math=False)
     left.set_xlim(-0.5, len(CHECKS) - 0.5)
     left.set_ylim(len(methods) - 0.5, -0.5)
     right.set_xlim(-0.06, 1.06)
     right.set_xticks((0, 0.5, 1), ("trained", "random from\nthe head down", "all\nrandom"), fontsize=8)
-    right.set_title("cascade: similarity, 0 to 1\ndashed: the end must lie below", fontsize=9)
+    right.set_title("cascade: similarity, 0 to 1\nthe curve must end below the dashes", fontsize=9)
     for ax in (left, right):
         ax.xaxis.set_ticks_position("top" if ax is left else "bottom")
         ax.tick_params(length=0)
@@ -112,10 +119,10 @@ def sanity_figure(findings: Sequence[Finding]) -> Figure:
 
 
 def _legend(findings: Sequence[Finding]) -> str:
-    pictures = max(finding.n for finding in findings)
+    count = max(finding.n for finding in findings)
     return (
-        f"✓ passes, ✗ fails, – no verdict. Mean over up to {pictures} pictures, below it the smallest and the largest; "
-        "batch: the largest difference, as a share of the peak."
+        f"✓ passes, ✗ fails, – no verdict. Mean over up to {count} image{'s' * (count != 1)}, with the smallest and "
+        "the largest value below; batch: the largest difference, as a share of the peak."
     )
 
 
@@ -123,26 +130,18 @@ def _draw_cell(ax: Axes, row: int, finding: Finding) -> None:
     from matplotlib.patches import Rectangle
 
     column = list(CHECKS).index(finding.check)
-    face = Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, facecolor=FACES[finding.verdict], edgecolor="white", linewidth=1.5
-    )
-    ax.add_patch(face)
-    text, below = "", ""
-    if finding.note in (NO_NOISE, NO_CLASS):
-        text = finding.note.replace(" no ", "\nno ")
-    elif finding.verdict == "n/a":
-        pass
-    elif finding.check == "batch":
-        text = f"{finding.value:.0e}" if finding.value else "0"
-    else:
-        text, below = f"{finding.value:.2f}", f"{finding.low:.2f} to {finding.high:.2f}"
+    face, corner = FACES[finding.verdict], (column - 0.5, row - 0.5)
+    ax.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
+    number, limits = _number_and_range(finding)
     ax.text(column - 0.45, row, MARKS[finding.verdict], va="center", fontsize=10)
-    ax.text(column + 0.06, row - 0.16 * bool(below), text, ha="center", va="center", fontsize=8.5)
+    text = number.replace(" no ", "\nno ").replace("-agnostic", "-\nagnostic")
+    ax.text(column + 0.06, row - 0.16 * bool(limits), text, ha="center", va="center", fontsize=8.5)
+    below = limits.replace(", ", " to ")
     ax.text(column + 0.06, row + 0.24, below, ha="center", va="center", fontsize=6.5, color="0.3")
 
 
 def _draw_curve(ax: Axes, row: int, finding: Finding) -> None:
-    """The curve between the row's bottom (0) and top (1)."""
+    """Draw the curve between the bottom (0) and the top (1) of its row."""
     shares, values = (np.array(part) for part in zip(*finding.curve, strict=True))
 
     def height(value: np.ndarray | float) -> np.ndarray:

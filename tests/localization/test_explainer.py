@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from localization import METHODS, Explainer, explainer
+from localization import METHODS, Explainer
 from localization.methods.explanation import Settings
 from localization.states import MapState
 from tests.helpers.networks import SIZE, architecture_of, build_network
@@ -43,12 +42,6 @@ def _explainer(**arguments: Any) -> Explainer:
 
 def _images() -> torch.Tensor:
     return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def test_the_examples_run() -> None:
-    failed, tried = doctest.testmod(explainer)
-    assert failed == 0
-    assert tried >= 10
 
 
 @pytest.mark.slow
