@@ -85,7 +85,7 @@ class Explainer:
     ) -> None:
         self.model, self.size, self.settings = model, size, settings or Settings()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        bare = Architecture(type(model).__name__, "", size, tuple(mean), tuple(std))
+        bare = Architecture(name=type(model).__name__, head="", size=size, mean=tuple(mean), std=tuple(std))
         self.class_count = _class_count(model, bare)
         self.architecture = architecture or replace(bare, head=_find_head(model, self.class_count))
         self.missing: dict[str, str] = {}  # what a method may need and the model lacks → why

@@ -57,7 +57,9 @@ def test_vgg_layer_is_its_last_relu() -> None:
         import torchvision
 
         model = torchvision.models.vgg16()
-    architecture = pretrained_models.Architecture("vgg16", "classifier.6", 224, (0.5,) * 3, (0.5,) * 3)
+    architecture = pretrained_models.Architecture(
+        name="vgg16", head="classifier.6", size=224, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     (layer,) = find_layers(model, architecture, 224)
     assert layer.name == "features.29"
     assert isinstance(model.get_submodule(layer.name), torch.nn.ReLU)
@@ -78,7 +80,7 @@ def test_sizes() -> None:
         224,
     )
     model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
-    with pytest.raises(UserError, match="its own size is 224"):
+    with pytest.raises(UserError, match="use data.size=224"):
         check_size(model, architecture, 64)
 
 

@@ -59,7 +59,7 @@ def learner_of(
 ) -> Learner:
     torch.manual_seed(5)
     model = Network(norm).to(dtype)
-    architecture = Architecture("tiny", "head", SIDE, (0.5,), (0.25,))
+    architecture = Architecture(name="tiny", head="head", size=SIDE, mean=(0.5,), std=(0.25,))
     optimizer = build_optimizer(model, config.train)
     augment = Augment(config.augment, config.seed, SIDE, SIDE)
     return Learner(model, architecture, optimizer, augment, config, torch.device("cpu"), "fp32", model, ranks)

@@ -57,4 +57,4 @@ def bright_quarters(labels: torch.Tensor) -> torch.Tensor:
 
 def architecture_of(name: str, model: nn.Module) -> Architecture:
     head = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    return Architecture(name, head, SIZE, (0.5,) * 3, (0.5,) * 3)
+    return Architecture(name=name, head=head, size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)

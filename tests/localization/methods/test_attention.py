@@ -306,7 +306,7 @@ def test_two_models_at_once_in_two_threads() -> None:
 
 def _architecture(model: nn.Module) -> Architecture:
     head = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    return Architecture("unknown", head, 32, (0.5,) * 3, (0.5,) * 3)
+    return Architecture(name="unknown", head=head, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def _attend(x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:

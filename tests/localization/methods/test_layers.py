@@ -60,7 +60,7 @@ PICKS: dict[str, tuple[Callable[[], nn.Module], str, str, int, int]] = {  # buil
 
 def _architecture(model: nn.Module, size: int = 32, name: str = "unknown") -> Architecture:
     head = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    return Architecture(name, head, size, (0.5,) * 3, (0.5,) * 3)
+    return Architecture(name=name, head=head, size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def _build(kind: str) -> tuple[nn.Module, Architecture]:

@@ -341,7 +341,9 @@ def test_a_thread_beside_a_guided_one_is_not_guided() -> None:
     ("activation", "reason"), [(nn.ReLU, ""), (nn.ReLU6, ""), (nn.GELU, "gelu"), (nn.SiLU, "silu"), (nn.Tanh, "ReLU")]
 )
 def test_who_cannot_have_guided_backpropagation(activation: Callable[[], nn.Module], reason: str) -> None:
-    found = why_not(_model(activation), Architecture("small", "6", SIDE, (0.5,) * 3, (0.5,) * 3), SIDE)
+    found = why_not(
+        _model(activation), Architecture(name="small", head="6", size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3), SIDE
+    )
     assert reason in found
     assert bool(found) == bool(reason)
 
@@ -351,7 +353,7 @@ def test_a_relu_that_the_picture_does_not_pass_is_none() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + F.relu(self[-1].bias)
 
-    architecture = Architecture("small", "6", SIDE, (0.5,) * 3, (0.5,) * 3)
+    architecture = Architecture(name="small", head="6", size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
     smooth, rectified = Biased(nn.GELU), Biased(nn.ReLU)
     with torch.inference_mode():
         assert "gelu" in why_not(smooth, architecture, SIDE)

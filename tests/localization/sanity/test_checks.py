@@ -23,7 +23,7 @@ from localization.sanity.verdicts import format_sanity, write_sanity
 from pretrained_models import Architecture
 
 SIZE = 32
-ARCHITECTURE = Architecture("small", "fc", SIZE, (0.0, 0.0), (1.0, 1.0))
+ARCHITECTURE = Architecture(name="small", head="fc", size=SIZE, mean=(0.0, 0.0), std=(1.0, 1.0))
 
 
 class _Spots(nn.Module):

@@ -14,7 +14,7 @@ from localization.sanity.randomise import STAGES, fully_randomised, randomised, 
 from pretrained_models import Architecture, build_model
 
 SIZE = 32
-ARCHITECTURE = Architecture("small", "fc", SIZE, (0.0, 0.0), (1.0, 1.0))
+ARCHITECTURE = Architecture(name="small", head="fc", size=SIZE, mean=(0.0, 0.0), std=(1.0, 1.0))
 
 
 def test_stages_run_from_the_head_to_the_first_layer() -> None:
@@ -42,7 +42,7 @@ def _small_vit() -> nn.Module:
     return model
 
 
-VIT = Architecture("small_vit", "heads.head", 32, (0.0,) * 3, (1.0,) * 3)
+VIT = Architecture(name="small_vit", head="heads.head", size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def test_parameters_whose_module_is_never_called_have_their_place() -> None:
