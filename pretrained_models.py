@@ -27,14 +27,6 @@ CONNECT_SECONDS = 10
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class InputSettings(NamedTuple):
-    """The input that weights were trained on: side in pixels, and the normalisation of pixels in [0, 1] per channel."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What a model expects of its input, and where its head is.
@@ -123,7 +115,7 @@ def build_model(name: str, num_classes: int, init: str = "none") -> BuiltModel:
     name = canonical_name(name)
     library = _library(name)
     model = library.build(num_classes)
-    architecture = Architecture(name=name, head=_head_name(model, num_classes), **library.input_settings()._asdict())
+    architecture = library.architecture(_head_name(model, num_classes))
     if init == "none":
         source = "random weights (--init none)"
     elif init in ("auto", "imagenet"):
@@ -154,7 +146,7 @@ def _load_imagenet(library: _Library, model: nn.Module, architecture: Architectu
 
 def default_size(name: str) -> int:
     """Return the side in pixels of the images that a model's weights were trained on, without building the model."""
-    return _library(name).input_settings().size
+    return _library(name).architecture(head="").size
 
 
 def check_size(model: nn.Module, architecture: Architecture, size: int) -> None:
@@ -199,16 +191,17 @@ class _Torchvision:
     def build(self, num_classes: int) -> nn.Module:
         from torchvision.models import get_model
 
-        # torchvision sets these with ImageNet weights only; here they are always set, so that checkpoints rebuild alike.
+        # torchvision sets these with ImageNet weights only; set them always, so that checkpoints rebuild the same model.
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
         options = options if self.name in ("googlenet", "inception_v3") else {}
         return get_model(self.name, weights=None, num_classes=num_classes, **options)
 
-    def input_settings(self) -> InputSettings:
-        if self.weights is None:
-            return InputSettings(224, IMAGENET_MEAN, IMAGENET_STD)
-        preset = self.weights.transforms()
-        return InputSettings(int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std))
+    def architecture(self, head: str) -> Architecture:
+        size, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+        if self.weights is not None:
+            preset = self.weights.transforms()
+            size, mean, std = int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
+        return Architecture(name=self.name, head=head, size=size, mean=mean, std=std)
 
     def weights_name(self) -> str:
         return str(self.weights)
@@ -244,9 +237,9 @@ class _Timm:
 
         return timm.create_model(self.name, pretrained=False, num_classes=num_classes)
 
-    def input_settings(self) -> InputSettings:
-        settings = self.pretrained
-        return InputSettings(int(settings["input_size"][-1]), tuple(settings["mean"]), tuple(settings["std"]))
+    def architecture(self, head: str) -> Architecture:
+        size, mean, std = (self.pretrained[name] for name in ("input_size", "mean", "std"))
+        return Architecture(name=f"timm/{self.name}", head=head, size=int(size[-1]), mean=tuple(mean), std=tuple(std))
 
     def weights_name(self) -> str:
         return f"timm {self.pretrained.get('architecture')}.{self.pretrained.get('tag')}"

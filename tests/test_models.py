@@ -80,7 +80,7 @@ def test_sizes() -> None:
         224,
     )
     model, architecture, _ = build_model("timm/vit_tiny_patch16_224", 2)
-    with pytest.raises(UserError, match="use data.size=224"):
+    with pytest.raises(UserError, match=r"use data\.size=224"):
         check_size(model, architecture, 64)
 
 
