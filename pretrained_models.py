@@ -129,8 +129,7 @@ def build_model(name: str, num_classes: int, init: str = "none") -> BuiltModel:
 def _load_imagenet(library: _Library, model: nn.Module, architecture: Architecture, required: bool) -> str:
     """Load ImageNet weights, or warn that there are none; return the source of the weights in words."""
     try:
-        library.load_imagenet(model, architecture.head)
-        return f"ImageNet weights ({library.weights_name()})"
+        return f"ImageNet weights ({library.load_imagenet(model, architecture.head)})"
     except _NoWeights as reason:
         if required:
             raise UserError(
@@ -191,7 +190,7 @@ class _Torchvision:
     def build(self, num_classes: int) -> nn.Module:
         from torchvision.models import get_model
 
-        # torchvision sets these with ImageNet weights only; set them always, so that checkpoints rebuild the same model.
+        # torchvision sets these with ImageNet weights only; set them always, so that checkpoints rebuild the model.
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
         options = options if self.name in ("googlenet", "inception_v3") else {}
         return get_model(self.name, weights=None, num_classes=num_classes, **options)
@@ -203,10 +202,8 @@ class _Torchvision:
             size, mean, std = int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
         return Architecture(name=self.name, head=head, size=size, mean=mean, std=std)
 
-    def weights_name(self) -> str:
-        return str(self.weights)
-
-    def load_imagenet(self, model: nn.Module, head: str) -> None:
+    def load_imagenet(self, model: nn.Module, head: str) -> str:
+        """Load the weights into `model` and return their name. Raises: `_NoWeights`."""
         if self.weights is None:
             raise _NoWeights("torchvision has none")
         cached = Path(torch.hub.get_dir()) / "checkpoints" / self.weights.url.rsplit("/", 1)[1]
@@ -218,6 +215,7 @@ class _Torchvision:
         except (OSError, RuntimeError) as error:  # URLError, a timeout, a full disk; a wrong hash
             raise _NoWeights(str(error)) from None
         load_backbone(model, state, head, str(self.weights))
+        return str(self.weights)
 
 
 class _Timm:
@@ -241,10 +239,8 @@ class _Timm:
         size, mean, std = (self.pretrained[name] for name in ("input_size", "mean", "std"))
         return Architecture(name=f"timm/{self.name}", head=head, size=int(size[-1]), mean=tuple(mean), std=tuple(std))
 
-    def weights_name(self) -> str:
-        return f"timm {self.pretrained.get('architecture')}.{self.pretrained.get('tag')}"
-
-    def load_imagenet(self, model: nn.Module, head: str) -> None:
+    def load_imagenet(self, model: nn.Module, head: str) -> str:
+        """Load the weights into `model` and return their name. Raises: `_NoWeights`."""
         import timm
         from huggingface_hub import try_to_load_from_cache
 
@@ -260,6 +256,7 @@ class _Timm:
         except (OSError, RuntimeError, ValueError) as error:
             raise _NoWeights(str(error).splitlines()[0]) from None
         model.load_state_dict(source.state_dict())
+        return f"timm {self.pretrained.get('architecture')}.{self.pretrained.get('tag')}"
 
 
 _Library = _Torchvision | _Timm
