@@ -115,7 +115,7 @@ def build_model(name: str, num_classes: int, init: str = "none") -> BuiltModel:
     name = canonical_name(name)
     library = _library(name)
     model = library.build(num_classes)
-    architecture = library.architecture(_head_name(model, num_classes))
+    architecture = library.architecture(head_name(model, num_classes))
     if init == "none":
         source = "random weights (--init none)"
     elif init in ("auto", "imagenet"):
@@ -165,8 +165,8 @@ def check_size(model: nn.Module, architecture: Architecture, size: int) -> None:
         model.train(training)
 
 
-def _head_name(model: nn.Module, num_classes: int) -> str:
-    """Return the name of the last linear layer or 1×1 convolution with `num_classes` outputs."""
+def head_name(model: nn.Module, num_classes: int) -> str:
+    """Return the name of the last linear layer or convolution with `num_classes` outputs. Raises: `UserError`."""
     for name, module in reversed(list(model.named_modules())):
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == num_classes:
