@@ -1,173 +1,131 @@
-"""Everything that is asked about one model: its maps drawn, measured beside controls, and their sanity checked."""
+"""The maps of one or several checkpoints: how they are named, where their maps go, and how two are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-import torch
-
-from dataset.image_set import Batch, ImageSet, Schedule
-from localization.drawing.maps import Drawn, Style, draw_maps
-from localization.explainer import Explainer
-from localization.methods.explanation import Settings
+from config import Config
+from experiment.run_folder import finished_runs, runs_folder
+from experiment.selection import Selection, select
+from inference.images import images_from_paths, images_from_split
+from localization.drawing.maps import DrawnMaps, Output, clear_folder
+from localization.drawing.pairs import draw_pairs
+from localization.explain_model import ModelResult, explain_model, load_model, write_scores
 from localization.methods.table import METHODS
-from localization.sanity.checks import run_sanity
-from localization.sanity.findings import Finding
-from localization.sanity.randomise import MOST_PICTURES, fully_randomised
-from localization.sanity.verdicts import format_sanity, write_sanity
-from localization.scoring.measure import Controls
-from localization.scoring.summary import format_summary, summarise, verdict_lines, write_summary
-from localization.states import count_flawed
-from utils import UserError, derived_seed, log
+from localization.request import Destination, ExplanationRequest
+from localization.scoring.summary import summarise
+from utils import UserError, log, make_folder, shortened_name, write_json
 
-if TYPE_CHECKING:
-    from experiment.checkpoint import Checkpoint
-
-TITLES = {name: method.title for name, method in METHODS.items()}
+EVERY_RUN = "all"  # as --model
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked about a model.
-
-    Attributes:
-        methods: `a,b,c` or `all`.
-        layers: the target layers; none: the architecture's own.
-        label: the class to explain; None: the predicted one of each picture.
-        score: controls beside every map, faithfulness on `score_count` pictures.
-        sanity: the sanity suite, on `sanity_count` pictures.
-        batch: pictures at a time.
-    """
-
-    methods: str = "gradcam"
-    layers: Sequence[str] = ()
-    label: str | None = None
-    style: Style = field(default_factory=Style)
-    score: bool = False
-    score_count: int = 16
-    sanity: bool = False
-    sanity_count: int = 4
-    max_channels: int = Settings.max_channels
-    batch: int = 32
-    seed: int = 0
-
-
-def inspect_model(
-    checkpoint: Checkpoint,
-    part: ImageSet,
-    wanted: Wanted,
-    name: str,
-    folder: Path,
-    save: Path | None,
-    device: torch.device,
-    precision: str,
-    keep: bool = False,
-) -> tuple[Drawn, list[Finding]]:
-    """Draw, measure and check the maps of one model on `part` into `folder`, and say what came out.
+def explain_checkpoints(
+    config: Config,
+    given: dict[str, Any],
+    weights: Sequence[Path],
+    request: ExplanationRequest,
+    destination: Destination,
+) -> Iterator[tuple[ModelResult, Path | None]]:
+    """Draw and measure the maps of each checkpoint, then of all together; of two given ones, their differences.
 
     Args:
-        name: of the model, for tables.
-        save, keep: as `draw_maps` takes them.
+        config: `model` chooses among the finished runs where no weights are given; `all` means all of them.
+        given: the configuration keys that the command line set.
+        weights: checkpoints or run folders; none: the newest finished run.
 
-    Raises: `UserError` for a method that the architecture cannot have, a layer that is not there, a label that is no
-        class, or a folder that cannot be written.
+    Yields: for each checkpoint the result and the run whose report of the test split now has these maps, or None.
+    Raises: `UserError`, before anything is drawn, for a checkpoint that cannot be used or is given twice.
     """
-    if wanted.label not in (None, *checkpoint.classes):
-        raise UserError(f"--label {wanted.label}: no class of the checkpoint (it has {', '.join(checkpoint.classes)})")
-    explainer = Explainer.from_architecture(
-        checkpoint.model().to(device),
-        checkpoint.architecture,
-        checkpoint.size,
-        wanted.layers or None,
-        Settings(precision=precision, seed=wanted.seed, batch=wanted.batch, max_channels=wanted.max_channels),
-    )
-    methods = explainer.choose(wanted.methods)
-    if wanted.layers and not any("layer" in METHODS[method].needs for method in methods):
-        raise UserError(f"--layer {','.join(wanted.layers)}: {', '.join(methods)} has no layer; leave it out")
-    if len(wanted.layers) > 1 and wanted.style.scale != "image":
-        raise UserError(
-            f"--scale {wanted.style.scale}: maps of several layers are each divided by their peak; leave it out"
+    every_run, compared = config.model.lower() == EVERY_RUN, len(weights) == 2
+    given = {key: value for key, value in given.items() if key != "model" or not every_run}
+    paths: Sequence[Path | None] = _every_run(config, weights) if every_run else weights or [None]
+    names = name_checkpoints(config, paths, given) if len(paths) > 1 else {"": paths[0]}
+    drawn = []
+    for name, path in names.items():
+        selection = select(config, path, given)
+        name = name or checkpoint_name(selection)
+        images = (
+            images_from_paths(selection, request.images)
+            if request.images
+            else images_from_split(selection, request.count, request.seed, request.errors)
         )
-    _say_what_is_lacking(explainer, methods, wanted, name)
-    controls = _controls(explainer, part, wanted, device) if wanted.score else None
-    drawn = draw_maps(
-        checkpoint,
-        explainer,
-        part,
-        methods,
-        name,
-        folder,
-        save,
-        label=wanted.label,
-        device=device,
-        batch=wanted.batch,
-        style=replace(wanted.style, rescaled=len(explainer.layers) > 1),
-        controls=controls,
-        keep=keep,
-    )
-    counts = count_flawed(row["status"] for row in drawn.rows)
-    said = "".join(f", {count} {state.counted}" for state, count in counts.items() if count)
-    log.info(f"{name}: {len(drawn.rows)} maps{said} in {folder}")
-    summary = summarise([*drawn.rows, *drawn.controls])
-    if wanted.score:
-        write_summary(folder, summary, TITLES)
-    table = format_summary(summary, TITLES)
-    if table:
-        log.info(
-            "Maps of correctly classified images, or of unlabelled ones (lift: 1 is chance; 95 % intervals over "
-            f"{_unit(part)}):\n{table}"
-        )
-        for line in verdict_lines(summary, TITLES):
-            log.info(line)
-    findings = _check_sanity(explainer, part, methods, wanted, folder, device) if wanted.sanity else []
-    return drawn, findings
+        output = destination.of(selection, name, several=every_run or len(paths) > 1, keep=compared)
+        _protect(request.images, output)
+        result = explain_model(load_model(selection, name, request), images, request, output)
+        drawn.append(result.drawn)
+        yield result, _record(selection, result.drawn, request, output.folder)
+    if len(drawn) > 1 and (request.score or compared):
+        folder = destination.output or runs_folder(config) / together_name([maps.name for maps in drawn])
+        _draw_together(folder, drawn, request, compared)
 
 
-def _unit(part: ImageSet) -> str:
-    """What the intervals take as independent."""
-    known = (part.records["group"] != part.records["path"]).any()
-    return "patients" if known else "images, as the patients are not known: --group-pattern"
+def _every_run(config: Config, weights: Sequence[Path]) -> list[Path]:
+    if weights:
+        raise UserError("--model all: takes every run's best.pt; leave --weights out")
+    runs = finished_runs(runs_folder(config))
+    if not runs:
+        raise UserError(f"--model all: no finished run in {runs_folder(config)}; train one (python train.py)")
+    return runs
 
 
-def _say_what_is_lacking(explainer: Explainer, methods: Sequence[str], wanted: Wanted, name: str) -> None:
-    lacking = [method for method in METHODS if explainer.why_not(method)]
-    if lacking and wanted.methods.strip().lower() == "all":
-        reasons = "; ".join(dict.fromkeys(explainer.why_not(method) for method in lacking))
-        log.info(f"{name}: without {', '.join(TITLES[method] for method in lacking)}: {reasons}")
-    if any("layer" in METHODS[method].needs for method in methods):
-        several = ", averaged, each map divided by its peak" if len(explainer.layers) > 1 else ""
-        log.info(f"{name}: target layer {', '.join(layer.name for layer in explainer.layers)}{several}")
+def checkpoint_name(selection: Selection) -> str:
+    """Return the name of a checkpoint in tables: its run, and its file if that is not best.pt."""
+    path = selection.checkpoint.path
+    if selection.run is None:
+        return path.stem
+    return selection.run.name if path.name == "best.pt" else f"{selection.run.name}-{path.stem}"
 
 
-def _pictures(part: ImageSet, explainer: Explainer, count: int, seed: int, device: torch.device) -> Batch:
-    """`count` pictures of the part, drawn by seed, as one batch."""
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
-    (batch,) = part.batches(device, len(drawn), explainer.architecture, Schedule(order=drawn))
-    return batch
+def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any]) -> dict[str, Path]:
+    """Return several checkpoints by name, which has the parent folder in front where two would have the same name.
+
+    Raises: `UserError` for a checkpoint that cannot be used or is given twice.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = checkpoint_name(select(config, path, given))
+        other = names.get(name)
+        if other is not None and other.resolve() == path.resolve():
+            raise UserError(f"--weights {path}: given twice; leave one out")
+        if other is not None:
+            name = f"{path.resolve().parent.name}-{name}"
+        if name in names:
+            raise UserError(f"--weights {path}: another checkpoint is named {name} too; rename its folder")
+        names[name] = path
+    return names
 
 
-def _controls(explainer: Explainer, part: ImageSet, wanted: Wanted, device: torch.device) -> Controls:
-    seed = derived_seed(wanted.seed, 1)
-    sample = _pictures(part, explainer, MOST_PICTURES, seed, device)
-    model = fully_randomised(explainer.model, explainer.architecture, sample.inputs, wanted.seed)
-    random = explainer.with_model(model)
-    faithful = np.random.default_rng(derived_seed(wanted.seed, 2)).permutation(len(part))[: wanted.score_count]
-    return Controls(random, frozenset(map(int, faithful)), wanted.seed)
+def together_name(names: Sequence[str]) -> str:
+    """Return the name of the folder that compares the models `names`, unique to them and short enough for a disk."""
+    return shortened_name("localization-" + "-vs-".join(names))
 
 
-def _check_sanity(
-    explainer: Explainer, part: ImageSet, methods: Sequence[str], wanted: Wanted, folder: Path, device: torch.device
-) -> list[Finding]:
-    batch = _pictures(part, explainer, wanted.sanity_count, derived_seed(wanted.seed, 3), device)
-    statistics = _pictures(part, explainer, MOST_PICTURES, derived_seed(wanted.seed, 1), device).inputs
-    targets = None
-    if wanted.label is not None:
-        targets = torch.full((len(batch.indices),), part.classes.index(wanted.label), device=device)
-    findings = run_sanity(explainer, batch.inputs, targets, methods, wanted.seed, statistics)
-    write_sanity(folder, findings)
-    log.info(f"Sanity, on {len(batch.indices)} images (mean and range over them):\n{format_sanity(findings)}")
-    return findings
+def _protect(images: Sequence[Path], output: Output) -> None:
+    """Refuse to write into a folder with given images, since files of an earlier call are deleted there."""
+    folders = {folder.resolve() for folder in (output.folder, output.save) if folder is not None}
+    for image in images:
+        if {image.resolve(), image.resolve().parent} & folders:
+            raise UserError(f"--image {image}: the maps would go to its folder; name another --output or --save folder")
+
+
+def _record(selection: Selection, drawn: DrawnMaps, request: ExplanationRequest, folder: Path) -> Path | None:
+    """Write `cams.json`: which weights drew maps of which split. Return the run whose test report shows them, or None.
+
+    The report shows maps of the weights and the split that it is about.
+    """
+    tested = not request.images and selection.data.path is None
+    record = {"weights": selection.checkpoint.fingerprint, "kind": "test" if tested else None}
+    write_json(folder / "cams.json", record | {"methods": {method: METHODS[method].title for method in drawn.means}})
+    return selection.run if tested and selection.run and folder == selection.run / "cams" else None
+
+
+def _draw_together(folder: Path, drawn: Sequence[DrawnMaps], request: ExplanationRequest, compared: bool) -> None:
+    """Write the scores of several models in one table, and draw the differences of two."""
+    clear_folder(make_folder(folder, "--output"))
+    if request.score:
+        write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
+    if compared:
+        draw_pairs(folder, (drawn[0], drawn[1]), request.style.colormap)
+    log.info(f"the models beside each other: {folder}")

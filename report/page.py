@@ -36,7 +36,7 @@ from intervals import LEVEL
 from report.facts import Facts, collect_facts, fill
 from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
 from report.inputs import OPTIONAL, Inputs, read_inputs
-from utils import atomic_write, count
+from utils import UserError, atomic_write, count, log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +93,16 @@ def write_report(folder: Path, run: Path | None) -> Path:
     with atomic_write(path) as file:
         file.write(page)
     return path
+
+
+def renew_report(run: Path) -> None:
+    """Write the report of the run's test split again, if there is one: it shows the run's maps."""
+    if not (run / "test" / "report.html").is_file():
+        return
+    try:
+        log.info(f"the report shows the maps: {write_report(run / 'test', run)}")
+    except (UserError, OSError) as error:
+        log.warning(f"the report stays as it was: {error}")
 
 
 def _environment() -> Environment:

@@ -1,66 +1,70 @@
-"""The same pictures under two models: where the one looks and the other does not."""
+"""The same images under two models: where one looks and the other does not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
-from dataset.layouts import MASKS
-from dataset.readers import read_image, to_uint8
-from localization.drawing.maps import Drawn
+from localization.drawing.maps import DrawnMaps, read_with_masks
 from localization.drawing.means import draw_differences
-from localization.drawing.panel import Entry, PanelDrawer, Subject
+from localization.drawing.overlay import MapEntry
+from localization.drawing.panel import PanelDrawer, Subject
 from localization.methods.table import METHODS
-from localization.states import MapState
+from localization.scoring.rows import MapRow
 from utils import log
 
 
-def draw_pairs(folder: Path, pair: tuple[Drawn, Drawn], colormap: str) -> int:
-    """Draw for each picture and method that both models have the two maps and their difference, and that of the means.
+def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -> int:
+    """Draw the two maps and their difference for each image and method that both models have, and those of the means.
 
-    Pictures on which the two explain different classes are left out of the single pictures and counted in a line; the
-    means are per class in any case.
+    Images for which the models explain different classes are left out and counted in a log line; the means are per
+    class in any case.
 
-    Returns: how many pictures were drawn.
+    Returns: the number of panels drawn.
     """
-    from tqdm import tqdm
-
     first, second = pair
-    theirs = {(row["path"], row["method"]): row for row in second.rows}
-    drawer = PanelDrawer(first.square, colormap)
-    index = {path: i for i, path in enumerate(first.part.records["path"])}
-    both = [(row, theirs[key]) for row in first.rows if (key := (row["path"], row["method"])) in theirs]
-    same = [(a, b) for a, b in both if a["target"] == b["target"]]
-    for a, b in tqdm(same, desc="differences", unit="picture", leave=False):
-        i, path, method = index[a["path"]], Path(a["path"]), a["method"]
-        masks = {m: first.part.gather(m, np.array([i]))[0] for m in MASKS if first.part.has(m)[i]}
-        entries = tuple(
-            Entry(of.name, of.maps[row["path"], method], MapState(row["status"]))
-            for of, row in zip(pair, (a, b), strict=True)
-        )
-        drawer.draw_pair(
-            folder / a["file"].replace(f"__{method}__", f"__{method}__difference__"),
-            to_uint8(read_image(path)),
-            entries,
-            (first.square, second.square),
-            Subject(f"{path.name}: {METHODS[method].title}", a["target"], None, a["label"]),
-            masks,
-        )
-    alike = first.square.fit == second.square.fit
-    if not alike:
-        log.warning(f"{first.name} and {second.name} see their pictures fitted differently: no mean differences")
-    for method in (method for method in first.means if alike and method in second.means):
-        means = first.means[method], second.means[method]
-        pictures = means[1].pictures | means[0].pictures
-        if pictures:
-            counts = {name: tuple(mean.counts.get(name, 0) for mean in means) for name in pictures}
-            names = first.name, second.name
-            path = folder / f"difference_{method}.png"
-            maps = [mean.maps for mean in means]
-            draw_differences(path, pictures, *maps, counts, names, METHODS[method].title, colormap)
+    others = {(row.path, row.method): row for row in second.rows}
+    both = [(row, others[key]) for row in first.rows if (key := (row.path, row.method)) in others]
+    same = [(a, b) for a, b in both if a.target == b.target]
+    _draw_panels(folder, pair, same, colormap)
+    if first.square.fit == second.square.fit:
+        _draw_mean_differences(folder, pair, colormap)
+    else:
+        log.warning(f"{first.name} and {second.name} see their images fitted differently: no mean differences")
     if len(same) < len(both):
         log.info(f"{len(both) - len(same)} of {len(both)} maps explain different classes in the two models: not paired")
     if not both:
-        log.warning(f"{first.name} and {second.name} have no picture and method in common: nothing to compare")
+        log.warning(f"{first.name} and {second.name} have no image and method in common: nothing to compare")
     return len(same)
+
+
+def _draw_panels(
+    folder: Path, pair: tuple[DrawnMaps, DrawnMaps], rows: list[tuple[MapRow, MapRow]], colormap: str
+) -> None:
+    """Draw a panel per pair of rows: of one image, method and class."""
+    first, second = pair
+    drawer = PanelDrawer(first.square, colormap)
+    index = {path: i for i, path in enumerate(first.images.records["path"])}
+    for a, b in tqdm(rows, desc="differences", unit="image", leave=False):
+        entries = tuple(
+            MapEntry(title=drawn.name, cam=drawn.maps[row.path, row.method], state=row.state)
+            for drawn, row in zip(pair, (a, b), strict=True)
+        )
+        drawer.draw_pair(
+            folder / a.file.replace(f"__{a.method}__", f"__{a.method}__difference__"),
+            read_with_masks(first.images, index[a.path]),
+            entries,
+            (first.square, second.square),
+            Subject(name=f"{Path(a.path).name}: {METHODS[a.method].title}", target=a.target, label=a.label),
+        )
+
+
+def _draw_mean_differences(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -> None:
+    """Draw the mean maps of each method that both models have, and their difference."""
+    first, second = pair
+    for method in (method for method in first.means if method in second.means):
+        means = first.means[method], second.means[method]
+        if any(mean.counts for mean in means):
+            names = first.name, second.name
+            draw_differences(folder / f"difference_{method}.png", means, names, METHODS[method].title, colormap)

@@ -6,29 +6,21 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.path import Path as Curve
+from matplotlib.transforms import Affine2D
+from PIL import Image
 
-from localization.drawing.overlay import (
-    COLORMAP,
-    OUTLINES,
-    Scale,
-    Square,
-    blend,
-    draw_outlines,
-    fitted,
-    lay_back,
-    new_figure,
-    outline,
-)
-from localization.states import MapState
+from localization.drawing.colours import COLORMAP, Scale, blend
+from localization.drawing.figure import OUTLINES, draw_outlines, fitted, new_figure
+from localization.drawing.geometry import Square, lay_back, outline
+from localization.drawing.overlay import ImageWithMasks, MapEntry
 from utils import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.path import Path as Curve
 
 COLUMNS = 5
 MANY = 6  # more tiles than these are saved in a palette of 256 colours, which takes a third of the space
@@ -40,26 +32,7 @@ LINE, TITLE, NOTE, BAR = 19, 19, 14, 20  # heights of a line of the head, of a t
 FONT = 10  # points
 
 
-@dataclass
-class Entry:
-    """One map of the radiograph.
-
-    Attributes:
-        title: the method's, or the model's.
-        cam: (h, w) float32 over the model's square, on its own grid, not rescaled.
-        state: a map that is not scored has no colours; any state but `ok` has a caption.
-        peak: the top of the colours, > 0; None: the map's own peak.
-        note: a smaller line under the title: a score, a probability.
-    """
-
-    title: str
-    cam: np.ndarray
-    state: MapState
-    peak: float | None = None
-    note: str = ""
-
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What the panel's head says; what is empty or None is left out.
 
@@ -82,7 +55,7 @@ class Subject:
         return [f"evidence for {self.target}{sure}", *(f"{words} {name}" for words, name in known if name)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Tile:
     """One picture of the panel.
 
@@ -121,35 +94,27 @@ class PanelDrawer:
     def draw(
         self,
         path: Path,
-        radiograph: np.ndarray,
-        entries: Sequence[Entry],
+        image: ImageWithMasks,
+        entries: Sequence[MapEntry],
         subject: Subject,
-        masks: Mapping[str, np.ndarray] | None = None,
         rescaled: bool = False,
     ) -> None:
-        """Save the panel of one radiograph as PNG.
+        """Save the panel of one image as PNG; the image's longer side becomes `SIDE` pixels.
 
         Args:
-            path: the picture to write.
-            radiograph: (height, width) uint8; its longer side becomes `SIDE` pixels.
             entries: one per method.
-            masks: of `OUTLINES`, (side, side) over the square, outlined on every tile.
             rescaled: whether the maps are means of several layers', each divided by its peak.
         """
-        small = _small(radiograph)
-        curves = outline(masks or {}, *radiograph.shape, self.square)
-        tiles = [_Tile("Radiograph", _grey(small), legend=list(curves))]
-        shared = False
+        small, curves, first = self._start(image)
+        tiles = [first]
         for entry in entries:
-            tile = _Tile(entry.title, _grey(small), entry.note, entry.state.caption)
+            tile = _Tile(title=entry.title, pixels=_grey(small), note=entry.note, words=entry.state.caption)
             if entry.state.scored:
-                own = float(entry.cam.max())
-                tile.scale = Scale(own if entry.peak is None else entry.peak, self.colormap)
-                tile.mark = None if tile.scale.top == own else own
-                heat = lay_back(entry.cam, *radiograph.shape, self.square, small.shape)
+                tile.scale, tile.mark = entry.scale(self.colormap)
+                heat = lay_back(entry.cam, *image.pixels.shape, self.square, small.shape)
                 tile.pixels = blend(small, heat, tile.scale)
             tiles.append(tile)
-            shared |= tile.mark is not None
+        shared = any(tile.mark is not None for tile in tiles)
         foot = "Of several layers, each divided by its peak, the mean. " if rescaled else "Maps are not rescaled. "
         foot += "Colours run from 0 to "
         foot += "the top of a shared scale; a mark and a number: this map's own peak." if shared else "each map's peak."
@@ -158,46 +123,51 @@ class PanelDrawer:
     def draw_pair(
         self,
         path: Path,
-        radiograph: np.ndarray,
-        pair: tuple[Entry, Entry],
+        image: ImageWithMasks,
+        pair: tuple[MapEntry, MapEntry],
         squares: tuple[Square, Square],
         subject: Subject,
-        masks: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Save the maps of two models A and B of one radiograph, and A - B, as PNG.
+        """Save the maps of two models A and B of one image, and A - B, as PNG.
 
-        Each map is divided by its own mean over the picture: what is compared is where two models look, not how large
+        Each map is divided by its own mean over the image: what is compared is where two models look, not how large
         their gradients are. A and B have one scale, from 0 to the higher peak; their entries' own `peak` is not used.
 
         Args:
-            path: the picture to write.
-            radiograph: (height, width) uint8.
+            image: its masks are over the drawer's own square.
             pair: of A and of B; titles are the models' names.
-            squares: how the radiograph became A's and B's input.
-            masks: of `OUTLINES`, (side, side) over the drawer's own square.
+            squares: how the image became A's and B's input.
         """
-        small = _small(radiograph)
-        curves = outline(masks or {}, *radiograph.shape, self.square)
-        found = {}
+        small, curves, first = self._start(image)
+        maps = {}
         for letter, entry, square in zip("AB", pair, squares, strict=True):
             if entry.state.scored:
-                heat = lay_back(entry.cam, *radiograph.shape, square, small.shape)
-                found |= {letter: heat / heat.mean(dtype=np.float64)} if heat.any() else {}
-        scale = Scale(max((float(heat.max()) for heat in found.values()), default=1.0), self.colormap)
-        tiles = [_Tile("Radiograph", _grey(small), legend=list(curves))]
+                heat = lay_back(entry.cam, *image.pixels.shape, square, small.shape)
+                maps |= {letter: heat / heat.mean(dtype=np.float64)} if heat.any() else {}
+        scale = Scale(max((float(heat.max()) for heat in maps.values()), default=1.0), self.colormap)
+        tiles = [first]
         for letter, entry in zip("AB", pair, strict=True):
-            tile = _Tile(f"{letter}: {entry.title}", _grey(small), entry.note, entry.state.caption)
-            if letter in found:
-                tile.pixels, tile.scale = blend(small, found[letter], scale), scale
-            tile.words = tile.words or ("" if letter in found else "none of it lies on the picture")
+            tile = _Tile(title=f"{letter}: {entry.title}", pixels=_grey(small), note=entry.note)
+            tile.words = entry.state.caption
+            if letter in maps:
+                tile.pixels, tile.scale = blend(small, maps[letter], scale), scale
+            else:
+                tile.words = tile.words or "none of it lies on the image"
             tiles.append(tile)
-        tiles.append(_Tile("A - B", _grey(small), words="no difference: a map is missing"))
-        if len(found) == 2:
-            difference = found["A"] - found["B"]
+        if len(maps) == 2:
+            difference = maps["A"] - maps["B"]
             signed = Scale.of_differences(float(np.abs(difference).max()))
-            tiles[-1] = _Tile("A - B", blend(small, difference, signed), scale=signed)
+            tiles.append(_Tile(title="A - B", pixels=blend(small, difference, signed), scale=signed))
+        else:
+            tiles.append(_Tile(title="A - B", pixels=_grey(small), words="no difference: a map is missing"))
         foot = "In multiples of each map's mean: a uniform map has 1 everywhere. Pink: more in A; green: more in B."
         self._save(path, subject, tiles, curves, foot)
+
+    def _start(self, image: ImageWithMasks) -> tuple[np.ndarray, dict[str, Curve], _Tile]:
+        """Return the small image, the outlines of its masks, and the first tile: the image alone with the legend."""
+        small = _small(image.pixels)
+        curves = outline(image.masks, *image.pixels.shape, self.square)
+        return small, curves, _Tile(title="Image", pixels=_grey(small), legend=list(curves))
 
     def _save(
         self, path: Path, subject: Subject, tiles: Sequence[_Tile], curves: Mapping[str, Curve], foot: str
@@ -257,9 +227,6 @@ class _Sheet:
 
     def place(self, tile: _Tile, left: int, top: int, above: int, width: int, curves: Mapping[str, Curve]) -> None:
         """A tile: its titles, `above` pixels below them the picture with outlines and words, then bar or legend."""
-        from matplotlib.colors import to_rgb
-        from matplotlib.transforms import Affine2D
-
         self.text(left, top, tile.title, width)
         self.text(left, top + TITLE, tile.note, width, fontsize=8, color="0.3")
         top, (tall, wide) = top + above, tile.pixels.shape[:2]
@@ -299,8 +266,6 @@ class _Sheet:
 
     def save(self, path: Path, reduced: bool) -> None:
         """Save all that was placed; `reduced`: in a palette of its own colours."""
-        from PIL import Image
-
         self.figure.figimage(self.canvas, zorder=-1)
         self.figure.canvas.draw()
         pixels = np.ascontiguousarray(np.asarray(self.figure.canvas.buffer_rgba())[..., :3])

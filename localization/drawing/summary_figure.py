@@ -1,20 +1,22 @@
-"""The picture of a summary: the lifts of all methods with their intervals, beside the controls."""
+"""The figure of a summary: the lifts of all methods with their intervals, beside the controls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from evaluation.figures.palette import COLOURS
-from localization.scoring.summary import ALL, MASKS, MOST_CLASSES, beats_controls
-from utils import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from localization.methods.table import METHODS
+from localization.scoring.rows import MASKS
+from localization.scoring.summary import ALL, SummaryRow
+from localization.scoring.summary_text import MOST_CLASSES
+from utils import atomic_write, elide
 
 MARKS = {"gaussian": ("^", "centred Gaussian"), "randomised": ("x", "randomised model"), "oracle": ("d", "oracle")}
 WIDE = 6  # the largest number over the smallest: beyond, the axis is logarithmic
@@ -22,37 +24,39 @@ LEAST = 0.05  # of a logarithmic axis
 LONGEST = 24  # characters of a class in a title
 
 
-def draw_summary(path: Path, summary: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> None:
-    """Save the lifts on lungs and lesions as PNG, a panel per mask and class, a row per method; nothing without a lift.
+def draw_summary(path: Path, summary: Sequence[SummaryRow]) -> None:
+    """Save the lifts on lungs and lesions as PNG: a panel per mask and class, a row per method.
 
-    Of more than six classes the first ones and `all` are shown. `titles`: what each method is called.
+    Of more than six classes the first ones and `all` have a panel. Without a lift there is no figure, and an earlier
+    one is deleted, since it would be read beside this table.
     """
-    lifts = [line for line in summary if line["score"].endswith("_lift") and not np.isnan(line["value"])]
+    lifts = [row for row in summary if row.score.endswith("_lift") and not np.isnan(row.value)]
     if not lifts:
-        path.unlink(missing_ok=True)  # an earlier picture would be read beside this table
+        path.unlink(missing_ok=True)
         return
     with atomic_write(path, "wb") as file:
-        _figure(lifts, titles).savefig(file, format="png", dpi=130)
+        summary_figure(lifts).savefig(file, format="png", dpi=130)
 
 
-def _figure(lifts: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
-    classes, hidden = _shown_classes(lifts)
-    masks = [mask for mask in MASKS if any(line["score"] == f"{mask}_lift" for line in lifts)]
-    models, methods = ([*dict.fromkeys(line[key] for line in lifts)] for key in ("model", "method"))
+def summary_figure(lifts: Sequence[SummaryRow]) -> Figure:
+    """Return the figure of rows that are lifts with a value."""
+    classes, hidden = shown_classes([row.class_name for row in lifts])
+    masks = [mask for mask in MASKS if any(row.score == f"{mask}_lift" for row in lifts)]
+    models, methods = ([*dict.fromkeys(getattr(row, name) for row in lifts)] for name in ("model", "method"))
     figure, axes = _grid(len(masks), len(classes), 0.7 + max(0.45, len(methods) * max(0.22, 0.14 * len(models))))
-    for mask, of_mask in zip(masks, axes, strict=True):
-        found = [line for line in lifts if line["score"] == f"{mask}_lift" and line["class"] in classes]
-        for ax in of_mask[len(classes) :]:
+    for mask, mask_axes in zip(masks, axes, strict=True):
+        mask_rows = [row for row in lifts if row.score == f"{mask}_lift" and row.class_name in classes]
+        for ax in mask_axes[len(classes) :]:
             ax.set_axis_off()
-        for ax, name in zip(of_mask, classes, strict=False):
-            lines = [line for line in found if line["class"] == name]
-            _scale(ax, found)
-            _panel(ax, lines, models, methods)
-            short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-            images = max((line["n"] for line in lines), default=0)
-            ax.set_title(f"{MASKS[mask]}, {short} ({images} image{'s' * (images != 1)})", fontsize=9, parse_math=False)
-    axes[0, 0].set_yticks(range(len(methods)), [titles.get(m, m) for m in methods], fontsize=8.5, parse_math=False)
-    _legend(figure, lifts, models, hidden)
+        for ax, name in zip(mask_axes, classes, strict=False):
+            rows = [row for row in mask_rows if row.class_name == name]
+            _set_axis(ax, mask_rows)
+            _draw_panel(ax, rows, models, methods)
+            images = max((row.n for row in rows), default=0)
+            title = f"{MASKS[mask]}, {elide(name, LONGEST)} ({images} image{'s' * (images != 1)})"
+            ax.set_title(title, fontsize=9, parse_math=False)
+    axes[0, 0].set_yticks(range(len(methods)), [METHODS[m].title for m in methods], fontsize=8.5, parse_math=False)
+    _add_legend(figure, lifts, models, hidden)
     return figure
 
 
@@ -61,17 +65,15 @@ def _grid(masks: int, classes: int, height: float) -> tuple[Figure, np.ndarray]:
 
     Every mask has rows of its own; of one class, the masks stand side by side.
     """
-    from matplotlib.figure import Figure
-
     columns = masks if classes == 1 else 2 if classes in (2, 4) else 3
     rows = 1 if classes == 1 else masks * -(-classes // columns)
     figure = Figure(figsize=(10, 0.9 + rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(masks, -1)
 
 
-def _shown_classes(lifts: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
-    """The classes that get a panel, `all` among them, and how many do not."""
-    classes = [*dict.fromkeys(line["class"] for line in lifts)]
+def shown_classes(names: Iterable[str]) -> tuple[list[str], int]:
+    """Return the classes that get a panel, `all` among them, and the number of those that do not."""
+    classes = [*dict.fromkeys(names)]
     if len(classes) <= MOST_CLASSES:
         return classes, 0
     single = [name for name in classes if name != ALL]
@@ -79,26 +81,26 @@ def _shown_classes(lifts: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
     return shown, len(classes) - len(shown)
 
 
-def _panel(ax: Axes, lines: Sequence[Mapping[str, Any]], models: Sequence[str], methods: Sequence[str]) -> None:
-    """The rows of one mask and class: a method's models one under the other, the controls a little above each."""
+def _draw_panel(ax: Axes, rows: Sequence[SummaryRow], models: Sequence[str], methods: Sequence[str]) -> None:
+    """Draw one mask and class: the models of a method below each other, their controls slightly above them."""
     ax.axvline(1, color="0.35", lw=1, ls="--", zorder=1)
     for place in range(1, len(methods), 2):
         ax.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
     step = 0.8 / len(models)
-    for line in lines:
-        number = models.index(line["model"])
-        y = methods.index(line["method"]) + (number - (len(models) - 1) / 2) * step
+    for row in rows:
+        number = models.index(row.model)
+        y = methods.index(row.method) + (number - (len(models) - 1) / 2) * step
         colour = COLOURS[number % len(COLOURS)]
         above = y - 0.28 * step
         for control, (mark, _) in MARKS.items():
-            if not np.isnan(line[control]):
+            if not np.isnan(row.controls[control]):
                 face = "none" if control != "randomised" else "0.35"
-                ax.plot(line[control], above, mark, ms=4, color="0.35", mfc=face, mew=0.9, zorder=2)
-        ax.plot([line["low"], line["high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=3)
-        face = colour if beats_controls(line) else "white"
+                ax.plot(row.controls[control], above, mark, ms=4, color="0.35", mfc=face, mew=0.9, zorder=2)
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=3)
+        face = colour if row.beats_controls else "white"
         least = ax.get_xlim()[0]
-        mark = "o" if line["value"] >= least else "<"  # a lift of 0 has no place on a logarithmic axis
-        ax.plot(max(line["value"], least), y, mark, ms=5, color=colour, mfc=face, zorder=4, clip_on=False)
+        mark = "o" if row.value >= least else "<"  # a lift of 0 has no place on a logarithmic axis
+        ax.plot(max(row.value, least), y, mark, ms=5, color=colour, mfc=face, zorder=4, clip_on=False)
     ax.set_ylim(len(methods) - 0.5, -0.5)
     ax.tick_params(axis="both", labelsize=8)
     ax.tick_params(axis="y", length=0)
@@ -107,11 +109,9 @@ def _panel(ax: Axes, lines: Sequence[Mapping[str, Any]], models: Sequence[str], 
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _scale(ax: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
-    """One axis for all classes of a mask, logarithmic where the numbers are far apart."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    numbers = np.array([[line[key] for key in ("value", "low", "high", *MARKS)] for line in lines], np.float64)
+def _set_axis(ax: Axes, rows: Sequence[SummaryRow]) -> None:
+    """Set one axis for all classes of a mask: logarithmic where the numbers are far apart."""
+    numbers = np.array([[row.value, row.low, row.high, *map(row.controls.get, MARKS)] for row in rows], np.float64)
     numbers = np.append(numbers[~np.isnan(numbers)], 1)
     low, high = numbers.min(), numbers.max()
     if high <= WIDE * low:
@@ -126,10 +126,8 @@ def _scale(ax: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, lifts: Sequence[Mapping[str, Any]], models: Sequence[str], hidden: int) -> None:
-    """What the marks mean, above the panels."""
-    from matplotlib.lines import Line2D
-
+def _add_legend(figure: Figure, lifts: Sequence[SummaryRow], models: Sequence[str], hidden: int) -> None:
+    """Explain the marks above the panels."""
     ink = COLOURS[0] if len(models) == 1 else "0.2"
     handles = [
         Line2D([], [], color=ink, marker="o", ms=5, lw=1.8, label="better than each control (oracle aside)"),
@@ -137,12 +135,12 @@ def _legend(figure: Figure, lifts: Sequence[Mapping[str, Any]], models: Sequence
         Line2D([], [], color="0.35", lw=1, ls="--", label="uniform: 1"),
     ]
     for control, (mark, name) in MARKS.items():
-        if any(not np.isnan(line[control]) for line in lifts):
+        if any(not np.isnan(row.controls[control]) for row in lifts):
             face = "none" if control != "randomised" else "0.35"
             handles.append(Line2D([], [], color="0.35", marker=mark, ms=4, mfc=face, mew=0.9, lw=0, label=name))
     if len(models) > 1:
         handles += [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=name) for i, name in enumerate(models)]
-    title = "Lift (share of the map's energy inside ÷ share of the picture) with its 95 % interval, beside the controls"
+    title = "Lift (share of the map's energy inside ÷ share of the image) with its 95 % interval, beside the controls"
     title += f"; {hidden} more classes are in scores.csv" if hidden else ""
     place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
     figure.legend(handles=handles, title=title, fontsize=8, title_fontsize=9, **place)

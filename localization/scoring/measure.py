@@ -1,11 +1,10 @@
-"""What is known of each map of a batch: its row of `cams.csv`, and the rows of the controls that it has to beat."""
+"""Measuring the maps of a batch: their states and scores, and those of the controls that they have to beat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from dataset.readers import image_size, letterbox_frame
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
-from localization.scoring.faithfulness import FAITHFULNESS, ROUNDING, Faithfulness
+from localization.scoring.faithfulness import ROUNDING, Faithfulness
 from localization.scoring.overlap import (
     TOLERANCE,
     MaskScorer,
@@ -26,35 +25,35 @@ from localization.scoring.overlap import (
     oracle_map,
     uniform_map,
 )
-from localization.scoring.summary import SCORES
-from localization.states import SCORED
+from localization.scoring.rows import CONTROLS, FAITHFULNESS, MapRow
+from localization.states import MapState
 from utils import shortened_name
 
-COLUMNS = ["file", "path", "label", "predicted", "target", "method", "status", "peak", *SCORES]
-CONTROL_COLUMNS = ["path", "target", "method", "control", "status", *SCORES]
 HALF_ROUNDING = 0.01  # of a probability in bfloat16, whose numbers have 8 bits
+KINDS = ("lesion", "lung")  # of masks; the state of an oracle is that of the first kind that the image has
 Maps = Mapping[str, np.ndarray]  # method → (n, h, w)
+MaskMaps = Mapping[str, np.ndarray]  # kind of mask → (n, h, w), the maps scored against it
 
 
 def numbered(index: int, path: str) -> str:
-    """How the files of a picture begin: its number and its stem."""
+    """Return how the names of an image's files begin: its number and its stem."""
     return f"{index:04d}_{shortened_name(Path(path).stem, limit=100)}"
 
 
-def file_name(name: str) -> str:
-    """A class's name as a part of a file's."""
+def class_file_name(name: str) -> str:
+    """Return a class's name as a part of a file's."""
     return shortened_name(name.replace("/", "_"), limit=80)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Controls:
-    """What `--score` adds: controls beside every map, and faithfulness on some pictures.
+    """Controls beside every map, and faithfulness on some images.
 
     Attributes:
         randomised: the same model with fresh weights.
-        faithful: the pictures (rows of the part) whose maps' faithfulness is scored, and on which costly methods are
-            tried on the randomised model.
-        seed: of the methods' noise and of ties.
+        faithful: the images (rows of the image set) whose maps' faithfulness is scored, and on which costly methods
+            run on the randomised model.
+        seed: for the methods' noise and for ties.
     """
 
     randomised: Explainer
@@ -62,216 +61,225 @@ class Controls:
     seed: int = 0
 
 
-@dataclass
-class _Seen:
-    """A picture as it is measured: without a letterbox's padding, which is no part of it.
+@dataclass(frozen=True)
+class _MeasuredImage:
+    """An image as it is measured: without a letterbox's padding, which is no part of it.
 
     Attributes:
-        frame: where the picture lies in the model's square, rows and columns in pixels; None: all of it.
-        squares: kind of mask (`lung`, `lesion`) → the mask over the square, (side, side) bool.
-        scorers: the same kinds.
+        side: of the model's square, in pixels.
+        frame: the image's rows and columns in the square; None: all of them.
+        squares: kind of mask → the mask over the square, (side, side) bool.
+        scorers: kind of mask → the scorer on the image alone.
     """
 
+    side: int
     frame: tuple[slice, slice] | None
     squares: dict[str, np.ndarray]
     scorers: dict[str, MaskScorer]
 
-    def cut(self, cam: np.ndarray, side: int) -> np.ndarray:
-        """A map (h, w) over the square as one over the picture."""
-        return cam if self.frame is None else enlarge(cam[None], side, side)[0][self.frame]
+    def cut(self, cam: np.ndarray) -> np.ndarray:
+        """Return the image's part of a map (h, w) over the square."""
+        return cam if self.frame is None else enlarge(cam[None], self.side, self.side)[0][self.frame]
+
+    def state(self, cam: np.ndarray) -> MapState:
+        """Return the state of a map on the image; a map with all its energy over the padding has no evidence."""
+        return map_states(self.cut(cam)[None])[0]
+
+    def oracle(self, kind: str, height: int, width: int) -> np.ndarray:
+        """Return the oracle map of a mask, zeros without one."""
+        if kind not in self.squares:
+            return np.zeros((height, width), np.float32)
+        return oracle_map(self.squares[kind], height, width)
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The state, the peak and the scores of one map."""
+
+    state: MapState
+    peak: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The images of a batch (positions in it) whose maps' faithfulness is scored, and the scorer."""
+
+    positions: np.ndarray
+    scorer: Faithfulness
 
 
 class Measurer:
-    """Makes the rows of a part's maps.
+    """Measures the maps of an image set.
 
     Args:
-        part: the pictures, with their masks.
-        fit: how they became squares; padding is neither scored nor counted as a part of the picture.
-        classes: of the model.
-        name: of the model, for tables over several.
+        images: with their masks.
+        fit: how the images became squares; padding is neither scored nor counted as a part of the image.
+        name: the model's, for tables over several models.
         controls: None: the model's own maps alone.
-        tolerance: of the pointing game, as a share of the picture's side.
+        tolerance: of the pointing game, as a share of the image's side.
     """
 
     def __init__(
-        self,
-        part: ImageSet,
-        fit: str,
-        classes: Sequence[str],
-        name: str,
-        controls: Controls | None,
-        tolerance: float = TOLERANCE,
+        self, images: ImageSet, fit: str, name: str, controls: Controls | None, tolerance: float = TOLERANCE
     ) -> None:
-        self.part, self.fit, self.classes, self.name = part, fit, classes, name
+        self.images, self.fit, self.name = images, fit, name
         self.controls, self.tolerance = controls, tolerance
 
     def rows(
-        self, item: Batch, explanation: Explanation, maps: Maps, say: Callable[[str], None]
-    ) -> tuple[list[dict], list[dict]]:
-        """The rows of the maps, picture by picture, methods in order; and those of their controls.
-
-        Rows have the `COLUMNS` and `model`, `group`, `control`; a score is absent where there is none.
+        self, batch: Batch, explanation: Explanation, maps: Maps, report: Callable[[str], None]
+    ) -> tuple[list[MapRow], list[MapRow]]:
+        """Return the rows of the maps, image by image with methods in order, and the rows of their controls.
 
         Args:
-            say: is told what is being done, for a bar.
+            report: called with the current step, for a progress bar.
         """
-        seen = [self._seen(int(index)) for index in item.indices]
-        bases = [self._base(int(index), explanation, i) for i, index in enumerate(item.indices)]
-        own = {method: self._of_masks(found, seen) for method, found in maps.items()}
-        faithful = self._faithful(item, explanation)
-        others = self._control_maps(explanation, maps, seen, faithful, say) if self.controls else {}
-        say("scores")
-        for method, found in maps.items():
-            self._add_faithfulness(own[method], found, faithful)
+        images = [self._image(int(index)) for index in batch.indices]
+        heads = [self._head(int(index), explanation, i) for i, index in enumerate(batch.indices)]
+        sample = self._sample(batch, explanation)
+        report("scores")
+        measured = {method: self._measure(_same(cams), images, sample) for method, cams in maps.items()}
         rows = [
-            bases[i]
-            | {"method": method, "control": "", "file": self._file(int(index), method, bases[i])}
-            | own[method][i]
-            for i, index in enumerate(item.indices)
+            MapRow(
+                **heads[i],
+                **vars(measured[method][i]),
+                method=method,
+                file=f"{numbered(int(index), heads[i]['path'])}__{method}__{class_file_name(heads[i]['target'])}.png",
+            )
+            for i, index in enumerate(batch.indices)
             for method in maps
         ]
-        beside = []
-        shared: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = {}
-        for method, found in maps.items():
-            for control, theirs in others.get(method, {}).items():
-                key = (control, found.shape[1:]) if control != "randomised" else (method, ())
-                if key not in shared:
-                    shared[key] = self._of_controls(theirs, seen, faithful)
-                asked = set(range(len(bases)))
-                if control == "randomised" and METHODS[method].costly:
-                    asked = set(faithful[0].tolist()) if faithful else set()
-                beside += [
-                    base | {"method": method, "control": control} | scores
-                    for i, (base, scores) in enumerate(zip(bases, shared[key], strict=True))
-                    if i in asked
-                ]
-        return rows, beside
+        if self.controls is None:
+            return rows, []
+        return rows, [
+            MapRow(**heads[i], **vars(measurement), method=method, control=control)
+            for method, control, measurements in self._controls(explanation, maps, images, sample, report)
+            for i, measurement in measurements.items()
+        ]
 
-    def _seen(self, index: int) -> _Seen:
+    def _image(self, index: int) -> _MeasuredImage:
         frame = None
         if self.fit == "letterbox":
-            size = image_size(Path(self.part.records["path"].iloc[index]))
-            top, left, height, width = letterbox_frame(*size, self.part.side)
+            size = image_size(Path(self.images.records["path"].iloc[index]))
+            top, left, height, width = letterbox_frame(*size, self.images.side)
             frame = slice(top, top + height), slice(left, left + width)
         squares = {
-            name.removesuffix("_mask"): self.part.gather(name, np.array([index]))[0].astype(bool)
+            name.removesuffix("_mask"): self.images.gather(name, np.array([index]))[0].astype(bool)
             for name in MASKS
-            if self.part.has(name)[index]
+            if self.images.has(name)[index]
         }
-        cut = {kind: mask if frame is None else mask[frame] for kind, mask in squares.items()}
-        return _Seen(frame, squares, {kind: MaskScorer(mask, self.tolerance) for kind, mask in cut.items()})
+        scorers = {
+            kind: MaskScorer(mask if frame is None else mask[frame], self.tolerance) for kind, mask in squares.items()
+        }
+        return _MeasuredImage(self.images.side, frame, squares, scorers)
 
-    def _base(self, index: int, explanation: Explanation, i: int) -> dict[str, Any]:
-        record = self.part.records.iloc[index]
+    def _head(self, index: int, explanation: Explanation, i: int) -> dict[str, str]:
+        """Return what all rows of an image share."""
+        record, classes = self.images.records.iloc[index], self.images.classes
         return {
             "model": self.name,
-            "path": record["path"],
-            "group": record["group"],
-            "label": record["label"],
-            "predicted": self.classes[int(explanation.scores[i].argmax())],
-            "target": self.classes[int(explanation.targets[i])],
+            **{column: record[column] for column in ("path", "group", "label")},
+            "predicted": classes[int(explanation.scores[i].argmax())],
+            "target": classes[int(explanation.targets[i])],
         }
 
-    def _file(self, index: int, method: str, base: Mapping[str, Any]) -> str:
-        return f"{numbered(index, base['path'])}__{method}__{file_name(base['target'])}.png"
+    def _measure(self, maps: MaskMaps, images: Sequence[_MeasuredImage], sample: _Sample | None) -> list[_Measurement]:
+        """Measure one map of each image; its faithfulness is that of the lesion's map, without one of the lungs'."""
+        measured = []
+        for i, image in enumerate(images):
+            cam = maps[next((kind for kind in KINDS if kind in image.scorers), KINDS[0])][i]
+            scores = {
+                f"{kind}_{name}": value
+                for kind, scorer in image.scorers.items()
+                if image.state(maps[kind][i]).scored
+                for name, value in scorer.scores(image.cut(maps[kind][i])).items()
+            }
+            measured.append(_Measurement(image.state(cam), float(cam.max()), scores))
+        if sample is not None:
+            lesion, lung = maps["lesion"], maps["lung"]
+            cams = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)[sample.positions]
+            values = sample.scorer.scores(torch.from_numpy(np.ascontiguousarray(cams)))
+            for place, i in enumerate(sample.positions):
+                measured[i].scores.update({name: float(values[name][place]) for name in FAITHFULNESS})
+        return measured
 
-    def _of_masks(self, maps: np.ndarray | Mapping[str, np.ndarray], seen: Sequence[_Seen]) -> list[dict[str, Any]]:
-        """Status, peak and mask scores of one map per picture. A mapping holds one map for each kind of mask: then the
-        status is that of the first kind that the picture has.
-        """
-        by_kind = maps if isinstance(maps, Mapping) else {"lung": maps, "lesion": maps}
-        found = []
-        for i, picture in enumerate(seen):
-            kind = next((kind for kind in by_kind if kind in picture.scorers), next(iter(by_kind)))
-            cam = by_kind[kind][i]
-            row: dict[str, Any] = {"status": self._status(cam, picture), "peak": float(cam.max())}
-            for kind, scorer in picture.scorers.items():
-                cam = by_kind[kind][i]
-                if self._status(cam, picture) in SCORED:
-                    scores = scorer.scores(picture.cut(cam, self.part.side))
-                    row |= {f"{kind}_{name}": value for name, value in scores.items()}
-            found.append(row)
-        return found
-
-    def _status(self, cam: np.ndarray, picture: _Seen) -> str:
-        """The state of a map on the picture; one whose energy all lies over the padding has no evidence in it."""
-        return map_states(picture.cut(cam, self.part.side)[None])[0]
-
-    def _control_maps(
+    def _controls(
         self,
         explanation: Explanation,
         maps: Maps,
-        seen: Sequence[_Seen],
-        faithful: tuple[np.ndarray, Faithfulness] | None,
-        say: Callable[[str], None],
-    ) -> dict[str, dict[str, Any]]:
-        """Per method its controls' maps: uniform, Gaussian and oracle on its own grid, and it on the random model."""
-        random = self.controls.randomised
-        everywhere = random.explain(explanation.inputs, explanation.targets)
-        chosen = faithful[0] if faithful else np.zeros(0, np.int64)
-        places = torch.from_numpy(chosen).to(explanation.inputs.device)
-        few = random.explain(explanation.inputs[places], explanation.targets[places])
-        found = {}
-        for method, own in maps.items():
-            n, height, width = own.shape
-            nothing = np.zeros((height, width), np.float32)
-            say(f"{METHODS[method].title}, random weights")
-            other = np.full(own.shape, np.nan, np.float32)
-            if not METHODS[method].costly:
-                other[:] = METHODS[method].function(everywhere).cpu().numpy()
-            elif len(chosen):
-                other[chosen] = METHODS[method].function(few).cpu().numpy()
-            found[method] = {
-                "uniform": np.repeat(uniform_map(height, width)[None], n, 0),
-                "gaussian": np.repeat(gaussian_map(height, width)[None], n, 0),
-                "randomised": other,
-                "oracle": {
-                    kind: np.stack(
-                        [oracle_map(s.squares[kind], height, width) if kind in s.squares else nothing for s in seen]
-                    )
-                    for kind in ("lesion", "lung")
-                },
+        images: Sequence[_MeasuredImage],
+        sample: _Sample | None,
+        report: Callable[[str], None],
+    ) -> Iterator[tuple[str, str, dict[int, _Measurement]]]:
+        """Yield method, control and the measurements of its images, by their position in the batch.
+
+        The uniform map, the Gaussian and the oracle depend on the grid alone, so methods of one grid share them.
+        """
+        positions = sample.positions if sample else np.zeros(0, np.int64)
+        randomised = _RandomisedMaps(self.controls.randomised, explanation, positions)
+        by_grid: dict[tuple[int, ...], dict[str, list[_Measurement]]] = {}
+        for method, cams in maps.items():
+            grid = cams.shape[1:]
+            if grid not in by_grid:
+                by_grid[grid] = {
+                    control: self._measure(control_maps, images, sample)
+                    for control, control_maps in _grid_controls(images, *grid).items()
+                }
+            report(f"{METHODS[method].title}, random weights")
+            measured = by_grid[grid] | {
+                "randomised": self._measure(_same(randomised.of(method, cams.shape)), images, sample)
             }
-        return found
+            for control in CONTROLS:
+                few = control == "randomised" and METHODS[method].costly
+                chosen = positions.tolist() if few else range(len(images))
+                yield method, control, {i: measured[control][i] for i in chosen}
 
-    def _of_controls(
-        self, maps: Any, seen: Sequence[_Seen], faithful: tuple[np.ndarray, Faithfulness] | None
-    ) -> list[dict[str, Any]]:
-        """Scores of a control's maps. The oracle's faithfulness is that of the lesion, without one of the lungs."""
-        scores = self._of_masks(maps, seen)
-        if isinstance(maps, Mapping):
-            lesion, lung = maps["lesion"], maps["lung"]
-            maps = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)
-        self._add_faithfulness(scores, maps, faithful)
-        return scores
-
-    def _faithful(self, item: Batch, explanation: Explanation) -> tuple[np.ndarray, Faithfulness] | None:
-        """Which pictures of the batch are asked for faithfulness, and what asks them; None: none of them."""
+    def _sample(self, batch: Batch, explanation: Explanation) -> _Sample | None:
+        """Return the images of the batch that are scored for faithfulness; None if there are none."""
         if self.controls is None:
             return None
-        chosen = np.flatnonzero([int(index) in self.controls.faithful for index in item.indices])
-        if not len(chosen):
+        positions = np.flatnonzero([int(index) in self.controls.faithful for index in batch.indices])
+        if not len(positions):
             return None
-        places = torch.from_numpy(chosen).to(explanation.inputs.device)
-
-        def probabilities(inputs: torch.Tensor) -> torch.Tensor:
-            return explanation.predict(inputs).softmax(1)
-
-        inputs, targets = explanation.inputs[places], explanation.targets[places]
-        return chosen, Faithfulness(
-            probabilities,
-            inputs,
-            targets,
+        places = torch.from_numpy(positions).to(explanation.inputs.device)
+        scorer = Faithfulness(
+            lambda inputs: explanation.predict(inputs).softmax(1),
+            explanation.inputs[places],
+            explanation.targets[places],
             explanation.settings.batch,
             self.controls.seed,
             ROUNDING if explanation.settings.precision == "fp32" else HALF_ROUNDING,
         )
+        return _Sample(positions, scorer)
 
-    def _add_faithfulness(
-        self, rows: list[dict[str, Any]], maps: np.ndarray, faithful: tuple[np.ndarray, Faithfulness] | None
-    ) -> None:
-        if faithful is not None:
-            chosen, asked = faithful
-            found = asked.scores(torch.from_numpy(np.ascontiguousarray(maps[chosen])))
-            for place, i in enumerate(chosen):
-                rows[i] |= {name: float(found[name][place]) for name in FAITHFULNESS}
+
+class _RandomisedMaps:
+    """The maps of a batch under a randomised model: of costly methods those of the images at `positions` alone."""
+
+    def __init__(self, explainer: Explainer, explanation: Explanation, positions: np.ndarray) -> None:
+        self.positions = positions
+        places = torch.from_numpy(positions).to(explanation.inputs.device)
+        self.all = explainer.explain(explanation.inputs, explanation.targets)
+        self.few = explainer.explain(explanation.inputs[places], explanation.targets[places])
+
+    def of(self, method: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the maps of a method, NaN where it was not run."""
+        maps = np.full(shape, np.nan, np.float32)
+        if not METHODS[method].costly:
+            maps[:] = METHODS[method].function(self.all).cpu().numpy()
+        elif len(self.positions):
+            maps[self.positions] = METHODS[method].function(self.few).cpu().numpy()
+        return maps
+
+
+def _same(maps: np.ndarray) -> MaskMaps:
+    return dict.fromkeys(KINDS, maps)
+
+
+def _grid_controls(images: Sequence[_MeasuredImage], height: int, width: int) -> dict[str, MaskMaps]:
+    """Return the controls that depend on the grid alone."""
+    uniform, gaussian = (
+        np.repeat(cam[None], len(images), 0) for cam in (uniform_map(height, width), gaussian_map(height, width))
+    )
+    oracle = {kind: np.stack([image.oracle(kind, height, width) for image in images]) for kind in KINDS}
+    return {"uniform": _same(uniform), "gaussian": _same(gaussian), "oracle": oracle}

@@ -154,7 +154,8 @@ def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
     """Tensors and resident memory, over pictures explained by every method and drawn."""
     import gc
 
-    from localization.drawing.overlay import OverlayDrawer, Square
+    from localization.drawing.geometry import Square
+    from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer
 
     torch.manual_seed(0)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
@@ -168,8 +169,8 @@ def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
         for method in explainer.available:
             maps = METHODS[method].function(explanation)
         if i % 10 == 0:
-            picture = np.zeros((32, 32), np.uint8)
-            drawer.draw(tmp_path / "a.png", picture, maps[0].numpy(), MapState.OK, "picture", unit="")
+            entry = MapEntry(title="", cam=maps[0].numpy(), state=MapState.OK)
+            drawer.draw(tmp_path / "a.png", ImageWithMasks(np.zeros((32, 32), np.uint8)), entry, "image")
         if i in (29, 149):
             gc.collect()
             counts.append(sum(type(o) is torch.Tensor for o in gc.get_objects()))

@@ -44,7 +44,7 @@ def sample_cams(
     The pictures are drawn by `seed`. Their names, the true class and a number, are the same for all weights.
     Raises: `UserError` for an architecture that can have no Grad-CAM.
     """
-    from localization.drawing.maps import Style, draw_maps
+    from localization.drawing.maps import ExplainedModel, MapJob, Output, draw_maps
     from localization.explainer import Explainer
     from localization.methods.explanation import Settings
 
@@ -59,23 +59,11 @@ def sample_cams(
         checkpoint.size,
         settings=Settings(precision=checkpoint.precision),
     )
-    methods, counts = explainer.choose(METHOD), dict.fromkeys(dataset.classes, 0)
+    job, counts = MapJob(methods=explainer.choose(METHOD)), dict.fromkeys(dataset.classes, 0)
+    model = ExplainedModel(name=checkpoint.architecture.name, explainer=explainer, fit=checkpoint.fit, device=device)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        drawn = draw_maps(
-            checkpoint,
-            explainer,
-            part,
-            methods,
-            checkpoint.architecture.name,
-            Path(folder),
-            None,
-            label=None,
-            device=device,
-            batch=MOST_CAMS,
-            style=Style(),
-        )
-        for row in drawn.rows:
-            counts[row["label"]] += 1
-            found.append((f"{row['label']} {counts[row['label']]}", (Path(folder) / row["file"]).read_bytes()))
+        for row in draw_maps(model, part, job, Output(folder=Path(folder))).rows:
+            counts[row.label] += 1
+            found.append((f"{row.label} {counts[row.label]}", (Path(folder) / row.file).read_bytes()))
     return found

@@ -1,0 +1,120 @@
+"""Panels: text that never overlaps, colours of every tile, and two models beside each other."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from localization.drawing.geometry import Square
+from localization.drawing.overlay import ImageWithMasks, MapEntry
+from localization.drawing.panel import PanelDrawer, Subject
+from localization.states import MapState
+from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (90, 60)), (2, (60, 90)), (4, (300, 30)), (4, (30, 300)), (7, (90, 61)), (15, (64, 64))]
+)
+def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[int, int]) -> None:
+    drawer = PanelDrawer(Square("letterbox", 64))
+    masks = {"lung_mask": np.eye(64) == 0, "lesion_mask": np.eye(64) == 1}
+    states = list(MapState)
+    cam = np.full((7, 7), 1.234e-5, np.float32)
+    entries = [
+        MapEntry(
+            title=f"Integrated gradients, {i}",
+            cam=cam,
+            state=states[i % 5],
+            peak=(None, 2e-5, 3.21e-4)[i % 3],
+            note="lung lift 1.02, lesion 1.3",
+        )
+        for i in range(count)
+    ]
+    label = "Virale Lungenentzündung"
+    subject = Subject(name=LONG_NAME, target=LONG_CLASS, probability=0.934, label=label, predicted=LONG_CLASS)
+    drawer.draw(tmp_path / "p.png", ImageWithMasks(np.zeros(shape, np.uint8), masks), entries, subject)
+    boxes = [text.get_window_extent() for text in drawer.figure.texts if text.get_text()]
+    titles = [text.get_text() for text in drawer.figure.texts if text.get_text().startswith(("Integ", "Image"))]
+    assert len(titles) == count + 1
+    width, height = drawer.figure.bbox.size
+    assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= width and b.y1 <= height for b in boxes)
+    for a, b in itertools.combinations(boxes, 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert across <= 1 or down <= 2, (a, b)  # a line's box has some room above and below its letters
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size == (round(width), round(height))
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def _tiles(path: Path, value: int) -> list[np.ndarray]:
+    """The columns of a panel's only row, cut to where the first has the radiograph's one value: (h, w, 3) int each."""
+    shown = np.asarray(Image.open(path).convert("RGB"), int)
+    is_value = (shown == value).all(2)
+    left = np.flatnonzero(is_value.sum(0) > 20)
+    gaps = np.flatnonzero(np.diff(left) > 1)
+    first = left[: gaps[0] + 1] if len(gaps) else left
+    rows = np.flatnonzero(is_value[:, first[len(first) // 2]])
+    pitch = len(first) + 14 if len(first) >= 170 else 184
+    count = (shown.shape[1] - 14) // pitch
+    return [shown[rows[0] : rows[-1] + 1, first[0] + k * pitch : first[-1] + 1 + k * pitch] for k in range(count)]
+
+
+@pytest.mark.parametrize(("count", "off"), [(3, 1), (7, 6)])
+def test_colours_of_a_panel(tmp_path: Path, count: int, off: int) -> None:
+    """Each map on its own scale; many tiles are saved in a palette, which shifts colours a little."""
+    peaks = [None, 1.0, 2.0, 4.0, 8.0, None, 3.0][:count]
+    entries = [
+        MapEntry(title=str(i), cam=np.full((4, 4), 1, np.float32), state=MapState.OK, peak=peak)
+        for i, peak in enumerate(peaks)
+    ]
+    image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
+    PanelDrawer(Square("letterbox", 64)).draw(tmp_path / "p.png", image, entries, Subject(name="n", target="A"))
+    tiles = _tiles(tmp_path / "p.png", 80)
+    assert tiles[0].shape[:2] == (149, 224)  # the aspect is the radiograph's
+    for tile, peak in zip(tiles[1:], peaks, strict=False):
+        assert np.abs(tile[5:-5, 5:-5] - colour(1 / (peak or 1), grey=80)).max() <= off
+
+
+def test_two_models_on_one_picture(tmp_path: Path) -> None:
+    """Maps that differ in grid, size of gradients and geometry, and say the same, have no difference."""
+    squares = Square("squash", 64), Square("letterbox", 90)
+    image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
+    left = np.repeat([[1.0, 0.0]], 2, 0).astype(np.float32)
+    uniform = np.ones((5, 5), np.float32)
+    drawer, subject = PanelDrawer(squares[0]), Subject(name="n", target="A")
+
+    def tiles(
+        a: np.ndarray, b: np.ndarray, states: tuple[MapState, MapState] = (MapState.OK, MapState.OK)
+    ) -> list[np.ndarray]:
+        pair = tuple(
+            MapEntry(title=f"model {name}", cam=cam, state=state)
+            for name, cam, state in zip("ab", (a, b), states, strict=True)
+        )
+        drawer.draw_pair(tmp_path / "p.png", image, pair, squares, subject)
+        return _tiles(tmp_path / "p.png", 80)
+
+    raw, a, b, difference = tiles(uniform * 1e-6, uniform * 3)
+    assert (raw == 80).all() and (difference == 80).all()
+    assert np.abs(a - b).max() <= 1 and np.ptp(a, axis=2).min() > 30
+    difference = tiles(left, uniform)[3][75]
+    assert difference[5][1] < difference[5][[0, 2]].min()  # more in A on the left
+    assert difference[-5][1] > difference[-5][[0, 2]].max()
+    words = {text.get_text() for text in drawer.figure.texts}
+    assert {"A: model a", "B: model b", "A - B", "-1", "1"} <= words
+    for states in ((MapState.EMPTY, MapState.OK), (MapState.OK, MapState.NAN)):
+        maps = (uniform * 0 if states[0] == "empty" else uniform, uniform if states[1] == "ok" else uniform * np.nan)
+        upper = [tile[:60] for tile in tiles(*maps, states)]
+        assert [np.ptp(tile, axis=2).max() > 30 for tile in upper] == [
+            False,
+            *(status == "ok" for status in states),
+            False,
+        ]
+        assert "no difference: a map is missing" in {t.get_text() for t in drawer.figure.texts}
+    padding = np.zeros((90, 90), np.float32)
+    padding[:10] = 1
+    tiles(uniform, padding)
+    assert "none of it lies on the image" in {t.get_text() for t in drawer.figure.texts}
