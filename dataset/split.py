@@ -10,22 +10,17 @@ from utils import UserError, log
 
 
 def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
-    """Group numbers, (n,) int64, such that images of one patient and copies of one picture share a number."""
-    n = len(groups)
-    group_ids, content_ids = pd.factorize(groups)[0], pd.factorize(hashes)[0]
-    pairs = np.unique(group_ids * (content_ids.max(initial=0) + 1) + content_ids)
-    if len(pairs) == content_ids.max(initial=-1) + 1:  # no picture in two groups: nothing to merge, nothing to import
-        return group_ids
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    """Return a number per image, (n,) int64, that images of one patient and copies of one image share.
 
-    # A graph of images, patients and contents: an image is joined to its patient and to its content.
-    start = np.concatenate([np.arange(n), np.arange(n)])
-    end = np.concatenate([n + group_ids, n + group_ids.max(initial=0) + 1 + content_ids])
-    size = int(end.max(initial=0)) + 1
-    return connected_components(coo_matrix((np.ones(2 * n, np.int8), (start, end)), (size, size)), directed=False)[1][
-        :n
-    ]
+    Every image takes the lowest number among its copies, then among its patient's images, until nothing changes.
+    """
+    patients, contents = pd.factorize(groups)[0], pd.factorize(hashes)[0]
+    numbers = pd.Series(patients)
+    while True:
+        merged = numbers.groupby(contents).transform("min").groupby(patients).transform("min")
+        if merged.equals(numbers):
+            return merged.to_numpy()
+        numbers = merged
 
 
 def split_targets(

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.phantom import anatomy, film, findings
-from dataset.phantom.constants import CLASSES, IMAGE_SIZE, MASK_SIZE, MINIMUM_SIZE, SOURCES
+from dataset.phantom.constants import CLASSES, IMAGE_SIZE, MINIMUM_SIZE, SOURCES
 from dataset.phantom.film import View
 
+MASK_SIZE = 256
 # Separate streams of random numbers: a change in how one thing is drawn leaves the others as they are.
 BODY, POSE, VESSELS, FINDING, DEVICES, FILM, SITE, FILMS = range(8)
 

@@ -19,19 +19,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset.phantom.constants import (
-    CLASSES,
-    FOLDERS,
-    IMAGE_SIZE,
-    MAX_FILMS,
-    MINIMUM_COUNT,
-    MINIMUM_SIZE,
-    PROPORTIONS,
-    SOURCES,
-    VERSION,
-)
+from dataset.phantom.constants import CLASSES, IMAGE_SIZE, MINIMUM_COUNT, MINIMUM_SIZE, SOURCES, VERSION
 from dataset.phantom.draw import FILMS, draw_radiograph, random_stream, site_of
 from utils import cores
+
+PROPORTIONS = (17, 28, 48, 7)  # per cent of the classes, as in the real database
+MAX_FILMS = 3  # per patient
+FOLDERS = ("images", "masks", "lesion_masks")
 
 
 class Patient(NamedTuple):

@@ -20,9 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dataset.phantom import write
-from dataset.phantom.constants import CLASSES, FOLDERS, GROUP_PATTERN, PROPORTIONS, SOURCES
+from dataset.phantom.constants import CLASSES, GROUP_PATTERN, SOURCES
 from dataset.phantom.draw import draw_radiograph
-from dataset.phantom.write import class_counts, write_phantom
+from dataset.phantom.write import FOLDERS, PROPORTIONS, class_counts, write_phantom
 
 PROJECT = Path(__file__).resolve().parents[2]
 COUNT = 400
