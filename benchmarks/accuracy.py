@@ -1,12 +1,12 @@
-"""Is a model worse that was trained in bf16 instead of fp32, or by two ranks instead of one process?
+"""Is a model worse if it was trained in bf16 instead of fp32, or by two ranks instead of one process?
 
     python benchmarks/accuracy.py [--compare precision|ranks] [--seeds 3] [--size 144] [--epochs 7]
 
-The demo's training (ResNet18, 1,600 phantom images, 7 epochs) either way, once per seed, on one split; then each model
-on the 160 test images. Two ranks (torchrun, Gloo, one core each) take the steps of one process but for batch
-normalisation, whose statistics are those of a rank's half of the batch. Shown: the accuracy of each model, their mean
-with its 95 % interval (Student's t over the seeds), and the same of the differences by seed. Ten minutes to a quarter
-of an hour on 2 cores; not a part of `make bench`.
+Runs the demo's training (ResNet18, 1,600 phantom images, 7 epochs) both ways, once per seed, on one split, and tests
+each model on the 160 test images. Two ranks (torchrun, Gloo, one core each) take the steps of one process except in
+batch normalisation, which uses the statistics of a rank's half of the batch. The table shows the accuracy of each
+model, the mean with its 95 % interval (Student's t over the seeds), and the same for the differences by seed. It takes
+10 to 15 minutes on 2 cores and is not part of `make bench`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import ROOT, report
 
 METRICS = ("accuracy", "balanced_accuracy")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-#: What is compared: the usual way first, then the other; each as the words before and after `train.py`.
+# The ways compared, the usual one first, each as the words before and after `train.py`.
 WAYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "precision": {"fp32": ((), ("--precision", "fp32")), "bf16": ((), ("--precision", "bf16"))},
     "ranks": {"one process": ((), ("--precision", "bf16")), "two ranks": (TORCHRUN, ("--precision", "bf16"))},
@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 def train_and_test(
     before: tuple[str, ...], after: tuple[str, ...], seed: int, size: int, epochs: int, run: Path
 ) -> dict[str, Any]:
-    """`python train.py`, then `python test.py`; the metrics, and the seconds of training."""
+    """Run `train.py` and `test.py`, and return the metrics and the seconds of training."""
     sizes = (f"data.size={size}", "--epochs", str(epochs), "--seed", str(seed))
     train = [*before, "train.py", "preset=demo", *sizes, *after, "--name", run.name, "--save", str(run.parent)]
     for words in (train, ["test.py", "--weights", str(run)]):
@@ -45,7 +45,7 @@ def train_and_test(
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """The mean and its 95 % interval by Student's t."""
+    """Return the mean and its 95 % interval by Student's t."""
     from scipy.stats import t
 
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -54,7 +54,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def row_of(way: str, runs: list[dict[str, Any]], form: str) -> dict[str, str]:
-    """A row of the table: each metric by seed, its mean and interval; and the median of the seconds."""
+    """Return a row of the table: each metric by seed with its mean and interval, and the median of the seconds."""
     seconds = [run["seconds"] for run in runs if "seconds" in run]
     row = {"way": way, "seconds": f"{np.median(seconds):.0f}" if seconds else ""}
     for metric in METRICS:
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", choices=list(WAYS), default="precision")
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
-    parser.add_argument("--size", type=int, default=144, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=144, help="side of the images in pixels")
     parser.add_argument("--epochs", type=int, default=7)
     arguments = parser.parse_args()
     ways = WAYS[arguments.compare]

@@ -1,12 +1,12 @@
-"""How many Grad-CAM maps a second, and are they the same maps?
+"""How many Grad-CAM maps per second, and are they the same maps?
 
     python benchmarks/cam_speed.py [--models resnet18,vgg16,densenet121] [--batches 1,8,32] [--repeats 5]
 
-`ours` is localization/ in the precision that train.py would choose, `fp32` the same without autocast, timed once;
-`forward` a bare forward pass in our precision, `family` all seven methods that one pass serves. The rivals get their
-usual call: fp32, an ordinary model, the layer that we use (of DenseNet `features`, as users do). The difference is
-the largest |theirs - ours in fp32|, each map divided by its own maximum: nobody should be fast and wrong. A second
-table, on a ResNet18 trained on the phantom: bf16 maps beside fp32 maps, image by image.
+`ours` is localization/ in the precision that train.py would choose, `fp32` the same without autocast, timed once,
+`forward` a bare forward pass in our precision, `family` all seven methods that share one pass. The rivals get their
+usual call: fp32, an ordinary model, the layer that we use (`features` for DenseNet, as users do). The difference is the
+largest |theirs - ours in fp32| with each map divided by its own maximum, since speed counts only if the maps are right.
+A second table compares bf16 with fp32 maps, image by image, on a ResNet18 trained on the phantom.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 CLASS = 2  # the class explained: one that has evidence in all three random networks
 RIVALS = ("grad-cam", "torchcam", "captum")
 FAMILY = ("gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigencam", "eigengradcam")
-TRAINING = ("preset=demo", "train.epochs=4")  # of the model whose maps are compared
+TRAINING = ("preset=demo", "train.epochs=4")  # of the model whose bf16 and fp32 maps are compared
 
 
 def _network(model: str, ours: bool) -> tuple[nn.Module, Architecture, torch.device]:
-    """The network with the same random weights in every process, its architecture and its device.
+    """Return the network with the same random weights in every process, its architecture and its device.
 
-    `ours`: in the memory layout and with the allocator's settings that draw_cam.py has.
+    With `ours`, it has the memory layout and the allocator settings of draw_cam.py.
     """
     import torch
 
@@ -54,13 +54,13 @@ def _inputs(count: int, size: int, device: torch.device, ours: bool) -> torch.Te
     import torch
 
     inputs = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(1)).expand(-1, 3, -1, -1)
-    inputs = torch.nn.functional.avg_pool2d(inputs, 9, 1, 4) * 12 - 6  # smooth, as pictures are
+    inputs = torch.nn.functional.avg_pool2d(inputs, 9, 1, 4) * 12 - 6  # smooth, as images are
     layout = torch.channels_last if ours else torch.contiguous_format
     return inputs.contiguous(memory_format=layout).to(device)
 
 
 def _timed(name: str, call: Callable[[torch.Tensor], Any], device: torch.device, size: int, own: bool) -> Work:
-    """The work: `call` takes a batch of `count` inputs and gives maps (count, h, w), kept in `folder`/NAME.npy."""
+    """Return the work: `call` on a batch of `count` inputs, whose maps (count, h, w) are saved as `folder`/NAME.npy."""
 
     def work(count: int, folder: str) -> float:
         inputs = _inputs(count, size, device, own)
@@ -76,7 +76,7 @@ def _timed(name: str, call: Callable[[torch.Tensor], Any], device: torch.device,
 
 
 def chosen_precision(model: str, size: int) -> str:
-    """What train.py would choose for batches of 32, measured or remembered."""
+    """Return the precision that train.py would choose for batches of 32, measured or remembered."""
     from config import DataConfig
     from dataset.cache import cache_folder
     from training.precision import choose_precision
@@ -104,7 +104,7 @@ def ours(model: str, size: int, precision: str) -> Work:
 
 
 def family(model: str, size: int, precision: str) -> Work:
-    """All seven methods that one pass serves; the maps kept are Grad-CAM's."""
+    """Draw all seven methods that share one pass; the maps returned are Grad-CAM's."""
     import torch
 
     from localization.explainer import Explainer
@@ -145,10 +145,10 @@ def rival(name: str, model: str, size: int) -> Work:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-        method, wanted = GradCAM(network, [target]), ClassifierOutputTarget(CLASS)
+        method, output = GradCAM(network, [target]), ClassifierOutputTarget(CLASS)
 
         def call(inputs: torch.Tensor) -> np.ndarray:
-            return method(inputs, [wanted] * len(inputs))  # enlarged to the input's size
+            return method(inputs, [output] * len(inputs))  # enlarged to the input's size
 
     elif name == "torchcam":
         from torchcam.methods import GradCAM as TorchcamGradCAM
@@ -169,31 +169,31 @@ def rival(name: str, model: str, size: int) -> Work:
     return _timed(name, call, device, size, False)
 
 
-def _difference(name: str, theirs: np.ndarray, own: np.ndarray) -> float:
-    """The largest difference of two sets of maps, each map divided by its maximum."""
-    if name == "grad-cam":  # it stretches each map to 0..1 and enlarges it: so do we here, to compare
+def _difference(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
+    """Return the largest difference between two sets of maps, each map divided by its maximum."""
+    if name == "grad-cam":  # it stretches each map to 0..1 and enlarges it, so do the same to ours
         import cv2
 
-        own = own - own.min((1, 2), keepdims=True)
-        own = own / np.maximum(own.max((1, 2), keepdims=True), 1e-12)
-        own = np.stack([cv2.resize(m, theirs.shape[:0:-1]) for m in own])
-    peaks = [np.maximum(maps.max((1, 2), keepdims=True), 1e-12) for maps in (theirs, own)]
-    return float(np.abs(theirs / peaks[0] - own / peaks[1]).max())
+        ours = ours - ours.min((1, 2), keepdims=True)
+        ours = ours / np.maximum(ours.max((1, 2), keepdims=True), 1e-12)
+        ours = np.stack([cv2.resize(m, theirs.shape[:0:-1]) for m in ours])
+    peaks = [np.maximum(maps.max((1, 2), keepdims=True), 1e-12) for maps in (theirs, ours)]
+    return float(np.abs(theirs / peaks[0] - ours / peaks[1]).max())
 
 
 def _contests(
     model: str, batches: list[int], size: int, repeats: int, precision: str, folder: Path
 ) -> dict[int, tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, np.ndarray]]]:
-    """By batch: the rates of everybody, our ratios to them, and the maps."""
+    """Return, by batch, everyone's rates, our ratios to them, and the maps."""
     found = {count: ({}, {}, {}) for count in batches}
     setups = {"forward": (forward, model, size, precision), "family": (family, model, size, precision)}
     setups |= {n: (rival, n, model, size) for n in RIVALS}
-    for name, setup in setups.items():  # one at a time: all together want more memory than the machine has
+    for name, setup in setups.items():  # one at a time, since all together need more memory than the machine has
         with contest(Contestant("ours", ours, model, size, precision), Contestant(name, *setup)) as pair:
             for count, (rates, against, maps) in found.items():
                 new = rounds(f"{model}, batch {count}, {name}", pair, repeats, count, str(folder))
                 against[name] = ratio(new["ours"], new[name])
-                rates |= new | rates  # ours: as it was beside the first
+                rates |= new | rates  # ours: the rate measured against the first contestant
                 if name in RIVALS:
                     maps[name] = np.load(folder / f"{name}.npy")
     with Contestant("fp32", ours, model, size, "fp32") as full:
@@ -236,7 +236,7 @@ def speed_table(models: list[str], batches: list[int], size: int, repeats: int) 
 
 
 def agreement_table() -> None:
-    """The maps of a trained ResNet18 in bf16 beside those in fp32: correlation, and how far the peak moves in cells."""
+    """Compare a trained ResNet18's maps in bf16 and fp32: their correlation, and by how many cells the peak moves."""
     import torch
 
     from command_line import start_logging
@@ -283,10 +283,10 @@ def agreement_table() -> None:
         "model": "model",
         "images": "images",
         "empty": "empty maps",
-        "lowest": "lowest correlation (wanted 0.99)",
+        "lowest": "lowest correlation (target 0.99)",
         "median": "median",
         "moved": "peaks moved",
-        "furthest": "furthest, cells (wanted 1)",
+        "furthest": "furthest, cells (target 1)",
     }
     report("cam_agreement", columns, [row], row | {"correlations": [round(float(c), 6) for c in correlation]})
 
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-agreement", action="store_true", help="leave out the second table (it trains a model)")
+    parser.add_argument("--no-agreement", action="store_true", help="leave out the second table, which trains a model")
     arguments = parser.parse_args()
     batches = [int(b) for b in arguments.batches.split(",")]
     speed_table(arguments.models.split(","), batches, arguments.size, arguments.repeats)

@@ -1,7 +1,7 @@
-"""What the benchmarks share: contestants in processes of their own, interleaved rounds, the table and its file.
+"""Shared by the benchmarks: contestants in separate processes, interleaved rounds, the table and its file.
 
-Timings on a shared machine drift. So nobody is timed on its own: in every round each contestant does its share, in an
-order that rotates, and what is reported is the median over the rounds of the ratio within a round.
+Timings on a shared machine drift, so contestants are never timed one after the other: in each round every contestant
+does its share, in rotating order, and the median over the rounds of the ratio within a round is reported.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-sys.path.insert(0, str(ROOT))  # also for the contestants' processes, which import this module first
+sys.path.insert(0, str(ROOT))  # needed by the contestants' processes too, which import this module first
 
-Work = Callable[..., float]  # does one round's work and returns how much of it (images, maps) per second
+Work = Callable[..., float]  # does the work of one round and returns its rate (images or maps per second)
 
 
 class Contestant:
-    """One way to do the work, in a process of its own: nobody shares an allocator, threads or a cache with another.
+    """One way to do the work, in its own process, so that none shares an allocator, threads or a cache with another.
 
     Args:
-        name: in the table.
-        setup: a module's function; called in the new process with `arguments`, it prepares everything and returns the
-            work of one round.
+        name: the name in the table.
+        setup: a function of a module; called with `arguments` in the new process, it prepares everything and returns
+            the work of one round.
     """
 
     def __init__(self, name: str, setup: Callable[..., Work], *arguments: Any) -> None:
         self.name, self._setup, self._arguments = name, setup, arguments
 
     def measure(self, *arguments: Any) -> float:
-        """One round's work: its rate. Raises: `RuntimeError` where the process died."""
+        """Do one round's work and return its rate. Raises: `RuntimeError` if the process died."""
         try:
             self._pipe.send(arguments)
             return self._pipe.recv()
         except (EOFError, BrokenPipeError):
-            raise RuntimeError(f"{self.name}: its process ended (its message is above)") from None
+            raise RuntimeError(f"{self.name}: the process ended (see its message above)") from None
 
     def __enter__(self) -> Contestant:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._setup, self._arguments))
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other_end, self._setup, self._arguments))
         self._process.start()
-        theirs.close()
+        other_end.close()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,9 +77,9 @@ def _serve(pipe: Connection, setup: Callable[..., Work], arguments: tuple) -> No
 
 
 def rounds(title: str, contestants: Sequence[Contestant], repeats: int, *arguments: Any) -> dict[str, list[float]]:
-    """The rates of each contestant in each of `repeats` rounds, after one round that is not counted.
+    """Return the rates of each contestant in `repeats` rounds, after one round that is not counted.
 
-    `arguments` are those of the work.
+    `arguments` are passed to the work.
     """
     from tqdm import tqdm
 
@@ -97,29 +97,29 @@ def rounds(title: str, contestants: Sequence[Contestant], repeats: int, *argumen
 
 @contextmanager
 def contest(*contestants: Contestant) -> Iterator[Sequence[Contestant]]:
-    """The contestants' processes, ended with the block."""
+    """Start the contestants' processes, and end them with the block."""
     with ExitStack() as stack:
         yield [stack.enter_context(contestant) for contestant in contestants]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """The ratio ours / theirs within each round: its median, and the least and the largest."""
+    """Return the median, minimum and maximum of the ratio ours / theirs within each round."""
     pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {"median": statistics.median(pairs), "low": min(pairs), "high": max(pairs)}
 
 
 def show_ratio(value: dict[str, float]) -> str:
-    """`3.91 (3.80-4.02)`: the median and the range over the rounds."""
+    """Return the median and the range over the rounds as `3.91 (3.80-4.02)`."""
     return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
 
 
 def show_medians(values: dict[str, list[float]], digits: int) -> dict[str, str]:
-    """The median of each contestant's rates or seconds over the rounds, with `digits` decimals."""
-    return {name: f"{statistics.median(found):.{digits}f}" for name, found in values.items()}
+    """Return the median of each contestant's rates or seconds over the rounds, with `digits` decimals."""
+    return {name: f"{statistics.median(rates):.{digits}f}" for name, rates in values.items()}
 
 
 def finish(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given: until then no clock may stop."""
+    """Wait until a GPU has finished its work, so that it is included in the time."""
     import torch
 
     if device.type == "cuda":
@@ -127,7 +127,7 @@ def finish(device: torch.device) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: the device, the cores, the system, the versions, the commit and the day."""
+    """Return what the figures depend on: device, cores, system, versions, commit and date."""
     from utils import cores, device_name, git_commit, pick_device, versions
 
     device = pick_device("auto")
@@ -145,7 +145,7 @@ def machine() -> dict[str, Any]:
 
 
 def device_slug(facts: dict[str, Any]) -> str:
-    """The device in the names of result files: `cpu`, or a GPU's name in lower case with dashes."""
+    """Return the device as in result files' names: `cpu`, or a GPU's name in lower case with dashes."""
     device = facts["device"] if facts["device_type"] != "cpu" else "cpu"
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
@@ -154,9 +154,9 @@ def report(name: str, columns: dict[str, str], rows: list[dict[str, Any]], measu
     """Print a table and write `results/NAME-DEVICE.json`.
 
     Args:
-        columns: key of a row → heading.
-        rows: text for people; what is missing is left blank.
-        measured: every figure, for machines.
+        columns: a row's key → heading.
+        rows: the cells as text; missing cells are left blank.
+        measured: all figures, for programs.
     """
     table = [list(columns.values()), *([str(row.get(key, "")) for key in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]

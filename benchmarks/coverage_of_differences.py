@@ -1,10 +1,10 @@
-"""Do the 95 % intervals of compare.py cover? Pairs of simulated models with known true differences.
+"""Do the 95 % intervals of compare.py cover? Simulate pairs of models with known true differences.
 
     python benchmarks/coverage_of_differences.py                # 400 draws: the table of docs/intervals.md
     python benchmarks/coverage_of_differences.py --draws 50
 
-The classifiers are those of coverage_of_intervals.py; of two that see the same images, a share of the scores' noise is
-common, so the fewer images they disagree about, the larger it is. The true differences are those of 400,000 images.
+The classifiers are those of coverage_of_intervals.py. Two that see the same images share part of the scores' noise; the
+larger that part, the fewer images they disagree about. The true differences come from 400,000 images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are what runs in parallel
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # parallel processes, not threads
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from coverage_of_intervals import CLASSES, IMAGES, PREVALENCE, SHARED, SURE, predictions
+from coverage_of_intervals import CLASSES, IMAGES, OVERCONFIDENCE, PREVALENCE, SHARED, predictions
 from tqdm import tqdm
 
 from evaluation.comparison import paired
@@ -31,13 +31,14 @@ from intervals import LEVEL, RESAMPLES, Z
 from utils import cores
 
 SIZES = (60, 240)
-PAIRS = ((2.2, 2.2, 0.5), (2.2, 2.2, 0.95), (3.25, 2.7, 0.5), (3.25, 3.25, 0.8), (1.75, 1.0, 0.5))  # shifts, common
+# The two shifts, and the share of the noise that is common.
+PAIRS = ((2.2, 2.2, 0.5), (2.2, 2.2, 0.95), (3.25, 2.7, 0.5), (3.25, 3.25, 0.8), (1.75, 1.0, 0.5))
 POPULATION = 400_000
 Setting = tuple[float, float, float, int, int]
 
 
 def draw(setting: Setting, rng: np.random.Generator) -> list[Predictions]:
-    """What the two models of `setting` (shift, shift, common, n, images per patient) say of n images."""
+    """Return the predictions of the two models of `setting` (shift, shift, common, n, images per patient)."""
     *shifts, common, n, images = setting
     patients = n // images
     labels = np.repeat(rng.choice(len(CLASSES), patients, p=PREVALENCE), images)
@@ -46,23 +47,23 @@ def draw(setting: Setting, rng: np.random.Generator) -> list[Predictions]:
         shared = np.repeat(rng.standard_normal((patients, len(CLASSES))), images, axis=0)
         return np.sqrt(SHARED) * shared + np.sqrt(1 - SHARED) * rng.standard_normal(shared.shape)
 
-    both, found = noise(), []
+    both, runs = noise(), []
     for shift in shifts:
         scores = np.sqrt(common) * both + np.sqrt(1 - common) * noise()
         scores[np.arange(len(labels)), labels] += shift
-        powered = np.exp(SURE * shift * (scores - scores.max(1, keepdims=True)))
-        found.append(predictions(labels, powered / powered.sum(1, keepdims=True), images))
-    return found
+        powered = np.exp(OVERCONFIDENCE * shift * (scores - scores.max(1, keepdims=True)))
+        runs.append(predictions(labels, powered / powered.sum(1, keepdims=True), images))
+    return runs
 
 
 def differences(runs: list[Predictions]) -> np.ndarray:
-    """The first run's metrics minus the second's, those that the bootstrap resamples."""
+    """Return the first run's metrics minus the second's, for those that the bootstrap resamples."""
     a, b = (paired.class_metrics(confusion_matrix(r.labels, r.predicted, len(CLASSES))) for r in runs)
     return a - b
 
 
 def limits(runs: list[Predictions]) -> tuple[np.ndarray, np.ndarray]:
-    """Limits (2, metrics) of compare.py, and the usual ones: the percentile bootstrap, and DeLong's value ± 1.96·sd."""
+    """Return limits (2, metrics) of compare.py, and the usual ones: percentile bootstrap, DeLong's value ± 1.96·sd."""
     first = runs[0]
     confusions = paired.resampled_confusions(runs, RESAMPLES, 0)
     a, b = confusions[:, 0], confusions[:, 1]
@@ -79,26 +80,26 @@ def limits(runs: list[Predictions]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coverage(setting: Setting, draws: int, true: np.ndarray) -> dict[str, np.ndarray | float]:
-    """How often the limits of `draws` samples hold the true differences, per metric; NaN limits are counted apart."""
+    """Return how often the limits of `draws` samples contain the true differences; NaN limits are counted apart."""
     rng = np.random.default_rng([int(100 * value) for value in setting])
-    found, apart = [], []
+    both, apart = [], []
     for _ in range(draws):
         runs = draw(setting, rng)
-        found.append(limits(runs))
+        both.append(limits(runs))
         apart.append((runs[0].correct != runs[1].correct).mean())
-    low, high = np.moveaxis(np.array(found), 2, 0)  # each (draws, methods, metrics)
+    low, high = np.moveaxis(np.array(both), 2, 0)  # each (draws, methods, metrics)
     with np.errstate(invalid="ignore"):
         held = np.where(np.isnan(low), np.nan, (low <= true) & (true <= high))
     return {
         "held": np.nanmean(held, axis=0),
-        "none": np.isnan(low[:, :, -1]).mean(0),  # AUROC's alone may be unknown
+        "none": np.isnan(low[:, :, -1]).mean(0),  # only AUROC's may be unknown
         "apart": float(np.mean(apart)),
         "true": true,
     }
 
 
 def truth(pair: tuple[float, float, float]) -> np.ndarray:
-    """The true differences of `METRICS`."""
+    """Return the true differences of `METRICS`."""
     runs = draw((*pair, POPULATION, 1), np.random.default_rng(1))
     areas = [np.mean([rank.value for rank in paired.rankings(run)]) for run in runs]
     return np.append(differences(runs), areas[0] - areas[1])
@@ -112,10 +113,10 @@ def main() -> None:
     with ProcessPoolExecutor(cores()) as pool:
         true = dict(zip(PAIRS, pool.map(truth, PAIRS), strict=True))
         jobs = [pool.submit(coverage, setting, draws, true[setting[:3]]) for setting in settings]
-        found = [job.result() for job in tqdm(jobs, unit="setting")]
+        rows = [job.result() for job in tqdm(jobs, unit="setting")]
     heads = ["difference in accuracy", "disagreements", "n", "per patient", *map(words, METRICS), "no AUROC interval"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    for (*_, n, images), row in zip(settings, found, strict=True):
+    for (*_, n, images), row in zip(settings, rows, strict=True):
         cells = [f"{ours:.3f} ({usual:.3f})" for ours, usual in row["held"].T]
         lost = "{:.1%} ({:.1%})".format(*row["none"])
         print(f"| {row['true'][0]:+.3f} | {n * row['apart']:.0f} | {n} | {images} | {' | '.join(cells)} | {lost} |")

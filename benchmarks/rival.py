@@ -1,7 +1,7 @@
-"""The usual torchvision recipe, as every tutorial has it: ImageFolder, PIL, a DataLoader with workers, fp32.
+"""The usual torchvision recipe of the tutorials: ImageFolder, PIL, a DataLoader with workers, fp32.
 
-Our stand-in for the rivals, tuned fairly: as many workers as cores, workers that persist, the fused optimiser, and only
-the cheapest of augmentations (a flip), where ours does the whole of `configs/augment/chest.yaml`.
+It stands for the rivals and is tuned fairly: as many workers as cores, persistent workers, the fused optimiser, and
+only the cheapest augmentation (a flip), while ours applies all of `configs/augment/chest.yaml`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torchvision.models import get_model
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def link_pictures(paths: list[str], labels: list[str], folder: Path) -> Path:
-    """`folder`/CLASS/NAME for each picture, as links: what ImageFolder reads."""
+def link_images(paths: list[str], labels: list[str], folder: Path) -> Path:
+    """Link each image as `folder`/CLASS/NAME, the layout that ImageFolder reads."""
     for path, label in zip(paths, labels, strict=True):
         target = folder / label / Path(path).name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _ready(model: nn.Module) -> torch.device:
 
 
 def train_epochs(folder: str, name: str, size: int, batch: int) -> Callable[[], float]:
-    """A function that trains one epoch and returns its images per second."""
+    """Return a function that trains one epoch and returns its images per second."""
     model = get_model(name, num_classes=len(list(Path(folder).iterdir()))).train()
     device = _ready(model)
     loader = _loader(folder, size, batch, True, device)
@@ -74,7 +74,7 @@ def train_epochs(folder: str, name: str, size: int, batch: int) -> Callable[[], 
 
 
 def evaluate(folder: str, name: str, size: int, batch: int) -> Callable[[], float]:
-    """A function that evaluates all pictures (class scores and the usual report) and returns images per second."""
+    """Return a function that evaluates all images (class scores and the usual report) and returns images per second."""
     from sklearn.metrics import classification_report
 
     model = get_model(name, num_classes=len(list(Path(folder).iterdir()))).eval()
@@ -95,7 +95,7 @@ def evaluate(folder: str, name: str, size: int, batch: int) -> Callable[[], floa
 
 
 def decode(paths: list[str], size: int) -> Callable[[], float]:
-    """A function that reads pictures as ImageFolder and Resize do, and returns images per second of processor time."""
+    """Return a function that reads images as ImageFolder and Resize do, and returns images per second of CPU time."""
     from PIL import Image
 
     resize = transforms.Resize((size, size), antialias=True)

@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py [--sizes 1000,4000,16000,64000]
 
-For every size, in a process of its own: hash the files, decode and resize them into an empty cache, group and split,
-set an epoch up (order and weighted oversampling, first batch), and read the pictures of an epoch in its order, a batch
-at a time, without a model. The files are films of the phantom, each made a file of its own content by a number in its
-metadata; they lie in a temporary folder under `--folder` (64,000 take 3 GB, and their cache as much) and are removed.
+For each size, in a separate process: hash the files, decode and resize them into an empty cache, group and split, set
+up an epoch (order and weighted oversampling, first batch), and read the images of an epoch in its order, batch by
+batch, without a model. The files are images of the phantom, made distinct by a number in their metadata. They are
+written to a temporary folder under `--folder` (64,000 take 3 GB, their cache another 3 GB) and deleted at the end.
 
-`memory` is the most that the process held at once, above what it held after its imports: it may grow with the records
-(a path, a hash, a patient), not with the pixels. Timed once per size, but split and epoch set-up: the best of five.
+`memory` is the process's peak above its memory after the imports. It may grow with the records (a path, a hash, a
+patient), not with the pixels. Each size is timed once; split and epoch set-up are the best of five.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILMS, SIZE, BATCH = 256, 224, 32
 
 
 def write_files(folder: Path, count: int) -> list[str]:
-    """`count` different PNGs of 299×299 in `folder`/CLASS, by the name of their patient."""
+    """Write `count` different PNGs of 299×299 to `folder`/CLASS, named after their patients, and return their paths."""
     from config import DataConfig
     from dataset.loading import load_dataset
     from dataset.phantom.constants import CLASSES
@@ -53,7 +53,7 @@ def write_files(folder: Path, count: int) -> list[str]:
 
 
 def measure(data: str, cache: str, pipe) -> None:
-    """All steps once, in this process; sends seconds by step and the memory in MiB."""
+    """Run all steps once in this process; send the seconds by step and the memory in MiB."""
     import numpy as np
     import torch
 
@@ -71,12 +71,12 @@ def measure(data: str, cache: str, pipe) -> None:
     before, seconds = _peak(), {}
 
     def timed(step: str, work, repeats: int = 1):
-        found = []
+        times = []
         for _ in range(repeats):
             began = time.perf_counter()
             result = work()
-            found.append(time.perf_counter() - began)
-        seconds[step] = min(found)
+            times.append(time.perf_counter() - began)
+        seconds[step] = min(times)
         return result
 
     records = find_records(Path(data))
@@ -107,13 +107,13 @@ def measure(data: str, cache: str, pipe) -> None:
 
 
 def _peak() -> float:
-    """The most memory that this process, and the largest of those that it started, have held, MiB."""
+    """Return the peak memory of this process plus that of its largest child process, in MiB."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def slope(sizes: list[int], values: list[float]) -> float:
-    """Of log(value) over log(size), by least squares: 1 where the cost per image is flat."""
+    """Return the least-squares slope of log(value) over log(size); 1 means a constant cost per image."""
     x, y = [math.log(s) for s in sizes], [math.log(max(v, 1e-9)) for v in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -125,7 +125,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1000,4000,16000,64000")
-    parser.add_argument("--folder", default=str(ROOT / ".cache"), help="where the files go meanwhile (7 GB)")
+    parser.add_argument("--folder", default=str(ROOT / ".cache"), help="folder for the temporary files (7 GB)")
     arguments = parser.parse_args()
     sizes, rows, measured = [int(s) for s in arguments.sizes.split(",")], [], {}
     Path(arguments.folder).mkdir(exist_ok=True)
@@ -135,14 +135,14 @@ def main() -> None:
             data, cache = Path(folder) / "data", Path(folder) / "cache"
             data.mkdir()
             write_files(data, size)
-            ours, theirs = context.Pipe()
-            process = context.Process(target=measure, args=(str(data), str(cache), theirs))
+            receiver, sender = context.Pipe()
+            process = context.Process(target=measure, args=(str(data), str(cache), sender))
             process.start()
-            theirs.close()
+            sender.close()
             try:
-                seconds, memory, count = ours.recv()
+                seconds, memory, count = receiver.recv()
             except EOFError:
-                raise SystemExit(f"scale.py: {size} images: the process ended (its message is above)") from None
+                raise SystemExit(f"scale.py: {size} images: the process ended (see its message above)") from None
             process.join()
         assert count == size
         measured[str(size)] = {"seconds": seconds, "memory_mib": memory}

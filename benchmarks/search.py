@@ -2,9 +2,10 @@
 
     python benchmarks/search.py [--trials 20] [--count 1600] [--side 112] [--epochs 8]
 
-`tune.py` with its default space on the phantom, ResNet18 from random weights; trial 0 is the default configuration.
-Three fifths of the images are trained on, a fifth decides the search. At the end, once, the default and the winner are
-compared on the last fifth, paired by image, as compare.py does. Under 20 minutes on 2 cores; no part of `make bench`.
+Runs `tune.py` with its default space on the phantom, ResNet18 from random weights; trial 0 is the default
+configuration. Three fifths of the images are for training and one fifth decides the search. At the end the default and
+the winner are compared once on the last fifth, paired by image, as compare.py does. It takes under 20 minutes on 2
+cores and is not part of `make bench`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ SHOWN = ("accuracy", "balanced_accuracy", "macro_auroc")
 
 
 def run(*words: str) -> None:
-    """A verb, its screen left to the person who waits."""
+    """Run a program and show its output."""
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
 
 
 def search(arguments: argparse.Namespace, folder: Path) -> tuple[list[dict[str, str]], float]:
-    """The rows of trials.csv, and how many seconds it took."""
+    """Search; return the rows of trials.csv and the seconds taken."""
     data = [f"data.phantom_count={arguments.count}", "data.split=0.6,0.2,0.2", f"data.size={arguments.side}"]
     began = time.perf_counter()
     words = ["--init", "none", "--epochs", str(arguments.epochs), "--trials", str(arguments.trials)]
@@ -40,7 +41,7 @@ def search(arguments: argparse.Namespace, folder: Path) -> tuple[list[dict[str, 
 
 
 def compare_on_test(winner: Path, default: Path, folder: Path) -> dict[str, Any]:
-    """The comparison of two runs on the test images, as compare.py writes it."""
+    """Test two runs and return their comparison on the test images, as written by compare.py."""
     for path in (winner, default):
         run("test.py", "--weights", str(path), "--quick")
     run("compare.py", str(winner), str(default), "--output", str(folder / "compared"))
@@ -51,8 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20, help="at least 2")
     parser.add_argument("--count", type=int, default=1600, help="images of the phantom")
-    parser.add_argument("--side", type=int, default=112, help="of the pictures in pixels")
-    parser.add_argument("--epochs", type=int, default=8, help="of a trial that is not stopped early")
+    parser.add_argument("--side", type=int, default=112, help="side of the images in pixels")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of a trial that is not stopped early")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -67,10 +68,10 @@ def main() -> None:
         measured: dict[str, Any] = {**vars(arguments), "table": trials, "seconds": seconds, "comparison": None}
         if best is not trials[0]:
             runs = [folder / "tune-benchmark" / "trials" / f"{int(row['number']):04d}" for row in (best, trials[0])]
-            found = measured["comparison"] = compare_on_test(*runs, folder)
-            pair = found["pairs"][0]
+            comparison = measured["comparison"] = compare_on_test(*runs, folder)
+            pair = comparison["pairs"][0]
             for row, run_name in zip(rows, (pair["b"], pair["a"]), strict=True):
-                row |= {m: _with_limits(found["runs"][run_name][m], "value", ".3f") for m in SHOWN}
+                row |= {m: _with_limits(comparison["runs"][run_name][m], "value", ".3f") for m in SHOWN}
             differences = {m: _with_limits(pair["differences"][m], "difference", "+.3f") for m in SHOWN}
             rows.append({"which": "winner - default", **differences})
             rows.append({"which": "p", **{m: _p(pair["differences"][m]["p"]) for m in SHOWN}})
@@ -80,8 +81,8 @@ def main() -> None:
     report("search", columns, rows, measured | {"states": states})
 
 
-def _with_limits(found: dict[str, float | None], name: str, form: str) -> str:
-    value, low, high = (found[part] for part in (name, "low", "high"))
+def _with_limits(entry: dict[str, float | None], name: str, form: str) -> str:
+    value, low, high = (entry[key] for key in (name, "low", "high"))
     limits = "" if low is None else f" [{low:{form}}, {high:{form}}]"
     return "-" if value is None else f"{value:{form}}{limits}"
 

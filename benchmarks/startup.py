@@ -1,11 +1,10 @@
-"""How long until something happens: `--help`, and from the command to the end of the first training step.
+"""How long does it take to start: `--help`, and from the command to the end of the first training step?
 
     python benchmarks/startup.py [--repeats 5]
 
-Everything is timed from outside, as a person does: the clock starts when the command is given, and stops when the help
-has ended, or when the bar of train.py shows its first step as done (cache built and precision remembered before).
-`bare` is the least that a training step needs in a process of its own: import torch and torchvision, build the model,
-one step in the same precision.
+Everything is timed from outside, as a user would: from giving the command until the help has ended, or until train.py's
+progress bar shows the first step as done (with the cache built and the precision remembered). `bare` is the least that
+a training step needs in its own process: import torch and torchvision, build the model, one step in the same precision.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ print("epoch 1/1: | 1/", flush=True)
 
 
 def until(command: list[str], sign: re.Pattern[bytes]) -> float:
-    """Seconds until the command's output shows `sign`; it is ended then. Raises: `RuntimeError` where it never does."""
+    """Return the seconds until the command's output shows `sign`, then end it. Raises: `RuntimeError`."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT) as process:
         seen = b""
@@ -73,7 +72,7 @@ def first_step_table(models: list[str], batch: int, repeats: int) -> None:
 
     device, rows, measured = pick_device("auto"), [], {}
     for model in models:
-        # remembers the precision, under the key that the command looks for
+        # stores the measured precision under the key that the command looks up
         network = build_model(model, 4)[0]
         precision = choose_precision("auto", network, model, 224, 3, device, cache_folder(DataConfig()), batch)
         with tempfile.TemporaryDirectory() as folder:
@@ -83,9 +82,9 @@ def first_step_table(models: list[str], batch: int, repeats: int) -> None:
             seconds: dict[str, list[float]] = {"ours": [], "bare": []}
             for number in range(repeats + 1):
                 for name, command in (("ours", ours), ("bare", bare)):
-                    found = until(command, FIRST_STEP)
-                    if number:  # the first pair reads everything into memory, and builds the cache
-                        seconds[name].append(found)
+                    taken = until(command, FIRST_STEP)
+                    if number:  # the first pair, not counted, reads everything into memory and builds the cache
+                        seconds[name].append(taken)
         times_longer = ratio(seconds["ours"], seconds["bare"])
         measured[model] = {"precision": precision, "seconds": seconds, "ratio": times_longer}
         middle = show_medians(seconds, 2)
@@ -95,7 +94,7 @@ def first_step_table(models: list[str], batch: int, repeats: int) -> None:
         "ours": "train.py, s",
         "bare": "bare, s",
         "ratio": "ours / bare",
-        "target": "wanted",
+        "target": "target",
     }
     report("startup", columns, rows, measured | {"batch": batch})
 

@@ -1,12 +1,12 @@
-"""How fast is an evaluation, and how fast is the cache built that it reads from?
+"""How fast are an evaluation and the building of the cache that it reads?
 
     python benchmarks/test_speed.py [--images 320] [--repeats 5]
 
-`ours` is what `test.py --quick` does between its imports and its last line (load the checkpoint and the data, predict,
-metrics with intervals, files, plot; the rival writes no report either); `rival` is benchmarks/rival.py's evaluation,
-already set up: fp32, a DataLoader, scikit-learn's report. Then both as whole commands, imports and all. The second
-table: pictures decoded and resized, antialiased, per second of one core's time, on the phantom's PNGs of 299×299; ours
-includes the SHA-256, the index and the file that is written.
+`ours` is what `test.py --quick` does after its imports: load the checkpoint and the data, predict, compute metrics with
+intervals, write files and a plot (the rival writes no report either). `rival` is benchmarks/rival.py's evaluation after
+its set-up: fp32, a DataLoader, scikit-learn's report. Both are then timed as whole commands, imports included. The
+second table counts images decoded and resized with antialiasing per second of one core's time, on the phantom's PNGs of
+299×299; ours includes the SHA-256, the index and the file that is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODEL = "resnet18"
 
 
 def trained(folder: str, images: int) -> Path:
-    """A finished run of `MODEL` whose test split has `images` pictures: random weights do, speed is all that counts."""
+    """Return a finished run of `MODEL` with `images` test images, trained for one epoch, as only speed counts."""
     from config import compose_config
     from training.trainer import train
 
@@ -72,7 +72,7 @@ def command(images: int, *words: str) -> Work:
 
 
 def build_cache(paths: list[str], size: int) -> Work:
-    """`PixelStore.build` of an empty cache by one thread: pictures per second of processor time."""
+    """Build an empty cache with one thread, in images per second of CPU time."""
     import cv2
 
     from dataset.cache import PixelStore, hash_files
@@ -97,18 +97,18 @@ def decode_as_rival(paths: list[str], size: int) -> Work:
 
 def evaluation_table(images: int, repeats: int) -> None:
     import pandas as pd
-    from rival import link_pictures
+    from rival import link_images
 
     rows, measured = [], {}
     with tempfile.TemporaryDirectory() as folder:
         run = trained(folder, images)
         records = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
         records = records[records["split"] == "test"]
-        pictures = link_pictures(list(records["path"]), list(records["label"]), Path(folder) / "pictures")
-        call = f"rival.evaluate({str(pictures)!r}, {MODEL!r}, 224, 64)()"
+        linked = link_images(list(records["path"]), list(records["label"]), Path(folder) / "images")
+        call = f"rival.evaluate({str(linked)!r}, {MODEL!r}, 224, 64)()"
         script = f"import sys; sys.path[:0] = ['benchmarks']; import rival; {call}"
         pairs = {
-            "evaluation": (Contestant("ours", ours, str(run)), Contestant("rival", rival, str(pictures))),
+            "evaluation": (Contestant("ours", ours, str(run)), Contestant("rival", rival, str(linked))),
             "whole command": (
                 Contestant("ours", command, len(records), "test.py", "--weights", str(run), "--quick"),
                 Contestant("rival", command, len(records), "-c", script),
@@ -124,7 +124,7 @@ def evaluation_table(images: int, repeats: int) -> None:
             rows.append(
                 {"what": f"{what}, {len(records)} images"} | middle | {"gain": show_ratio(gain), "target": target}
             )
-    columns = {"what": MODEL, "ours": "test.py, images/s", "rival": "rival", "gain": "ours / rival", "target": "wanted"}
+    columns = {"what": MODEL, "ours": "test.py, images/s", "rival": "rival", "gain": "ours / rival", "target": "target"}
     report("test_speed", columns, rows, measured)
 
 
@@ -141,7 +141,7 @@ def cache_table(images: int, repeats: int) -> None:
     middle = show_medians(rates, 0)
     row = {"what": f"{len(paths)} PNGs of 299×299 to 224×224"} | middle | {"gain": show_ratio(gain), "target": "1.5"}
     columns = {"what": "cache", "ours": "ours, images/s of one core", "PIL": "PIL + resize", "gain": "ours / PIL"}
-    report("cache_speed", columns | {"target": "wanted"}, [row], {"images_per_cpu_second": rates, "ratio": gain})
+    report("cache_speed", columns | {"target": "target"}, [row], {"images_per_cpu_second": rates, "ratio": gain})
 
 
 def main() -> None:

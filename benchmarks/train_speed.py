@@ -1,11 +1,11 @@
-"""How fast is a training epoch, beside the usual recipe and beside the bare step?
+"""How fast is a training epoch compared with the usual recipe and with the bare step?
 
     python benchmarks/train_speed.py [--models resnet18,vgg16,densenet121] [--repeats 5]
 
-`ours` is an epoch of train.py, end to end: pixels from the cache, the default augmentation, steps, clipping, the loss
-that is shown. `rival` is benchmarks/rival.py. `bare` is forward, backward and optimiser on one batch that lies ready on
-the device, in our precision and memory layout, and with our allocator's settings. A second table: does the measured
-choice of precision pick the faster one?
+`ours` is an epoch of train.py end to end: pixels from the cache, the default augmentation, steps, clipping, and the
+loss that is displayed. `rival` is benchmarks/rival.py. `bare` is forward, backward and optimiser on one prepared batch
+on the device, in our precision, memory layout and allocator settings. A second table shows whether the measured choice
+of precision picks the faster one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from dataset.image_set import ImageSet
     from training.loop import Learner
 
-# Images per round and contestant: whole batches of 32, the fewer the slower the model. VGG16's epoch is a single step:
-# there the start of an epoch counts in full, against ours and the rival alike, but not against the bare step.
+# Images per round and contestant: whole batches of 32, fewer for slower models. VGG16's epoch is a single step, so the
+# start of an epoch counts in full, for ours and for the rival, but not for the bare step.
 IMAGES = {"resnet18": 256, "densenet121": 64, "vgg16": 32}
 GPU_IMAGES, GPU_BATCH = 10_240, 256
 TARGETS = {"resnet18": 3.5, "vgg16": 3.0, "densenet121": 2.5}
@@ -36,7 +36,7 @@ PRECISION_MODELS = ("resnet18", "mobilenet_v2", "timm/tf_efficientnet_lite0")
 
 
 def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, ImageSet]:
-    """Our learner and the first `images` training pictures of the phantom."""
+    """Return our learner and the first `images` training images of the phantom."""
     from dataclasses import replace
 
     from config import compose_config
@@ -63,7 +63,7 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
     learner.forward = training_forward(
         learner.model.train(), compiled, learner.precision, shape, learner.device, images // batch
     )
-    learner.config.train.epochs = 1000  # of which we train as many as there are rounds
+    learner.config.train.epochs = 1000  # only as many as there are rounds are trained
 
     epochs = iter(range(1, 1000))
 
@@ -79,7 +79,7 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
 def _bare_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor, precision: str
 ) -> Callable[[], None]:
-    """A training step on one batch that lies ready on its device: forward, backward, optimiser, nothing else."""
+    """Return a training step on one prepared batch: forward, backward, optimiser, nothing else."""
     import torch.nn.functional as F
 
     from utils import autocast
@@ -116,7 +116,7 @@ def rival(folder: str, model: str, batch: int, size: int) -> Work:
 
 
 def one_precision(model: str, precision: str, images: int, size: int) -> Work:
-    """A bare step of `images` pictures in one precision."""
+    """Time a bare step on `images` images in one precision."""
     import torch
 
     from pretrained_models import build_model
@@ -139,7 +139,7 @@ def one_precision(model: str, precision: str, images: int, size: int) -> Work:
 
 def epochs_table(models: list[str], images: int | None, batch: int, size: int, repeats: int) -> None:
     import torch
-    from rival import link_pictures
+    from rival import link_images
 
     rows, measured = [], {}
     for model in models:
@@ -148,7 +148,7 @@ def epochs_table(models: list[str], images: int | None, batch: int, size: int, r
         precision = learner.precision
         del learner
         with tempfile.TemporaryDirectory() as folder:
-            link_pictures(list(part.records["path"]), list(part.records["label"]), Path(folder))
+            link_images(list(part.records["path"]), list(part.records["label"]), Path(folder))
             compiled = (
                 [Contestant("compiled", ours, model, count, batch, size, "on")] if torch.cuda.is_available() else []
             )
@@ -180,15 +180,15 @@ def epochs_table(models: list[str], images: int | None, batch: int, size: int, r
         "bare": "bare step",
         **({"compiled": "ours, compiled"} if torch.cuda.is_available() else {}),
         "to_rival": "ours / rival",
-        "target": "wanted",
+        "target": "target",
         "to_bare": "ours / bare",
-        "bare_target": "wanted",
+        "bare_target": "target",
     }
     report("train_speed", columns, rows, measured | {"batch": batch, "size": size})
 
 
 def precision_table(models: list[str], batch: int, size: int, repeats: int) -> None:
-    """Whole steps in both precisions, and which one train.py chooses."""
+    """Time whole steps in both precisions, and report which one train.py chooses."""
     import torch
 
     from config import DataConfig
@@ -232,9 +232,9 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet18,vgg16,densenet121", help="torchvision names, with commas")
-    parser.add_argument("--precision-models", default=",".join(PRECISION_MODELS), help="'' leaves the table out")
-    parser.add_argument("--images", type=int, help="per round (default: by model, 32 to 256; on a GPU 10,240)")
-    parser.add_argument("--batch", type=int, help="default 32; on a GPU 256")
+    parser.add_argument("--precision-models", default=",".join(PRECISION_MODELS), help="'' omits the table")
+    parser.add_argument("--images", type=int, help="images per round (default: 32 to 256, by model; on a GPU 10,240)")
+    parser.add_argument("--batch", type=int, help="batch size (default 32; on a GPU 256)")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,1 +1,1 @@
-"""The search for a better configuration: its space, the study and its workers, the trials, and what came out."""
+"""Search for a better configuration: the space, the study and its workers, and the results."""

@@ -1,16 +1,12 @@
-"""Which number a search is after: any metric of metrics.json, on the validation images."""
+"""The metric that a search optimises: any metric of metrics.json, on the validation images."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from evaluation.metrics.table import OVERALL, PER_CLASS, compute_metrics
-from utils import UserError
-
-if TYPE_CHECKING:
-    from evaluation.predictions import Predictions
+from evaluation.predictions import Predictions
+from utils import UserError, did_you_mean
 
 LOWER_IS_BETTER = ("ece", "adaptive_ece", "brier", "log_loss")
 
@@ -24,50 +20,52 @@ class Metric:
 
     @property
     def direction(self) -> str:
-        """As Optuna has it: `minimize` or `maximize`."""
+        """Return Optuna's name for the better direction: `minimize` or `maximize`."""
         return "minimize" if self.name in LOWER_IS_BETTER else "maximize"
 
     @property
     def words(self) -> str:
-        """For tables and plots."""
-        own = self.name.rsplit(".", 1)[-1].replace("_", " ")
-        return f"{own} of {self.class_name}" if self.class_name else own
+        """Return the name for tables and plots."""
+        words = self.name.rsplit(".", 1)[-1].replace("_", " ")
+        return f"{words} of {self.class_name}" if self.class_name else words
 
-    def of(self, predictions: Predictions) -> float | None:
-        """Its value; None where it is undefined, such as the precision of a class that was never predicted."""
-        found = compute_metrics(predictions, resamples=0)
+    def value(self, predictions: Predictions) -> float | None:
+        """Return the value; None if it is undefined, such as the precision of a class that was never predicted."""
+        metrics = compute_metrics(predictions, resamples=0)
         if self.class_name is not None:
-            found = found["per_class"][self.class_name]
-        return found[self.name.rsplit(".", 1)[-1]]["value"]
+            metrics = metrics["per_class"][self.class_name]
+        return metrics[self.name.rsplit(".", 1)[-1]]["value"]
 
     def check_class(self, classes: list[str]) -> None:
-        """Raises: `UserError` where there is no such class."""
+        """Check that the metric's class is one of `classes`. Raises: `UserError`."""
         if self.class_name is not None and self.class_name not in classes:
-            near = difflib.get_close_matches(self.class_name, classes, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise UserError(f"--metric {self.name}: no class {self.class_name}{hint} (there are {', '.join(classes)})")
+            near = did_you_mean(self.class_name, classes)
+            raise UserError(
+                f"--metric {self.name}: unknown class {self.class_name}{near}; choose from {', '.join(classes)}"
+            )
 
 
 def read_metric(name: str) -> Metric:
-    """Raises: `UserError` for a name that metrics.json does not have, and for any split but validation."""
+    """Return the metric of that name. Raises: `UserError` for an unknown one, or one on another split."""
     split, _, rest = name.replace("/", ".").partition(".")
-    if split in ("test", "train", "external") or name.startswith(("test_", "train_")):
-        why = {
-            "train": "a model that knows them by heart would win",
-            "test": "the test images would choose the model, and say nothing true of it afterwards",
-        }
+    if split == "train" or name.startswith("train_"):
         raise UserError(
-            f"--metric {name}: a search is decided on the validation images alone: {why.get(split[:5], why['test'])}"
+            f"--metric {name}: only validation images may decide a search: a model that memorised the training images "
+            "would win"
+        )
+    if split in ("test", "external") or name.startswith("test_"):
+        raise UserError(
+            f"--metric {name}: only validation images may decide a search: test images that chose the model "
+            "could not judge it any more"
         )
     if split == "per_class":
-        class_name, _, own = rest.rpartition(".")
-        if class_name and own in PER_CLASS:
-            return Metric(f"per_class.{class_name}.{own}", class_name)
-        raise UserError(f"--metric {name}: per_class.CLASS.NAME is needed, with one of {', '.join(PER_CLASS)}")
+        class_name, _, metric = rest.rpartition(".")
+        if class_name and metric in PER_CLASS:
+            return Metric(f"per_class.{class_name}.{metric}", class_name)
+        raise UserError(f"--metric {name}: expected per_class.CLASS.NAME, NAME being one of {', '.join(PER_CLASS)}")
     if name not in OVERALL:
-        near = difflib.get_close_matches(name, OVERALL, n=1)
-        hint = f": did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"--metric {name}: no such metric{hint} (there are {', '.join(OVERALL)}, and per_class.CLASS.NAME)"
+            f"--metric {name}: unknown metric{did_you_mean(name, list(OVERALL))}; choose from {', '.join(OVERALL)}, or "
+            "per_class.CLASS.NAME"
         )
     return Metric(name)

@@ -1,9 +1,9 @@
-"""The study: where it is kept, who works on it, which trials count, and what becomes of those whose process died.
+"""The study: its database, the workers' heartbeats, which trials count, and what becomes of trials that are cut short.
 
-All that workers must know of each other stands in the study, so any number of them on any machines may work on one, be
-killed, and go on. A trial *counts* while it waits or runs, when it is complete, when it was pruned, and when it failed
-for a `reason`. One that has failed for none was cut short: it does not count, and its parameters stand in the study
-once more: in the queue, or, where they have ended too many processes, as failed for that reason.
+Everything that workers need to know of each other is in the study, so any number of them on any machines may work on
+one, be killed, and continue. Optuna notices a worker whose heartbeat stops and queues its trial's parameters again.
+A trial *counts* if it waits, runs, is complete, was pruned, or failed for a reason. One that failed without a reason
+was cut short: it does not count, because its parameters are queued again.
 """
 
 from __future__ import annotations
@@ -11,62 +11,55 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
+from command_line import hide_password
 from utils import UserError, atomic_write, derived_seed, log
 
-STARTUP = 6  # trials drawn at random before the sampler and the pruner have something to learn from
-MOST_DEATHS = 3  # without a word, at one set of parameters: what ends its process (memory) is not tried for ever
-ALIVE = 3  # heartbeats without which a process counts as dead
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-# The study's attributes: what all its trials share, the precision that was measured for them, and its identity.
+warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's heartbeats and retries
+
+STARTUP = 6  # random trials before the sampler and the pruner have enough to learn from
+MOST_DEATHS = 3  # processes that one set of parameters may end (by its memory) before it counts as failed
+ALIVE = 3  # missed heartbeats after which a process counts as dead
+ATTEMPTS = 5  # at creating the tables of a database, while other workers do the same
+# Attributes of the study: what all its trials share, the precision measured for them, and its identity.
 MADE_WITH, PRECISION, IDENTITY = "made_with", "precision", "identity"
-DEATHS = "deaths"  # a trial's attribute: how many processes its parameters have ended
+# Attributes of a trial: why it failed, that it is one too many, and how many attempts at its parameters were cut short
+# by something that says nothing against them.
+REASON, SURPLUS, INTERRUPTIONS = "reason", "surplus", "interruptions"
 
 
-class TPEByPlace(BaseSampler):
-    """TPE whose random numbers are a function of (seed, the trial's `place`): a search that was interrupted draws what
-    it would have drawn, and workers never draw the same.
+class TPEByPlace(TPESampler):
+    """TPE whose random numbers depend only on the seed and the trial's `place`.
+
+    An interrupted search therefore draws what it would have drawn, and no two workers draw the same.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._tpe = TPESampler(seed=seed, n_startup_trials=STARTUP)
+        super().__init__(seed=seed, n_startup_trials=STARTUP)
+        self._search_seed = seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        seed = derived_seed(self._seed, place(study, trial)) % 2**32
-        self._tpe = TPESampler(seed=seed, n_startup_trials=STARTUP)
-        self._tpe.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._tpe.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._tpe.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        seed = derived_seed(self._search_seed, place(study, trial)) % 2**32
+        super().__init__(seed=seed, n_startup_trials=STARTUP)
+        super().before_trial(study, trial)
 
 
 class _Storage(RDBStorage):
     def record_heartbeat(self, trial_id: int) -> None:
-        """A beat that does not get through is left out: Optuna's thread would end, and so pass for a death."""
+        """Skip a heartbeat that fails: otherwise it would end Optuna's thread, and the process would seem dead."""
         try:
             super().record_heartbeat(trial_id)
         except (StorageInternalError, SQLAlchemyError) as error:
@@ -74,38 +67,34 @@ class _Storage(RDBStorage):
 
 
 def open_storage(url: str, heartbeat: int) -> RDBStorage:
-    """Any database that Optuna knows, with a heartbeat every so many seconds.
+    """Open any database that Optuna supports, with a heartbeat every so many seconds.
 
     Raises: `UserError` that names `--storage` and the address, without its password.
     """
     try:
-        address = make_url(url)
+        sqlite = make_url(url).get_backend_name() == "sqlite"
     except ArgumentError:
-        raise UserError("--storage: no database's address; one is postgresql+psycopg://user@host/name") from None
-    shown = hide_password(url)
-    # Workers of one SQLite file wait for each other; a server may have been started anew since we last spoke.
-    sqlite = address.get_backend_name() == "sqlite"
+        raise UserError("--storage: not a database URL; expected, e.g., postgresql+psycopg://user@host/name") from None
+    # Workers wait for each other's locks on an SQLite file; a server may have restarted since the last query.
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
-    for attempt in range(5):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
-                return _Storage(
-                    url,
-                    engine_kwargs=options,
-                    heartbeat_interval=heartbeat,
-                    grace_period=ALIVE * heartbeat,
-                    heartbeat_stale_trial_callback=queue_again,
-                )
+            return _Storage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=heartbeat,
+                grace_period=ALIVE * heartbeat,
+                heartbeat_stale_trial_callback=retry,
+            )
         except ImportError as error:
-            raise UserError(f"--storage {shown}: {error.__cause__ or error}: pip install it") from None
-        except (IntegrityError, OperationalError, ProgrammingError) as error:
-            # Two workers that start at once both make the tables; the second finds them at its next attempt.
-            if attempt == 4 or not any(word in str(error) for word in ("already exists", "UNIQUE", "unique")):
-                raise UserError(f"--storage {shown}: {_first_line(error)}") from None
-            time.sleep(0.2 * (attempt + 1))
+            raise UserError(f"--storage {hide_password(url)}: {error.__cause__ or error}: pip install it") from None
         except (SQLAlchemyError, RuntimeError) as error:
-            raise UserError(f"--storage {shown}: {_first_line(error)}") from None
+            # Workers that start together all create the tables; all but one fail, and find them at the next attempt.
+            raced = isinstance(error, IntegrityError | OperationalError | ProgrammingError)
+            raced &= any(word in str(error).lower() for word in ("already exists", "unique"))
+            if not raced or attempt == ATTEMPTS:
+                raise UserError(f"--storage {hide_password(url)}: {_first_line(error)}") from None
+            time.sleep(0.2 * attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -113,168 +102,125 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
-def open_study(
-    storage: RDBStorage,
-    name: str,
-    direction: str,
-    seed: int,
-    own: dict[str, Any],
-    made_with: dict[str, Any],
-    precision: str = "auto",
-) -> Study:
-    """The study `name`, made with trial 0 in its queue if it is not there yet.
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a study is created with.
 
-    Args:
-        own: parameters of trial 0.
-        made_with: what all trials share; a study that was made with something else is refused.
-        precision: of all trials, if this makes the study: workers on other machines take what the first has measured.
+    Attributes:
+        direction: `minimize` or `maximize`.
+        seed: of the sampler.
+        default: parameters of trial 0.
+        space: the search space, as `describe_space` gives it.
+        fixed: everything else that all trials share, by key.
+        precision: of all trials; workers on other machines use what the first worker has measured.
+    """
 
-    Raises: `UserError` that says what differs.
+    direction: str
+    seed: int
+    default: dict[str, Any]
+    space: dict[str, str]
+    fixed: dict[str, Any]
+    precision: str = "auto"
+
+
+def open_study(storage: RDBStorage, name: str, terms: Terms) -> Study:
+    """Open the study `name`; if there is none, create it with trial 0 in its queue.
+
+    Raises: `UserError` for a study with another space or other fixed keys, which names the difference.
     """
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=2)
-    options = {"study_name": name, "storage": storage, "sampler": TPEByPlace(seed), "pruner": pruner}
+    options = {"study_name": name, "storage": storage, "sampler": TPEByPlace(terms.seed), "pruner": pruner}
     try:
-        study = optuna.create_study(direction=direction, **options)
+        study = optuna.create_study(direction=terms.direction, **options)
     except DuplicatedStudyError:
         study = optuna.load_study(**options)
-        _wait(lambda: MADE_WITH in study.user_attrs, ALIVE * storage.heartbeat_interval)
-    if MADE_WITH not in study.user_attrs:  # we have made it, or who has died at it
+        stop = time.monotonic() + ALIVE * storage.heartbeat_interval
+        while MADE_WITH not in study.user_attrs and time.monotonic() < stop:  # its creator completes it
+            time.sleep(0.1)
+    made_with = {"space": terms.space, "fixed": terms.fixed}
+    if MADE_WITH not in study.user_attrs:  # this worker created it, or its creator died
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(own)
+            study.enqueue_trial(terms.default)
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
-        study.set_user_attr(PRECISION, precision)
+        study.set_user_attr(PRECISION, terms.precision)
         study.set_user_attr(MADE_WITH, made_with)
     if IDENTITY not in study.user_attrs:
-        raise UserError(f"--study {name}: an earlier version of tune.py made it; name another")
+        raise UserError(f"--study {name}: created by an earlier version of tune.py; choose another name")
     if differences := _differences(study.user_attrs[MADE_WITH], made_with):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
-            f"--study {name}: it was made with {differences[0]}{more}: its trials could not be compared with these; "
-            "name another study, or ask for the same"
+            f"--study {name}: it was created with {differences[0]}{more}, so its trials are not comparable; choose "
+            "another --study, or use the same settings"
         )
     return study
 
 
-def _wait(until: Callable[[], bool], seconds: float) -> None:
-    stop = time.monotonic() + seconds
-    while not until() and time.monotonic() < stop:
-        time.sleep(0.1)
-
-
 def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
-    """The space as text that is equal for equal spaces."""
+    """Return the space as text that is equal for equal spaces."""
     return {key: distribution_to_json(distribution) for key, distribution in space.items()}
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two `made_with`, in words: first in the space, then in what is fixed."""
-    found = []
+    """Return the differences of two `made_with` in words, those of the space first."""
+    differences = []
     for key in {**before["space"], **after["space"]}:
         old, new = before["space"].get(key), after["space"].get(key)
         if old != new:
-            how = "was not" if old is None else "is no more" if new is None else "was otherwise"
-            found.append(f"another space ({key} {how} in it)")
+            how = "was not in it" if old is None else "is no longer in it" if new is None else "had another range"
+            differences.append(f"another space ({key} {how})")
     for key, old in before["fixed"].items():
-        if old != (new := after["fixed"].get(key, old)):  # a key that a later version does not know says nothing
-            found.append(f"{key}={old}, now it is {new}")
-    return found
+        if old != (new := after["fixed"].get(key, old)):  # keys that only one version of the project has do not count
+            differences.append(f"{key}={old}, now it is {new}")
+    return differences
+
+
+def failure(trial: FrozenTrial) -> str | None:
+    """Return the reason why a trial failed; None for one that did not fail, is surplus, or was cut short."""
+    attributes = trial.user_attrs
+    if trial.state != TrialState.FAIL or SURPLUS in attributes or REASON in attributes:
+        return attributes.get(REASON)
+    deaths = len([*_earlier_attempts(trial), trial]) - attributes.get(INTERRUPTIONS, 0)
+    return f"ended its process {deaths} times: too little memory?" if deaths >= MOST_DEATHS else None
+
+
+def _earlier_attempts(trial: FrozenTrial) -> list[int]:
+    """Return the numbers of the trials with the same parameters that were cut short before."""
+    return trial.system_attrs.get("retry_history", [])  # the key of Optuna's RetryHeartbeatStaleTrialCallback
 
 
 def counting(study: Study) -> list[FrozenTrial]:
-    """The trials that count (see above), in the order of their numbers."""
-    trials = study.get_trials(deepcopy=False)
-    return [t for t in trials if t.state != TrialState.FAIL or "reason" in t.user_attrs]
-
-
-def rank(study: Study, number: int) -> int:
-    """How many counting trials have a smaller number."""
-    return sum(trial.number < number for trial in counting(study))
+    """Return the trials that count, in the order of their numbers."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL or failure(t)]
 
 
 def place(study: Study, trial: FrozenTrial) -> int:
-    """How many came before, where one that is tried again stands where it stood at first."""
-    others = [t for t in study.get_trials(deepcopy=False) if "surplus" not in t.user_attrs]
+    """Return how many parameters were drawn before a trial's. A retried trial keeps its place."""
+    others = [t for t in study.get_trials(deepcopy=False) if SURPLUS not in t.user_attrs]
     return len({first for other in others if (first := first_number(other)) < first_number(trial)})
 
 
 def first_number(trial: FrozenTrial) -> int:
-    """The number that a trial's parameters had when they were drawn; 0 is the default."""
-    return (trial.system_attrs.get("retry_history") or [trial.number])[0]
+    """Return the number of the trial that first had these parameters; 0 is the default."""
+    return [*_earlier_attempts(trial), trial.number][0]
 
 
-def queue_again(study: Study, trial: FrozenTrial, died: bool = True) -> None:
-    """Put the parameters of a trial that was cut short into the queue again, for whichever worker comes first.
-
-    Args:
-        died: its process ended without a word (Optuna calls this so), or by an error of its own; False: what ended it
-            says nothing against the parameters, such as Ctrl-C.
-    """
-    history = trial.system_attrs.get("retry_history", [])  # Optuna's name for the trials that were cut short before
-    if any(t.system_attrs.get("retry_history", [None])[-1] == trial.number for t in study.get_trials(deepcopy=False)):
-        return  # another worker, which took this one for dead, was quicker
-    deaths = trial.system_attrs.get(DEATHS, 0) + died
-    reason = f"ended its process {deaths} times: too little memory?"
-    gives_up = deaths >= MOST_DEATHS
-    study.add_trial(
-        create_trial(
-            state=TrialState.FAIL if gives_up else TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={"reason": reason} if gives_up else {},
-            system_attrs={**trial.system_attrs, "retry_history": [*history, trial.number], DEATHS: deaths},
-        )
-    )
-    fate = f"are given up: {reason}" if gives_up else "are tried again"
-    log.info(f"trial {trial.number} was cut short: its parameters {fate}")
-
-
-def fail_dead_trials(study: Study) -> None:
-    """Find the running trials whose process gives no sign of life any more, and queue them again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        fail_stale_trials(study)
-
-
-class Silent:
-    """Running trials without any heartbeat: their process died before the first, and Optuna would wait for ever.
-
-    One that has been seen running for so long that it would be dead by its heartbeat is given one, and is then found
-    like any other. A live trial's own heartbeat is only refreshed by that.
-    """
-
-    def __init__(self, storage: RDBStorage) -> None:
-        self._storage, self._since = storage, {}
-
-    def look(self, study: Study) -> None:
-        now, patience = time.monotonic(), ALIVE * self._storage.heartbeat_interval
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if now - self._since.setdefault(trial.number, now) > patience:
-                study_id = self._storage.get_study_id_from_name(study.study_name)
-                self._storage.record_heartbeat(
-                    self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-                )
-                self._since[trial.number] = float("inf")  # once
-
-
-def hide_password(url: str) -> str:
-    """A database's address for screens and logs. What no address can be read in is not shown at all."""
-    try:
-        address = make_url(url)
-    except ArgumentError:
-        return "…"
-    secret = {name: "***" for name in address.query if "pass" in name.lower()}
-    return address.update_query_dict(secret).render_as_string(hide_password=True)
+def retry(study: Study, trial: FrozenTrial) -> None:
+    """Queue the parameters of a trial again that was cut short; after `MOST_DEATHS` ended processes, give them up."""
+    reason = failure(trial)
+    if reason is None:
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+    log.info(f"trial {trial.number} was cut short: {f'it {reason}' if reason else 'its parameters are tried again'}")
 
 
 def claim(folder: Path, study: Study) -> None:
-    """Mark a study's folder as its own: the numbers of its run folders are those of this study's trials.
+    """Mark a study's folder as its own: the names of its run folders are the numbers of this study's trials.
 
-    Raises: `UserError` where the folder belongs to another study, such as one of this name in another database.
+    Raises: `UserError` if the folder belongs to another study, such as one of the same name in another database.
     """
-    file, own = folder / "study.id", study.user_attrs[IDENTITY]
+    file, identity = folder / "study.id", study.user_attrs[IDENTITY]
     used = any(run.name.isdigit() for run in (folder / "trials").iterdir())
-    owner = file.read_text().strip() if file.is_file() else "nobody" if used else own
-    if owner != own:
-        raise UserError(f"{folder}: of another study of this name; move it away, or name another --study")
+    owner = file.read_text().strip() if file.is_file() else "unknown" if used else identity
+    if owner != identity:
+        raise UserError(f"{folder}: belongs to another study of this name; move it, or choose another --study")
     with atomic_write(file) as out:
-        out.write(f"{own}\n")
+        out.write(f"{identity}\n")

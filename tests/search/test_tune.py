@@ -29,16 +29,9 @@ import tune
 from config import Config, compose_config, get_value
 from search.metric import read_metric
 from search.results import rows, tidy, write_preset
-from search.space import SPACES, find_space, own_values, read_space, suggest, with_values
-from search.study import (
-    Silent,
-    claim,
-    counting,
-    fail_dead_trials,
-    hide_password,
-    open_storage,
-    open_study,
-)
+from search.run import read_search, words_beside_preset
+from search.space import SPACES, default_values, find_space, read_space, suggest, with_values
+from search.study import INTERRUPTIONS, Terms, claim, counting, open_storage, open_study
 from search.worker import Worker
 from tests.helpers.verbs import ROOT, Result
 from utils import UserError, sqlite_address
@@ -67,7 +60,7 @@ def _space(folder: Path, **keys: object) -> Path:
         ("train.lr: {low: 1.0e-5}", ["train.lr", "'high' is missing"]),
         ("train.lr: {low: 1, high: 1}", ["train.lr", "not below"]),
         ("train.lr: {low: 0, high: 1, log: true}", ["train.lr", "above 0"]),
-        ("train.lr: {low: 0, high: 1, step: 0.3}", ["train.lr", "no whole number of steps"]),
+        ("train.lr: {low: 0, high: 1, step: 0.3}", ["train.lr", "not a whole number of steps"]),
         ("train.lr: {low: 1, high: 2, log: true, step: 1}", ["train.lr", "log scale"]),
         ("train.optimizer: {low: adam, high: sgd}", ["train.optimizer", "choices"]),
         ("train.batch: {choices: [16, 16]}", ["train.batch", "different"]),
@@ -87,7 +80,7 @@ def test_a_bad_space_names_file_and_key(tmp_path: Path, text: str, words: list[s
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:
-        own_values(read_space(path), Config(), str(path))
+        default_values(read_space(path), Config(), str(path))
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in [str(path), *words]), error.value
 
@@ -96,9 +89,9 @@ def test_a_bad_space_names_file_and_key(tmp_path: Path, text: str, words: list[s
 def test_every_space_of_ours_draws_what_the_schema_allows(name: str) -> None:
     space, config = read_space(find_space(name)), compose_config()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    own = own_values(space, config, name)
-    study.enqueue_trial(own)
-    assert suggest(study.ask(), space) == own
+    default = default_values(space, config, name)
+    study.enqueue_trial(default)
+    assert suggest(study.ask(), space) == default
     for _ in range(20):
         drawn = suggest(study.ask(), space)
         assert {key: get_value(with_values(config, drawn), key) for key in space} == drawn  # refused where out of range
@@ -106,16 +99,18 @@ def test_every_space_of_ours_draws_what_the_schema_allows(name: str) -> None:
 
 def test_trial_0_must_lie_in_the_space(tmp_path: Path) -> None:
     space = read_space(_space(tmp_path, train__lr={"low": 1e-3, "high": 1e-2}))
-    with pytest.raises(UserError, match=r"space.yaml: train.lr: the configuration's own 0.0005 is not in it"):
-        own_values(space, Config(), "space.yaml")
+    with pytest.raises(
+        UserError, match=r"space.yaml: train.lr: the configuration's value, 0.0005, is not in the space"
+    ):
+        default_values(space, Config(), "space.yaml")
 
 
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("test.accuracy", ["test.accuracy", "validation images alone", "say nothing true"]),
-        ("test_macro_f1", ["validation images alone"]),
-        ("train/accuracy", ["knows them by heart"]),
+        ("test.accuracy", ["test.accuracy", "only validation images", "could not judge"]),
+        ("test_macro_f1", ["only validation images"]),
+        ("train/accuracy", ["memorised"]),
         ("macro_f2", ["did you mean macro_f1"]),
         ("per_class.COVID.recal", ["per_class.CLASS.NAME"]),
     ],
@@ -127,9 +122,18 @@ def test_a_metric_of_other_images_or_of_none_is_refused(verb: Verb, metric: str,
     assert all(word in result.err for word in words), result.err
 
 
-def _open(folder: Path, own: dict[str, float], seed: int = 0) -> tuple[optuna.Study, RDBStorage]:
+def _terms(default: dict[str, float], seed: int = 0) -> Terms:
+    return Terms(direction="minimize", seed=seed, default=default, space={}, fixed={})
+
+
+def _open(folder: Path, default: dict[str, float], seed: int = 0) -> tuple[optuna.Study, RDBStorage]:
     storage = open_storage(f"sqlite:///{folder / 'study.db'}", 1)
-    return open_study(storage, "s", "minimize", seed, own, {"space": {}, "fixed": {}}), storage
+    return open_study(storage, "s", _terms(default, seed)), storage
+
+
+def _worker(study: optuna.Study, storage: RDBStorage, folder: Path, **fields: object) -> Worker:
+    defaults = {"config": Config(), "space": {}, "metric": read_metric("log_loss"), "trials": 2}
+    return Worker(study=study, storage=storage, folder=folder, **{**defaults, **fields})
 
 
 def _bowl(trial: optuna.Trial) -> float:
@@ -150,7 +154,7 @@ def test_an_interrupted_search_draws_what_it_would_have_drawn(tmp_path: Path, mo
             trial = study.ask()
             suggested = _bowl(trial)
             study.tell(trial, state=TrialState.FAIL)
-            search.study.queue_again(study, study.get_trials()[trial.number])
+            search.study.retry(study, study.get_trials()[trial.number])
             assert len(counting(study)) == 5
         study.optimize(_bowl, n_trials=6 - 4 * interrupted)
         drawn.append([trial.params for trial in counting(study)])
@@ -170,10 +174,9 @@ def test_a_dead_trial_is_found_with_and_without_a_heartbeat(tmp_path: Path, monk
         _bowl(study.ask())
     first = study.get_trials()[0]
     storage.record_heartbeat(first._trial_id)
-    silent, stop = Silent(storage), time.monotonic() + 15
+    worker, stop = _worker(study, storage, tmp_path), time.monotonic() + 15
     while len(study.trials) < 4 and time.monotonic() < stop:
-        silent.look(study)
-        fail_dead_trials(study)
+        worker._retry_dead_trials()
         time.sleep(0.2)
     before, after = study.trials[:2], study.trials[2:]
     assert [trial.state for trial in before] == [TrialState.FAIL] * 2
@@ -201,12 +204,12 @@ def test_the_printed_command_trains_the_best_on_the_same_images(
     (tmp_path / "own/preset/mine.yaml").write_text(
         "# @package _global_\nseed: 3\ntrain: {epochs: 2}\ndata: {phantom_count: 120, val_per_class: 2}\n"
     )
-    asked = tune._read(*tune.parser().read_command([*argv, "--space", "rate"]))
+    asked = read_search(tune.parser().read_command([*argv, "--space", "rate"]))
     params = {"train.lr": 1e-3, "train.weight_decay": 0.1}
     trial = create_trial(value=0.5, params=params, distributions=asked.space)
     config = with_values(asked.config, params)
     preset = write_preset(trial, config, asked.plain, asked.metric, tmp_path / "own")
-    words = tune._words_beside_the_preset(asked)
+    words = words_beside_preset(asked)
     assert compose_config([f"preset={preset}", *words], folder=tmp_path / "own") == config
 
 
@@ -219,9 +222,10 @@ def test_parameters_that_keep_ending_their_process_fail_for_that_and_interruptio
     def cut_short(died: bool) -> None:
         trial = study.ask()
         _bowl(trial)
+        if not died:
+            trial.set_user_attr(INTERRUPTIONS, trial.user_attrs.get(INTERRUPTIONS, 0) + 1)
         study.tell(trial, state=TrialState.FAIL)
-        for _ in range(2):  # two workers may both see it
-            search.study.queue_again(study, study.get_trials()[trial.number], died)
+        search.study.retry(study, study.get_trials()[trial.number])
 
     for died in (False, False, True, False, True, False):
         cut_short(died)
@@ -230,9 +234,9 @@ def test_parameters_that_keep_ending_their_process_fail_for_that_and_interruptio
     cut_short(True)
     (given_up,) = counting(study)
     assert given_up.state == TrialState.FAIL and given_up.params == {"x": 3, "y": 1}
-    assert [row["state"] for row in rows(study, ["x"])] == ["cut short"] * 7 + ["failed"]
+    assert [row["state"] for row in rows(study, ["x"])] == ["cut short"] * 6 + ["failed"]
     assert "ended its process 3 times" in rows(study, ["x"])[-1]["reason"]
-    assert study.ask().number == 8  # and the search goes on
+    assert study.ask().number == 7  # and the search goes on
 
 
 def test_the_winners_weights_stay_when_another_worker_ends_its_trial_meanwhile(
@@ -269,40 +273,26 @@ def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:
     (tmp_path / "a/trials/0000").mkdir()
     claim(tmp_path / "a", _open(tmp_path / "a", {"x": 0.0, "y": 0.0})[0])  # it goes on
     for _ in range(2):
-        with pytest.raises(UserError, match="of another study of this name"):
+        with pytest.raises(UserError, match="belongs to another study of this name"):
             claim(tmp_path / "a", other)
     (tmp_path / "b/trials/0000").mkdir()  # of nobody knows what
-    with pytest.raises(UserError, match="of another study of this name"):
+    with pytest.raises(UserError, match="belongs to another study of this name"):
         claim(tmp_path / "b", other)
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b c", "é"])
 def test_a_study_lies_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    study = open_study(
-        open_storage(sqlite_address(tmp_path / name / "study.db"), 1),
-        "s",
-        "minimize",
-        0,
-        {},
-        {"space": {}, "fixed": {}},
-    )
+    study = open_study(open_storage(sqlite_address(tmp_path / name / "study.db"), 1), "s", _terms({}))
     assert (tmp_path / name / "study.db").is_file() and study.study_name == "s"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql+psycopg://user:secret@host/db",
-        "postgresql://user:a/secret@host/db",
-        "postgresql://host/db?user=u&password=secret",
-        "postgresql:secret",
-    ],
-)
-def test_no_password_is_shown(url: str) -> None:
-    assert "secret" not in hide_password(url)
-    assert hide_password("postgresql+psycopg://user@host:5/db") == "postgresql+psycopg://user@host:5/db"
+def test_a_storage_that_cannot_be_opened_is_refused_without_its_password() -> None:
+    for url in ("postgresql:secret", "nothing://user:secret@host/db"):
+        with pytest.raises(UserError, match="--storage") as error:
+            open_storage(url, 1)
+        assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
 def _words(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:
@@ -412,7 +402,7 @@ def test_a_search_leaves_the_best_weights_alone_and_a_preset_that_makes_them(
         (["--metric", "macro_f1"], "--metric=balanced_accuracy, now it is macro_f1"),
         (
             ["--space", "default", "--study", "resnet18-rate"],
-            "another space (train.lr was otherwise in it)",
+            "another space (train.lr had another range)",
         ),
         (["data.split_seed=1"], "data.split_seed=0, now it is 1 (and 1 more)"),
     ],
@@ -441,7 +431,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(
     threading.Thread(target=interrupt, daemon=True).start()
     words = ["--data", phantom, *TINY, "--space", "rate", "--study", "c", "--save", tmp_path, "--trials", 1]
     result = verb("tune.py", *words, "--epochs", 200)
-    assert result.code == 130 and "go on with: python" in result.out and "Traceback" not in result.err
+    assert result.code == 130 and "continue with: python" in result.out and "Traceback" not in result.err
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     states = _query(tmp_path / "tune-c" / "study.db", "select state from trials order by number")
     assert states == [("FAIL",), ("WAITING",)]  # the default's parameters wait
@@ -467,13 +457,13 @@ def test_a_hopeless_trial_stops_early(phantom: Path, cache_dir: Path, tmp_path: 
     keys = {"data.path": str(phantom), "init": "none", "precision": "fp32", "save": str(tmp_path / "trials")}
     config = compose_config(words, keys)
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}", 10)
-    study = open_study(storage, "s", "minimize", 0, own_values(space, config, ""), {"space": {}, "fixed": {}})
+    study = open_study(storage, "s", _terms(default_values(space, config, "")))
     values = dict.fromkeys(range(1, 6), 0.1)
     for _ in range(search.study.STARTUP):  # trials that no untrained network comes near
         params = {"train.lr": 1e-3}
         study.add_trial(create_trial(value=0.1, params=params, distributions=space, intermediate_values=values))
     (tmp_path / "trials").mkdir()
-    Worker(study, storage, config, space, read_metric("log_loss"), tmp_path, len(study.trials)).work()
+    _worker(study, storage, tmp_path, config=config, space=space, trials=len(study.trials)).work()
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     record = json.loads((tmp_path / "trials/0000/run.json").read_text())
@@ -488,7 +478,7 @@ def test_a_trial_too_many_is_none(tmp_path: Path) -> None:
     """Two workers may both begin the last one: the second gives it up before it trains."""
     study, storage = _open(tmp_path, {"x": 0.0, "y": 0.0})
     study.optimize(_bowl, n_trials=2)
-    Worker(study, storage, Config(), {}, read_metric("log_loss"), tmp_path, 2)._run_trial()
+    _worker(study, storage, tmp_path)._run_trial()
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
     assert [trial.number for trial in counting(study)] == [0, 1]
     assert [row["number"] for row in rows(study, [])] == [0, 1]
