@@ -82,7 +82,7 @@ def chosen_precision(model: str, size: int) -> str:
     from training.precision import choose_precision
 
     network, _, device = _network(model, True)
-    return choose_precision("auto", network, model, size, 3, device, cache_folder(DataConfig()))
+    return choose_precision(network, model, (32, 3, size, size), device, cache_folder(DataConfig()))
 
 
 def ours(model: str, size: int, precision: str) -> Work:

@@ -74,7 +74,7 @@ def first_step_table(models: list[str], batch: int, repeats: int) -> None:
     for model in models:
         # stores the measured precision under the key that the command looks up
         network = build_model(model, 4)[0]
-        precision = choose_precision("auto", network, model, 224, 3, device, cache_folder(DataConfig()), batch)
+        precision = choose_precision(network, model, (batch, 3, 224, 224), device, cache_folder(DataConfig()))
         with tempfile.TemporaryDirectory() as folder:
             ours = [sys.executable, "train.py", "--model", model, "--init", "none", "--batch", str(batch)]
             ours += ["--save", folder]

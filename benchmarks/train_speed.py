@@ -43,11 +43,11 @@ def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, 
     from training.trainer import prepare
 
     flags = {"model": model, "init": "none", "train.batch": batch, "data.size": size}
-    learner, dataset, _ = prepare(compose_config([f"data.phantom_count={_phantom_count(images)}"], flags, None))
-    part = dataset.images("train")
+    training = prepare(compose_config([f"data.phantom_count={_phantom_count(images)}"], flags, None))
+    part = training.dataset.images("train")
     assert len(part) >= images
     stores = {name: (store, rows[:images]) for name, (store, rows) in part.stores.items()}
-    return learner, replace(part, records=part.records.iloc[:images], stores=stores)
+    return training.learner, replace(part, records=part.records.iloc[:images], stores=stores)
 
 
 def _phantom_count(images: int) -> int:
@@ -59,10 +59,8 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
     from training.loop import train_epoch
 
     learner, part = _prepared(model, images, batch, size)
-    shape = (batch, len(learner.architecture.mean), size, size)
-    learner.forward = training_forward(
-        learner.model.train(), compiled, learner.precision, shape, learner.device, images // batch
-    )
+    learner.config.train.compile = compiled
+    learner.forward = training_forward(learner, steps=images // batch)
     learner.config.train.epochs = 1000  # only as many as there are rounds are trained
 
     epochs = iter(range(1, 1000))
@@ -201,7 +199,7 @@ def precision_table(models: list[str], batch: int, size: int, repeats: int) -> N
     for model in models:
         device = pick_device("auto")
         network = build_model(model, 4)[0].to(device, memory_format=torch.channels_last)
-        chosen = choose_precision("auto", network, model, size, 3, device, cache_folder(DataConfig()), batch)
+        chosen = choose_precision(network, model, (batch, 3, size, size), device, cache_folder(DataConfig()))
         del network
         with contest(*(Contestant(p, one_precision, model, p, batch, size) for p in ("fp32", "bf16"))) as contestants:
             rates = rounds(f"{model}, precision", contestants, repeats)

@@ -27,10 +27,6 @@ HISTORY = [
 ]
 
 
-class Pruned(Exception):
-    """Who looks on at a training (`train`'s `report`) ends it, because it is hopeless."""
-
-
 class RunFolder:
     """One run's folder and its `run.json`, which always says in which state the run is."""
 

@@ -103,9 +103,9 @@ def run_search(search: Search) -> None:
 def _run_search(search: Search) -> None:
     arguments = search.arguments
     storage = open_storage(arguments.storage, arguments.heartbeat) if arguments.storage else None
-    config = replace(search.config, data=replace(search.config.data))
     # Decode the data once for all trials, and fail early for what every trial would fail for.
-    learner, dataset, _ = prepare(config)
+    training = prepare(search.config)
+    dataset, config, precision = training.dataset, training.learner.config, training.learner.precision
     search.metric.check_class(dataset.classes)
     terms = Terms(
         direction=search.metric.direction,
@@ -113,9 +113,9 @@ def _run_search(search: Search) -> None:
         default=default_values(search.space, config, str(search.space_file)),
         space=describe_space(search.space),
         fixed=_fixed(search) | {"the images and their split": images_digest(dataset)},
-        precision=config.precision if "model" in search.space else learner.precision,
+        precision=config.precision if "model" in search.space else precision,
     )
-    del learner
+    del training
     make_folder(search.folder / "trials", "--save")
     storage = storage or open_storage(sqlite_address(search.folder / "study.db"), arguments.heartbeat)
     study = open_study(storage, search.name, terms)

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from command_line import quiet_screen
 from config import Config
-from experiment.run_folder import Pruned, best_epoch
+from experiment.run_folder import best_epoch
 from search.metric import Metric
 from search.results import best_trial, result_line, tidy
 from search.space import Space, suggest, with_values
 from search.study import ALIVE, INTERRUPTIONS, REASON, SURPLUS, counting, retry
+from training.ending import Pruned
 from training.trainer import train
 from utils import UserError, log
 

@@ -6,42 +6,41 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
+from training.loop import Learner
 from utils import UserError, autocast, log
 
 LONG_RUN = 20_000  # steps from which `auto` compiles: it takes a minute or so, and saves a part of each step
 
 
-def training_forward(
-    model: nn.Module, wanted: str, precision: str, shape: tuple[int, int, int, int], device: torch.device, steps: int
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward pass of training steps: `model` itself, or a compiled one that shares its parameters and buffers.
+def training_forward(learner: Learner, steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the forward pass of training steps: the model itself, or a compiled one that shares its parameters.
+
+    `train.compile` is `on`, `off`, or `auto`: on a GPU, in runs of `LONG_RUN` steps or more. It is compiled here, by a
+    step that leaves weights, statistics and random numbers as they were, for whole micro-batches. Others, an epoch's
+    last, go through the model: each shape would be compiled for itself.
 
     Args:
-        wanted: `on`, `off`, or `auto`: on a GPU, in runs of `LONG_RUN` steps or more.
-        precision: of the autocast that it will be called in.
-        shape: of the inputs (n, channels, side, side). Other batches, an epoch's last, go through `model`: each shape
-            would be compiled for itself.
         steps: of the whole run, so that a run that is resumed decides as it did at first.
 
-    It is compiled here, by a step that leaves weights, statistics and random numbers as they were. Where that fails,
-    `auto` says so and does without, and `on` raises a `UserError`.
+    Raises: `UserError` where compiling fails and `train.compile=on`; `auto` warns and does without.
     """
-    if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
+    model, device, mode = learner.model, learner.device, learner.config.train.compile
+    if mode == "off" or (mode == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
         return model
     log.info("compiling the training step (train.compile) ...")
-    compiled = torch.compile(model, dynamic=False)
+    shape = learner.input_shape
+    compiled = torch.compile(model.train(), dynamic=False)
     before = copy.deepcopy(model.state_dict())
     try:
         with torch.random.fork_rng():
             inputs = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
-            with autocast(device, precision):
+            with autocast(device, learner.precision):
                 scores = compiled(inputs)
             scores.float().sum().backward()
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
         reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
-        if wanted == "on":
+        if mode == "on":
             raise UserError(f"{reason}; set train.compile=off") from None
         log.warning(f"{reason}: going on without")
         return model

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from config import TrainConfig
 from dataset.image_set import ImageSet
-from experiment.run_folder import Pruned
+from training.ending import status_of
 from utils import UserError, log, pick_device
 
 TIMEOUT = timedelta(hours=1)  # of a collective: rank 0 may be writing, another may be compiling
@@ -47,22 +48,18 @@ class _Told(BaseException):
     """This rank was told to end: by torchrun (SIGTERM), or because another rank has failed."""
 
 
-def _nothing(status: str, reason: str) -> None:
-    """The last words of a rank that has none."""
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Ranks:
     """This process among those of the job. The default is a job of one.
 
-    `last_words(status, reason)` is what rank 0 does when the job ends badly.
+    `last_words(status, reason)` is what rank 0 does when the job ends badly; None: nothing yet.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    last_words: Callable[[str, str], None] = _nothing
+    last_words: Callable[[str, str], None] | None = None
     _store: dist.Store | None = None
     _calls: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
@@ -82,20 +79,20 @@ class Ranks:
         Raises: `UserError` where it does not divide.
         """
         pieces = self.world * train.accumulate
-        if train.batch % pieces:
-            near = max(train.batch // pieces, 1) * pieces
-            remedies = [] if fixed else [f"--batch {near} or {near + pieces}"]
-            counts = [n for n in range(1, train.batch + 1) if train.batch % (n * train.accumulate) == 0]
-            nearest = [*[n for n in counts if n < self.world][-1:], *[n for n in counts if n > self.world][:1]]
-            if nearest:
-                remedies.append(f"{' or '.join(map(str, nearest))} ranks")
-            elif fixed:
-                remedies.append("another train.accumulate")
-            raise UserError(
-                f"--batch {train.batch}: does not divide by {pieces} ({self.world} ranks × train.accumulate="
-                f"{train.accumulate}); use {', or '.join(remedies)}"
-            )
-        return train.batch // pieces
+        if train.batch % pieces == 0:
+            return train.batch // pieces
+        near = max(train.batch // pieces, 1) * pieces
+        remedies = [] if fixed else [f"--batch {near} or {near + pieces}"]
+        counts = [n for n in range(1, train.batch + 1) if train.batch % (n * train.accumulate) == 0]
+        nearest = [*[n for n in counts if n < self.world][-1:], *[n for n in counts if n > self.world][:1]]
+        if nearest:
+            remedies.append(f"{' or '.join(map(str, nearest))} ranks")
+        elif fixed:
+            remedies.append("another train.accumulate")
+        raise UserError(
+            f"--batch {train.batch}: does not divide by {pieces} ({self.world} ranks × train.accumulate="
+            f"{train.accumulate}); use {', or '.join(remedies)}"
+        )
 
     def device(self, name: str) -> torch.device:
         """The device behind `name`; under torchrun each rank has a GPU of its own. Raises: `UserError`."""
@@ -183,8 +180,7 @@ class Ranks:
         if self.world > 1:
             _ignore_signals()
             error = self._agree(error)
-        status = {KeyboardInterrupt: "interrupted", Pruned: "pruned"}.get(type(error), "failed")
-        self._say(status, str(error) or type(error).__name__)
+        self._say(status_of(error), str(error) or type(error).__name__)
         self.leave()
         if not self.leads and isinstance(error, UserError | KeyboardInterrupt):
             raise SystemExit(2 if isinstance(error, UserError) else 130) from None
@@ -198,13 +194,12 @@ class Ranks:
 
     def _say(self, status: str, reason: str) -> None:
         """The last words, once: two threads may want to."""
-        words, self.last_words = self.last_words, _nothing
-        words(status, reason)
+        words, self.last_words = self.last_words, None
+        if words is not None:
+            words(status, reason)
 
     def _agree(self, error: BaseException) -> BaseException:
         """What ended the job: the note of the first rank to fail, or else our own error, which is noted then."""
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
         if isinstance(error, KeyboardInterrupt):
             return error
         lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
@@ -282,8 +277,14 @@ def _join() -> Ranks:
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=TIMEOUT
     )
-    local = {name: int(os.environ[f"LOCAL_{name.upper()}"]) for name in ("rank", "world_size")}
-    ranks = Ranks(rank, world, local["rank"], local["world_size"], _store=dist.PrefixStore("job", store))
+    local_rank, local_world = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    ranks = Ranks(
+        rank=rank,
+        world=world,
+        local_rank=local_rank,
+        local_world=local_world,
+        _store=dist.PrefixStore("job", store),
+    )
     if not ranks.leads:
         log.setLevel(logging.CRITICAL)
     ranks._watcher = threading.Thread(target=ranks._watch, daemon=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from config import Config
 from dataset.image_set import Batch, ImageSet, Schedule
@@ -22,64 +23,80 @@ from evaluation.metrics.confusion import confusion_matrix, overall_values
 from experiment.run_folder import best_epoch
 from inference.predict import Runtime, predict_logits, softmax
 from pretrained_models import Architecture
-from training.distributed import Ranks
-from training.optimisation import freeze_backbone, learning_rate, training_mode
+from training.distributed import Ranks, synchronise_norms
+from training.optimisation import build_optimizer, freeze_backbone, learning_rate
 from utils import UserError, autocast, derived_seed
 
 BAR_SECONDS = 0.5  # reading the loss waits for the device: no oftener than this
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Learner:
-    """What training needs at hand. `forward` is the model's forward pass in training steps (it may be compiled)."""
+    """What training needs at hand.
+
+    Attributes:
+        size: side in pixels of the model's input.
+        forward: the model's forward pass in training steps; it may be compiled.
+        validated: probabilities (n, classes) of the validation images after the newest epoch.
+    """
 
     model: nn.Module
     architecture: Architecture
-    optimizer: torch.optim.Optimizer
-    augment: Augment
     config: Config
+    size: int
     device: torch.device
     precision: str
-    forward: Callable[[torch.Tensor], torch.Tensor]
     ranks: Ranks = field(default_factory=Ranks)
-    validated: np.ndarray | None = None  # probabilities (n, classes) of the validation images after the newest epoch
+    optimizer: torch.optim.Optimizer = field(init=False)
+    augment: Augment = field(init=False)
+    forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)
+    validated: np.ndarray | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        torch.backends.cudnn.benchmark = True  # the batches of a training have one shape
+        self.model = synchronise_norms(self.model, config.train.sync_batch_norm, self.ranks, self.device)
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.augment = Augment(config.augment, config.seed, config.augment.resize or self.size, self.size)
+        self.forward = self.model
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a whole micro-batch: (n, channels, side, side)."""
+        return (self.ranks.micro_batch(self.config.train), len(self.architecture.mean), self.size, self.size)
 
 
-def train_epoch(learner: Learner, part: ImageSet, epoch: int) -> dict[str, float]:
+def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, float]:
     """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss`, `train_accuracy`.
 
     Order and augmentation are functions of (seed, epoch, position), dropout is one of (seed, epoch, rank), so an epoch
     can be repeated exactly. Several ranks share every batch of the one order.
     Raises: `UserError` naming epoch and step where the loss is not finite.
     """
-    from tqdm import tqdm
-
     config, train, model, ranks = learner.config, learner.config.train, learner.model, learner.ranks
-    order = epoch_order(part.labels, train.sampler, config.seed, epoch)
+    order = epoch_order(images.labels, train.sampler, config.seed, epoch)
     micro = ranks.micro_batch(train)
-    whole = epoch_steps(len(order), train.batch)
-    shares = [share_of(step, micro, ranks.rank, ranks.world, train.accumulate) for step in whole]
-    frozen = epoch <= train.freeze_epochs
-    freeze_backbone(model, learner.architecture.head, frozen)
-    training_mode(model, learner.architecture.head, frozen)
+    steps = epoch_steps(len(order), train.batch)
+    shares = [share_of(step, micro, ranks.rank, ranks.world, train.accumulate) for step in steps]
+    positions = [positions for share in shares for positions in share.micro_batches]
+    schedule = Schedule(order, positions, learner.augment, epoch)
+    batches = images.batches(learner.device, micro, learner.architecture, schedule)
+    freeze_backbone(model, learner.architecture.head, epoch <= train.freeze_epochs)
     forward = ranks.parallel(model, learner.forward)
     torch.manual_seed(derived_seed(config.seed, epoch, *([] if ranks.leads else [ranks.rank])))
     # In the precision of the weights: the loss of every step, summed over its images, and its right answers.
-    tally = torch.zeros((2, len(shares)), dtype=next(model.parameters()).dtype, device=learner.device)
-    positions = [positions for share in shares for positions in share.micro_batches]
-    schedule = Schedule(order, positions, learner.augment, epoch)
-    batches = part.batches(learner.device, micro, learner.architecture, schedule)
+    tally = torch.zeros((2, len(steps)), dtype=next(model.parameters()).dtype, device=learner.device)
     seen, shown, checked = 0, time.perf_counter(), 0
     title = f"epoch {epoch}/{train.epochs}"
     with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=not ranks.leads) as bar:
         for step, share in enumerate(shares):
-            rate = learning_rate(train, (epoch - 1) * len(shares) + step, len(shares))
+            rate = learning_rate(train, (epoch - 1) * len(steps) + step, len(steps))
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
             tally[:, step] = ranks.sum(_step(learner, forward, share, batches))
             seen += share.images
             bar.update(share.images)
-            if time.perf_counter() - shown > BAR_SECONDS or step + 1 == len(shares):
+            if time.perf_counter() - shown > BAR_SECONDS or step + 1 == len(steps):
                 shown = time.perf_counter()
                 _check_finite(tally[0], checked, step + 1, epoch)
                 checked = step + 1

@@ -47,13 +47,10 @@ def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def freeze_backbone(model: nn.Module, head: str, frozen: bool) -> None:
-    """Set which parameters learn: while `frozen`, those of the module `head` alone."""
+    """Put `model` into training mode; while `frozen`, the module `head` alone learns, and the rest keeps its
+    normalisation statistics too.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not frozen or name.startswith(head + "."))
-
-
-def training_mode(model: nn.Module, head: str, frozen: bool) -> None:
-    """Training mode for the parts that learn: a frozen backbone keeps its normalisation statistics, too."""
     model.train(not frozen)
-    if frozen:
-        model.get_submodule(head).train()
+    model.get_submodule(head).train()

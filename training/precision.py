@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from pathlib import Path
 
@@ -19,38 +20,29 @@ REPEATS = 6  # the best of several: a neighbour on the machine slows single step
 
 
 def choose_precision(
-    wanted: str,
-    model: nn.Module,
-    name: str,
-    size: int,
-    channels: int,
-    device: torch.device,
-    cache_dir: Path,
-    batch: int = 32,
+    model: nn.Module, name: str, shape: tuple[int, int, int, int], device: torch.device, folder: Path
 ) -> str:
-    """`wanted`, or for `auto` the faster of fp32 and bf16 autocast for training steps of this model on this device.
+    """Return the faster of fp32 and bf16 autocast for training steps of `model` on `device`.
 
-    Measured on at most `MAX_IMAGES` images within about `MAX_SECONDS`, and remembered in `precision.json` under
-    `cache_dir` by model, input size, batch, device and torch version.
+    Measured on at most `MAX_IMAGES` images within about `MAX_SECONDS`, and remembered in `precision.json` in `folder`
+    by model, input size, batch, device and torch version.
+
+    Args:
+        shape: of a step's inputs, (n, channels, side, side).
     """
-    if wanted != "auto":
-        return wanted
-    memory = cache_dir / "precision.json"
-    key = f"{name}, {size}px, batch {batch}, {device_name(device)}, torch {torch.__version__}"
+    memory = folder / "precision.json"
+    key = f"{name}, {shape[-1]}px, batch {shape[0]}, {device_name(device)}, torch {torch.__version__}"
     remembered = _read(memory)
     if key not in remembered:
         log.info("measuring which precision trains faster here ...")
-        seconds = measure_precisions(model, size, channels, device, batch)
+        seconds = measure_precisions(model, shape, device)
         remembered = _read(memory) | {key: seconds}
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(memory, remembered)
     seconds = remembered[key]
     chosen = min(CANDIDATES, key=lambda p: seconds[p])
-    log.info(
-        f"precision {chosen}: a training step took "
-        + ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
-        + f" per image ({key})"
-    )
+    times = ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
+    log.info(f"precision {chosen}: a training step took {times} per image ({key})")
     return chosen
 
 
@@ -62,44 +54,43 @@ def _read(memory: Path) -> dict[str, dict[str, float]]:
         return {}  # absent, or not what we wrote: it is measured again
 
 
-def measure_precisions(
-    model: nn.Module, size: int, channels: int, device: torch.device, batch: int
-) -> dict[str, float]:
-    """Seconds per image of a training step of `batch` images in each of `CANDIDATES`, on a copy of `model`.
+def measure_precisions(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> dict[str, float]:
+    """Return the seconds per image of a training step with inputs of `shape`, for each of `CANDIDATES`.
 
-    Steps of two and of up to `MAX_IMAGES` images are timed, the best of interleaved repeats, and the line through both
-    is followed to `batch`: casting the weights costs the same however many images there are (VGG's classifier), and a
-    small step alone would blame the precision for it.
+    Steps of two and of up to `MAX_IMAGES` images are timed on a copy of `model`, the best of interleaved repeats, and
+    the line through both is followed to the whole batch: casting the weights costs the same however many images there
+    are (VGG's classifier), and a small step alone would blame the precision for it.
     """
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     start = time.perf_counter()
-
-    def step(precision: str, images: int) -> float:
-        inputs = torch.linspace(-2, 2, images * channels * size * size, device=device)
-        inputs = inputs.view(images, channels, size, size).to(memory_format=torch.channels_last)
-        began = time.perf_counter()
-        with autocast(device, precision):
-            loss = F.cross_entropy(model(inputs).float(), torch.zeros(images, dtype=torch.long, device=device))
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
     # The first steps make the kernels; they also tell how many images fit into the time. Two images at the least: batch
     # normalisation of a 1×1 map needs them.
     few = 2
-    slowest = max(step(precision, few) for precision in CANDIDATES)
+    slowest = max(_step_seconds(model, (few, *shape[1:]), precision, device) for precision in CANDIDATES)
     left = MAX_SECONDS - (time.perf_counter() - start)
     many = int(min(MAX_IMAGES, max(2 * few, left / (2 * slowest / few))))
     best = {(precision, images): float("inf") for precision in CANDIDATES for images in (few, many)}
     for _ in range(REPEATS):
         for precision, images in best:
-            best[precision, images] = min(best[precision, images], step(precision, images))
+            took = _step_seconds(model, (images, *shape[1:]), precision, device)
+            best[precision, images] = min(best[precision, images], took)
         if time.perf_counter() - start > MAX_SECONDS * 0.7:
             break
-    seconds = {}
+    seconds, batch = {}, shape[0]
     for precision in CANDIDATES:
         one_more = max(best[precision, many] - best[precision, few], 0) / (many - few)
         seconds[precision] = (best[precision, many] + one_more * max(0, batch - many)) / max(batch, many)
     return seconds
+
+
+def _step_seconds(model: nn.Module, shape: tuple[int, int, int, int], precision: str, device: torch.device) -> float:
+    """Return the seconds of one forward and backward pass."""
+    inputs = torch.linspace(-2, 2, math.prod(shape), device=device).view(shape).to(memory_format=torch.channels_last)
+    began = time.perf_counter()
+    with autocast(device, precision):
+        loss = F.cross_entropy(model(inputs).float(), torch.zeros(shape[0], dtype=torch.long, device=device))
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

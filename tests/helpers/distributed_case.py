@@ -20,12 +20,10 @@ from command_line import run_verb  # noqa: E402
 from config import Config, compose_config  # noqa: E402
 from dataset.image_set import Batch, ImageSet  # noqa: E402
 from dataset.loading import load_dataset  # noqa: E402
-from dataset.transforms import Augment  # noqa: E402
 from pretrained_models import Architecture  # noqa: E402
 from training import loop, trainer  # noqa: E402
 from training.distributed import Ranks, job  # noqa: E402
 from training.loop import Learner, train_epoch, validate  # noqa: E402
-from training.optimisation import build_optimizer  # noqa: E402
 from utils import UserError  # noqa: E402
 
 SIDE = 32
@@ -60,9 +58,15 @@ def learner_of(
     torch.manual_seed(5)
     model = Network(norm).to(dtype)
     architecture = Architecture(name="tiny", head="head", size=SIDE, mean=(0.5,), std=(0.25,))
-    optimizer = build_optimizer(model, config.train)
-    augment = Augment(config.augment, config.seed, SIDE, SIDE)
-    return Learner(model, architecture, optimizer, augment, config, torch.device("cpu"), "fp32", model, ranks)
+    return Learner(
+        model=model,
+        architecture=architecture,
+        config=config,
+        size=SIDE,
+        device=torch.device("cpu"),
+        precision="fp32",
+        ranks=ranks,
+    )
 
 
 def losses_of(learner: Learner, part: ImageSet, epochs: int) -> list[float]:

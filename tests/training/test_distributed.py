@@ -25,7 +25,7 @@ from training.distributed import Ranks, synchronise_norms
 from training.trainer import resume
 from utils import UserError
 
-CASE = ROOT / "tests" / "distributed_case.py"
+CASE = ROOT / "tests" / "helpers" / "distributed_case.py"
 
 
 def _torchrun(*command: object) -> subprocess.CompletedProcess:

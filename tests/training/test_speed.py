@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from config import AugmentConfig, DataConfig
+from config import AugmentConfig, DataConfig, compose_config
 from dataset.image_set import ImageSet, Schedule
 from dataset.loading import load_dataset
 from dataset.transforms import Augment, Normalisation
+from pretrained_models import Architecture
 from tests.helpers.verbs import ROOT
 from training import compilation
 from training.compilation import LONG_RUN, training_forward
+from training.loop import Learner
 from utils import UserError, pick_device
 
 CPU = torch.device("cpu")
@@ -72,20 +74,24 @@ def test_a_cpu_holds_no_second_copy(phantom: Path, cache_dir: Path) -> None:
     assert part.resident(CPU) is None
 
 
-def _network() -> nn.Module:
+def _learner(compiled: str, device: torch.device = CPU) -> Learner:
+    """Four images of two channels and 9 × 9 pixels at a time."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
+    architecture = Architecture(name="net", head="5", size=9, mean=(0.5, 0.5), std=(0.2, 0.2))
+    config = compose_config(["train.batch=4", f"train.compile={compiled}"])
+    return Learner(model=model, architecture=architecture, config=config, size=9, device=device, precision="fp32")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_a_compiled_step_learns_the_same() -> None:
-    model = _network()
-    plain = copy.deepcopy(model)
+    learner = _learner("on")
+    model, plain = learner.model, copy.deepcopy(learner.model)
     inputs = torch.randn(4, 2, 9, 9)
     random = torch.get_rng_state()
-    forward = training_forward(model, "on", "fp32", inputs.shape, CPU, 10)
+    forward = training_forward(learner, 10)
     assert forward is not model
     assert torch.equal(torch.get_rng_state(), random)  # compiling draws nothing
     for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
@@ -109,20 +115,19 @@ def test_when_compiling_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    model, shape = _network(), (4, 2, 9, 9)
     with pytest.raises(UserError, match=r"train\.compile.*no compiler.*train\.compile=off"):
-        training_forward(model, "on", "fp32", shape, CPU, 10)
+        training_forward(_learner("on"), 10)
     monkeypatch.setattr(compilation, "LONG_RUN", 10)
+    learner = _learner("auto", torch.device("cuda"))
     monkeypatch.setattr(torch, "zeros", lambda shape, device: torch.ones(shape))  # for a GPU that is not there
-    assert training_forward(model, "auto", "fp32", shape, torch.device("cuda"), 10) is model  # it goes on without
+    assert training_forward(learner, 10) is learner.model  # it goes on without
 
 
 def test_auto_compiles_long_runs_on_a_gpu_alone() -> None:
-    model = _network()
-    shape, gpu = (4, 2, 9, 9), torch.device("cuda")
-    assert training_forward(model, "auto", "fp32", shape, CPU, 10 * LONG_RUN) is model
-    assert training_forward(model, "auto", "fp32", shape, gpu, LONG_RUN - 1) is model
-    assert training_forward(model, "off", "fp32", shape, gpu, 10 * LONG_RUN) is model
+    gpu = torch.device("cuda")
+    for mode, device, steps in (("auto", CPU, 10 * LONG_RUN), ("auto", gpu, LONG_RUN - 1), ("off", gpu, 10 * LONG_RUN)):
+        learner = _learner(mode, device)
+        assert training_forward(learner, steps) is learner.model
 
 
 @pytest.mark.slow

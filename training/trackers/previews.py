@@ -1,4 +1,4 @@
-"""Pictures of a training for a tracker, as PNG files in memory: the validation's confusion matrix, and sample CAMs."""
+"""Images of a training for a tracker: the validation's confusion matrix, and sample CAMs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from config import DataConfig
+from config import Config
 from dataset.image_set import make_image_set
 from dataset.loading import Dataset
 from evaluation.figures.plots import confusion_figure
@@ -18,52 +19,50 @@ from experiment.checkpoint import Checkpoint
 from utils import interrupts_wait
 
 MOST_CAMS = 4
-METHOD = "gradcam"
 
 
 @interrupts_wait()
-def confusion_picture(counts: np.ndarray, classes: list[str], title: str) -> bytes:
-    """The confusion matrix (classes, classes), rows true and columns predicted, as a PNG."""
-    values = overall_values(counts)
+def confusion_image(counts: np.ndarray, classes: list[str], title: str) -> np.ndarray:
+    """Return the drawn confusion matrix (classes, classes), rows true and columns predicted, as (h, w, 3) uint8."""
     metrics = {
         "confusion": counts,
         "classes": classes,
         "n": int(counts.sum()),
-        **{name: {"value": float(values[name])} for name in ("accuracy", "balanced_accuracy")},
+        **{name: {"value": float(value)} for name, value in overall_values(counts).items()},
     }
     file = io.BytesIO()
     confusion_figure(metrics, title).savefig(file, format="png", dpi=100)
-    return file.getvalue()
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def sample_cams(
-    checkpoint: Checkpoint, dataset: Dataset, data: DataConfig, device: torch.device, seed: int
-) -> list[tuple[str, bytes]]:
-    """Grad-CAM overlays of a few validation pictures as (name, PNG): the evidence for the class predicted of each.
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, device: torch.device
+) -> list[tuple[str, np.ndarray]]:
+    """Return Grad-CAM overlays (h, w, 3) uint8 of a few validation images: the evidence for each predicted class.
 
-    The pictures are drawn by `seed`. Their names, the true class and a number, are the same for all weights.
+    The images are drawn by seed. Their names, the true class and a number, are the same for all weights.
     Raises: `UserError` for an architecture that can have no Grad-CAM.
     """
+    # These imports take half a second, which only the end of a tracked training needs.
     from localization.drawing.maps import ExplainedModel, MapJob, Output, draw_maps
     from localization.explainer import Explainer
     from localization.methods.explanation import Settings
 
     validation = dataset.images("val").records
-    order = np.random.default_rng(seed).permutation(len(validation))
+    order = np.random.default_rng(config.seed).permutation(len(validation))
     each = max(1, MOST_CAMS // len(dataset.classes))
     chosen = validation.iloc[order].groupby("label").head(each).sort_values("label", kind="stable").head(MOST_CAMS)
-    part, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, data, dataset.side, masks=True)
+    part, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, config.data, dataset.side, masks=True)
     explainer = Explainer.from_architecture(
         checkpoint.model().to(device),
         checkpoint.architecture,
         checkpoint.size,
         settings=Settings(precision=checkpoint.precision),
     )
-    job, counts = MapJob(methods=explainer.choose(METHOD)), dict.fromkeys(dataset.classes, 0)
+    job = MapJob(methods=explainer.choose("gradcam"))
     model = ExplainedModel(name=checkpoint.architecture.name, explainer=explainer, fit=checkpoint.fit, device=device)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in draw_maps(model, part, job, Output(folder=Path(folder))).rows:
-            counts[row.label] += 1
-            found.append((f"{row.label} {counts[row.label]}", (Path(folder) / row.file).read_bytes()))
-    return found
+        rows = draw_maps(model, part, job, Output(folder=Path(folder))).rows
+        pixels = [np.asarray(Image.open(Path(folder) / row.file).convert("RGB")) for row in rows]
+    labels = [row.label for row in rows]
+    return [(f"{label} {labels[: i + 1].count(label)}", pixels[i]) for i, label in enumerate(labels)]

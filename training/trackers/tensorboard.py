@@ -1,23 +1,18 @@
-"""A run's event files for TensorBoard.
-
-Events are made by TensorBoard's and torch's own functions, and written at once and in this thread: torch's
-`SummaryWriter` hands them to one of its own, where an error (a full disk) ends with a traceback on the screen.
-"""
+"""A run in TensorBoard: event files in the run folder."""
 
 from __future__ import annotations
 
 import shlex
-import socket
-import struct
-import time
-from pathlib import Path
+import threading
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from experiment.run_folder import RunFolder
 from utils import shown
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
 
 # The columns of history.csv as TensorBoard groups them: what stands before the stroke is a heading.
 TAGS = {
@@ -31,11 +26,11 @@ TAGS = {
     "seconds": "speed/seconds",
 }
 CHARTS = {"training beside validation": {name: ["Multiline", [f"{name}/.*"]] for name in ("loss", "accuracy")}}
-FILE = "events.out.tfevents."  # in the run folder
+_default_hook = threading.excepthook
 
 
 class TensorBoard:
-    """A `Backend` of `training.trackers`. The event files lie in the run folder, whose name TensorBoard shows.
+    """A `Backend` of `training.trackers`. TensorBoard shows the run folder's name.
 
     Args:
         parameters: the configuration, flat.
@@ -46,68 +41,51 @@ class TensorBoard:
         self.place = f"the event file in {shown(run.path)}"
         self.remedy = "make room, or leave it out with --track none"
         self.look = f"tensorboard --logdir {shlex.quote(shown(run.path.parent))}"
-        self._file: Path | None = None
+        self._writer: SummaryWriter | None = None
 
     def open(self) -> set[int]:
         """As `Backend.open`: of a run that goes on, the epochs in its earlier files."""
-        from torch.utils.tensorboard.summary import custom_scalars, hparams, text
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
-        earlier = sorted(self.folder.glob(f"{FILE}*"))
-        self._file = new_file(self.folder)
-        known = set().union(*(_epochs(file) for file in earlier))
-        self._write(file_version="brain.Event:2")
-        if not known:
+        threading.excepthook = _quiet_hook
+        shown = self._epochs()
+        self._writer = SummaryWriter(str(self.folder))
+        if not shown:
             yaml = (self.folder / "config.yaml").read_text(encoding="utf-8")
-            self._write(text("config", "\n".join(f"    {line}" for line in yaml.splitlines())))  # as Markdown has code
-            self._write(custom_scalars(CHARTS))
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))  # Markdown's code
+            self._writer.add_custom_scalars(CHARTS)
             plain = {key: v if isinstance(v, (bool, str, float, int)) else str(v) for key, v in self.parameters.items()}
-            for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):
-                self._write(summary)
-        return known
+            for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would make another run
+                self._writer.file_writer.add_summary(summary)
+        return shown
 
     def scalars(self, row: dict[str, Any]) -> None:
         """As `Backend.scalars`."""
-        from torch.utils.tensorboard.summary import scalar
-
         for column, tag in TAGS.items():
-            self._write(scalar(tag, row[column]), row["epoch"])
+            self._writer.add_scalar(tag, row[column], row["epoch"])
+        self._writer.flush()
 
-    def picture(self, name: str, png: bytes, epoch: int) -> None:
-        """As `Backend.picture`."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        width, height = struct.unpack(">II", png[16:24])  # of the header chunk
-        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-        self._write(Summary(value=[Summary.Value(tag=name, image=image)]), epoch)
+    def image(self, name: str, pixels: np.ndarray, epoch: int) -> None:
+        """As `Backend.image`."""
+        self._writer.add_image(name, pixels, epoch, dataformats="HWC")
+        self._writer.flush()
 
     def end(self, status: str) -> None:
-        """As `Backend.end`: all is written."""
+        """As `Backend.end`."""
+        self._writer.close()
 
-    def _write(self, summary: Summary | None = None, epoch: int = 0, **event: Any) -> None:
-        """Append one event."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
+    def _epochs(self) -> set[int]:
+        """Return the epochs in the event files, each as far as it is whole."""
+        if not list(self.folder.glob("events.out.tfevents.*")):
+            return set()
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        record = Event(wall_time=time.time(), step=epoch, summary=summary, **event)
-        with self._file.open("ab") as file:
-            RecordWriter(file).write(record.SerializeToString())
-
-
-def new_file(folder: Path) -> Path:
-    """Where to write: a run that goes on does not append, its last file may end in half a record. No name comes twice,
-    for a TensorBoard that is running reads on where a file of that name ended.
-    """
-    return folder / f"{FILE}{time.time_ns() // 1000}.{socket.gethostname()}"
+        events, tag = EventAccumulator(str(self.folder), {"scalars": 0}).Reload(), TAGS["seconds"]
+        return {event.step for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else set()
 
 
-def _epochs(file: Path) -> set[int]:
-    """The epochs whose numbers an event file holds, up to where it is whole."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    last = list(TAGS.values())[-1]
-    return {
-        event.step
-        for event in LegacyEventFileLoader(str(file)).Load()
-        for value in event.summary.value
-        if value.tag == last
-    }
+def _quiet_hook(arguments: threading.ExceptHookArgs) -> None:
+    """Drop the traceback of an error in SummaryWriter's thread: the training's next call raises it, for one warning."""
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        _default_hook(arguments)

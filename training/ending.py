@@ -1,0 +1,14 @@
+"""How a training can end."""
+
+from __future__ import annotations
+
+
+class Pruned(Exception):
+    """Raised by the `report` callback of `train` to end a training that is not worth continuing."""
+
+
+def status_of(error: BaseException) -> str:
+    """Return what run.json calls a training that `error` ended: `interrupted`, `pruned` or `failed`."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return "pruned" if isinstance(error, Pruned) else "failed"

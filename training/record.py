@@ -1,0 +1,176 @@
+"""What rank 0 writes into the run folder of a training: run.json, train.log, checkpoints, history and curves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from command_line import log_to
+from dataset.image_set import ImageSet
+from dataset.loading import Dataset
+from evaluation.figures.plots import learning_curves_figure, save_figure
+from experiment.checkpoint import Checkpoint, hashes_to_tensor, save_checkpoint
+from experiment.run_folder import RunFolder, best_epoch, now, runs_folder
+from training.loop import Learner
+from utils import device_name, interrupts_wait, log, shown
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A training as far as it has come.
+
+    Attributes:
+        init: where the initial weights came from, in words.
+        run: the run folder, on rank 0 alone.
+        history: one row of history.csv per finished epoch.
+    """
+
+    learner: Learner
+    dataset: Dataset
+    init: str
+    run: RunFolder | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def validation(self) -> ImageSet:
+        """The validation images."""
+        return self.dataset.images("val")
+
+    @cached_property
+    def train_hashes(self) -> torch.Tensor:
+        """(n, 32) uint8, the SHA-256 of every training image."""
+        return hashes_to_tensor(list(self.dataset.images("train").records["sha256"]))
+
+    @property
+    def improved(self) -> bool:
+        """Whether the newest epoch is the best so far."""
+        return best_epoch(self.history) is self.history[-1]
+
+
+def start_run(training: Training, name: str | None) -> RunFolder:
+    """Make the run folder and write its configuration, split and run.json. Raises: `UserError`."""
+    learner, dataset, config = training.learner, training.dataset, training.learner.config
+    run = RunFolder.create(runs_folder(config), config.model, name)
+    record = {
+        "model": config.model,
+        "seed": config.seed,
+        "device": device_name(learner.device),
+        "ranks": learner.ranks.world,
+        "precision": learner.precision,
+        "init": training.init,
+        "classes": dataset.classes,
+        "size": dataset.side,
+        "data": config.data.path or "phantom",
+        "unreadable": len(dataset.unreadable),
+    }
+    run.start(config, dataset.records, record)
+    return run
+
+
+def reopen_run(training: Training, checkpoint: Checkpoint) -> RunFolder:
+    """Open the folder of a run that goes on after `checkpoint`, and say so in its run.json."""
+    learner, run = training.learner, RunFolder.open(checkpoint.path.parent)
+    run.write_config(learner.config)
+    for key in ("finished", "reason"):  # of its last part
+        run.record.pop(key, None)
+    resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": learner.ranks.world}
+    run.update(
+        status="running",
+        device=device_name(learner.device),
+        ranks=learner.ranks.world,
+        resumed=[*run.record.get("resumed", []), resumed],
+    )
+    log.info(f"resuming {shown(run.path)} after epoch {checkpoint.epoch}")
+    return run
+
+
+def log_start(training: Training) -> None:
+    """Log what is trained on what, and the images that were left out."""
+    learner, dataset, record = training.learner, training.dataset, training.run.record
+    log.info(
+        f"run {shown(training.run.path)}: {record['model']} at {record['size']}×{record['size']}, {learner.precision} "
+        f"on {record['device']}, weights: {record['init']}"
+    )
+    train, ranks = learner.config.train, learner.ranks
+    if ranks.world * train.accumulate > 1:
+        log.info(
+            f"batch of {train.batch}: {ranks.world} ranks × {train.accumulate} micro-batches of "
+            f"{ranks.micro_batch(train)} images; the learning rate is the batch's, whatever the ranks"
+        )
+    for path, reason in dataset.unreadable.items():
+        log.debug(f"unreadable, left out: {path} ({reason})")
+    log.info(dataset.table().to_string())
+
+
+def log_epoch(training: Training) -> None:
+    """Log the newest epoch in a line, with an asterisk where it is the best so far."""
+    row = training.history[-1]
+    log.info(
+        f"epoch {row['epoch']}/{training.learner.config.train.epochs}  loss {row['train_loss']:.4f}  accuracy "
+        f"{row['train_accuracy']:.4f}  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  "
+        f"macro F1 {row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+        + ("  *" if training.improved else "")
+    )
+
+
+@interrupts_wait()
+def save_epoch(training: Training) -> None:
+    """Write last.pt, best.pt where this epoch is the best, history.csv and curves.png: all of them or none, but for a
+    disk that is full.
+    """
+    learner, history, run = training.learner, training.history, training.run
+    checkpoint = Checkpoint(
+        architecture=learner.architecture,
+        classes=training.dataset.classes,
+        size=training.dataset.side,
+        fit=learner.config.data.fit,
+        precision=learner.precision,
+        epoch=history[-1]["epoch"],
+        train_hashes=training.train_hashes,
+        config=asdict(learner.config),
+        state=learner.model.state_dict(),
+        resume={},
+        path=run.path / "best.pt",
+    )
+    if training.improved:
+        save_checkpoint(checkpoint)
+    resume = {"optimizer": learner.optimizer.state_dict(), "history": history}
+    save_checkpoint(replace(checkpoint, path=run.path / "last.pt", resume=resume))
+    run.update(compiled=learner.forward is not learner.model)
+    run.write_history(history)
+    figure = learning_curves_figure(history, best_epoch(history)["epoch"])
+    figure.suptitle(f"{learner.config.model}, {run.path.name}", fontsize=10)
+    save_figure(figure, run.path / "curves.png")
+
+
+def finish_run(training: Training) -> None:
+    """Write the result into run.json, and log which commands come next."""
+    history, run = training.history, training.run
+    best, seconds = best_epoch(history), sum(row["seconds"] for row in history)
+    rate = sum(row["images_per_second"] for row in history) / len(history)
+    run.update(
+        status="finished",
+        finished=now(),
+        epochs=len(history),
+        best_epoch=best["epoch"],
+        best={k: best[k] for k in ("valid_loss", "valid_accuracy", "valid_macro_f1")},
+        timings={"train_seconds": round(seconds, 2), "images_per_second": round(rate, 2)},
+    )
+    folder = shown(run.path)
+    log.info(
+        f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy {best['valid_accuracy']:.4f}; "
+        f"{seconds:.0f} s in all\nrun folder: {folder}\nnext:\n"
+        f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save"
+    )
+
+
+def end_badly(run: RunFolder, status: str, reason: str) -> None:
+    """Write into run.json and train.log how the training ended."""
+    run.update(status=status, reason=reason, finished=now())
+    with log_to(run.path / "train.log"):
+        log.info(f"{status}: {reason}")
+        if status == "interrupted" and (run.path / "last.pt").exists():
+            log.info(f"go on with: python train.py --resume {shown(run.path)}")
