@@ -11,6 +11,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from evaluation.metrics.ranking import auroc, average_precision, newcombe
 from intervals import (
+    UNKNOWN,
+    Interval,
     Patients,
     basic_interval,
     mean_interval,
@@ -19,6 +21,17 @@ from intervals import (
     transformed_interval,
     wilson,
 )
+
+
+def test_an_interval_as_json_and_text() -> None:
+    known, value_only = Interval(0.9312, 0.88, 0.9618), Interval(0.5)
+    assert known.to_json() == {"value": 0.9312, "low": 0.88, "high": 0.9618}
+    assert Interval.from_json(known.to_json()) == known
+    assert value_only.to_json() == {"value": 0.5, "low": None, "high": None}
+    assert np.isnan(Interval.from_json(value_only.to_json()).low)
+    texts = [interval.text() for interval in (known, value_only, UNKNOWN)]
+    assert texts == ["0.931 [0.880, 0.962]", "0.500", "-"]
+    assert known.text(2) == "0.93 [0.88, 0.96]"
 
 
 def _single(n: int) -> Patients:

@@ -22,6 +22,7 @@ from statsmodels.stats.multitest import multipletests
 
 from evaluation import compare
 from evaluation.comparison.alignment import align
+from evaluation.comparison.inputs import default_folder
 from evaluation.comparison.paired import (
     bootstrap_limits,
     class_metrics,
@@ -371,6 +372,17 @@ def test_unknown_patients_are_not_called_patients() -> None:
     assert "independent" not in " ".join(cautions(compare(two(60), resamples=50)))
 
 
+def test_compare_aligns_and_checks_its_runs() -> None:
+    a, b = predictions(table(60, 1, 1.5)), predictions(table(60, 2, 1.2).sample(frac=1, random_state=1))
+    aligned = flat(compare(two(60), resamples=50))
+    for key, numbers in flat(compare({"a": a, "b": b}, resamples=50)).items():
+        np.testing.assert_array_equal(numbers, aligned[key])
+    with pytest.raises(UserError, match="two or more runs"):
+        compare({"a": a})
+    with pytest.raises(UserError, match=r"unknown baseline 'run-1'.*did you mean run-2"):
+        compare({"run-2": a, "b": b}, "run-1")
+
+
 A = table(30, 1)
 FALSE = [CLASSES[CLASSES.index(A["label"][0]) - 1], *A["label"][1:]]
 
@@ -490,6 +502,15 @@ def test_a_run_that_was_trained_on_the_images_is_not_better(verb: Verb, tmp_path
     assert "a is better than b" in verb("compare.py", a, b, "--output", out).out  # in spite of what b had seen
     (b / "test" / "metrics.json").write_text("[]")
     refused(verb("compare.py", a, b, "--output", out), "b/test/metrics.json")
+
+
+def test_the_default_folder_is_a_name_that_file_systems_take() -> None:
+    """Three names of 40 CJK letters are 360 bytes; names that only differ at their ends keep two folders."""
+    for letter in ("x", "影"):
+        folders = {default_folder([letter * 40, letter * 39, letter * 38 + end], "val", "b") for end in "ab"}
+        assert len(folders) == 2
+        assert all(len(folder.encode()) <= 255 and folder.endswith("-val-baseline") for folder in folders)
+    assert default_folder(["a", "x/b"], "test", None) == "compare-a-vs-x-b"
 
 
 def test_names_are_as_short_as_they_can_be(verb: Verb, tmp_path: Path) -> None:
