@@ -84,7 +84,7 @@ def compare(
     if len(runs) < 2:
         raise UserError(f"two or more runs are needed for a comparison, not {len(runs)}")
     if baseline is not None and baseline not in runs:
-        raise UserError(f"unknown baseline '{baseline}'{did_you_mean(baseline, runs)}; choose from {', '.join(runs)}")
+        raise UserError(f"unknown baseline '{baseline}'{did_you_mean(baseline, list(runs))}; choose from {', '.join(runs)}")
     return _compare_aligned(align(runs), baseline, distrusted or {}, seed, resamples)
 
 
