@@ -1,9 +1,9 @@
-"""95 % intervals that cover what they say, with the patient as the unit of sampling.
+"""95 % intervals with the coverage they claim, and the patient as the unit of sampling.
 
 Images of one patient are not independent, so every variance here is a sum over patients (cluster-robust), and equals
-the usual one where each patient has one image. Which method serves which metric was chosen by its coverage in a
-simulation: docs/intervals.md shows it, and the percentile bootstrap beside it. Scores of predictions (evaluation/) and
-of maps (localization/) share these.
+the usual one where each patient has one image. The method for each metric was chosen by its coverage in a simulation;
+docs/intervals.md shows it beside the percentile bootstrap. Metrics of predictions (evaluation/) and of maps
+(localization/) share these methods.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ UNKNOWN = Interval()
 
 
 class Patients:
-    """Who the images belong to.
+    """The patient of each image.
 
     Args:
-        names: (n,) the patient of each image, of any type that sorts.
+        names: (n,) of any type that sorts.
 
     Attributes:
-        number: (n,) int64 in [0, count).
-        count: patients.
+        number: (n,) int64 in [0, count), the number of each image's patient.
+        count: the number of patients.
         single: whether every patient has one image.
     """
 
     def __init__(self, names: np.ndarray) -> None:
-        found, self.number = np.unique(np.asarray(names), return_inverse=True)
-        self.count = len(found)
+        distinct, self.number = np.unique(np.asarray(names), return_inverse=True)
+        self.count = len(distinct)
         self.single = self.count == len(self.number)
         self._order = np.argsort(self.number, kind="stable")
         self._starts = np.searchsorted(self.number[self._order], np.arange(self.count))
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums of (n, …) values over each patient's images: (count, …) float64."""
+        """Return sums of (n, …) values over each patient's images: (count, …) float64."""
         values = np.asarray(values)[self._order]
         return values.astype(np.float64) if self.single else np.add.reduceat(values, self._starts, 0, np.float64)
 
     def variance(self, influence: np.ndarray) -> np.ndarray:
-        """The variance of a statistic from its images' influences (n, …): the sum of the patients' squares.
+        """Return the variance of a statistic from its images' influences (n, …): the sum of the patients' squares.
 
         The influence of an image is the derivative of the statistic with respect to the image's weight, so this is the
         infinitesimal jackknife (Efron 1982) over patients, with the factor G / (G - 1). NaN for a single patient.
@@ -80,15 +80,15 @@ class Patients:
         return self.count / (self.count - 1) * (self.sums(influence) ** 2).sum(0)
 
     def design_effect(self, values: np.ndarray) -> float:
-        """By how much the variance of the mean of (n,) values exceeds that of independent images; at least 1."""
-        rest = values - values.mean()
-        alone = float((rest**2).sum())
-        if self.single or self.count < 2 or alone == 0:
+        """Return the variance of the mean of (n,) values relative to that of independent images; at least 1."""
+        residuals = values - values.mean()
+        independent = float((residuals**2).sum())
+        if self.single or self.count < 2 or independent == 0:
             return 1.0
-        return max(1.0, float(self.variance(rest)) / alone)
+        return max(1.0, float(self.variance(residuals)) / independent)
 
     def resamples(self, count: int, seed: int) -> Iterator[np.ndarray]:
-        """How often each of `count` bootstrap resamples draws each patient, in blocks (rows, patients) float32."""
+        """Yield how often each of `count` bootstrap resamples draws each patient: blocks (rows, patients) float32."""
         rng = np.random.default_rng(seed)
         block = max(1, 2**22 // self.count)
         for start in range(0, count, block):
@@ -98,28 +98,28 @@ class Patients:
             yield weights.reshape(rows, self.count).astype(np.float32)
 
     def resampled_sums(self, values: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-        """Sums of (n, k) values over the images of each bootstrap resample of the patients: (count, k) float64."""
+        """Return sums of (n, k) values over the images of each bootstrap resample of patients: (count, k) float64."""
         sums = self.sums(values)
         return np.concatenate([weights @ sums for weights in self.resamples(count, seed)])
 
 
 def wilson(count: np.ndarray | float, n: np.ndarray | float, z: np.ndarray | float = Z) -> tuple:
-    """The score interval of a proportion `count / n` (Wilson 1927); both may be fractional. NaN where n is 0."""
+    """Return the score interval of a proportion `count / n` (Wilson 1927); both may be fractional. NaN where n is 0."""
     count, n = np.asarray(count, np.float64), np.asarray(n, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = count / n
         centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # at 0 and 1 the limit is the value itself, which rounding would miss
+    # at 0 and 1 the limit is the value itself; rounding would miss it
     return np.where(p == 0, 0.0, centre - half), np.where(p == 1, 1.0, centre + half)
 
 
 def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patients) -> tuple[np.ndarray, np.ndarray]:
-    """Limits of the proportions Σ hits / Σ members, each over its own members: both (n, k) bool.
+    """Return limits (k,) of the proportions Σ hits / Σ members, each over its own members: both (n, k) bool.
 
     Wilson's interval. Where patients have several members, n is divided by the design effect, the ratio of the
-    cluster-robust variance to the binomial one, and z is replaced by t with one degree of freedom less than there are
-    patients (Korn and Graubard 1998). A proportion of 0 or 1 shows no variance: then the patients are what counts.
+    cluster-robust variance to the binomial one, and z is replaced with t with one degree of freedom less than there are
+    patients (Korn and Graubard 1998). A proportion of 0 or 1 shows no variance; n is then the number of patients.
     """
     n, count = members.sum(0, dtype=np.float64), hits.sum(0, dtype=np.float64)
     low, high = wilson(count, n)
@@ -140,7 +140,7 @@ def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patient
 
 
 def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """The mean of (n,) values over images, and its 95 % limits with the patient as the unit.
+    """Return the mean of (n,) values over images, and its 95 % limits with the patient as the unit.
 
     The variance is the cluster-robust one of a ratio, the patients' sums over their numbers of images, by linearisation
     (Cochran 1977, 11.8), with the factor m / (m - 1) and t's quantile for m - 1 degrees of freedom, m patients (Cameron
@@ -149,10 +149,10 @@ def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:
     percentile bootstrap covers 0.88; at σ 1 in 0.84 (0.83).
 
     Args:
-        values: (n,), NaN where there is none: those are left out.
+        values: (n,); NaN values are left out.
         groups: (n,) the patient of each, of any type that sorts.
 
-    Returns: mean, low, high. All NaN without any value; NaN limits for a single patient.
+    Returns: all NaN without any value; NaN limits for a single patient.
     """
     values = np.asarray(values, np.float64)
     kept = ~np.isnan(values)
@@ -171,11 +171,11 @@ def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:
 def mean_interval(
     values: np.ndarray, low: np.ndarray, high: np.ndarray, influence: np.ndarray, patients: Patients
 ) -> tuple[float, float]:
-    """Limits of the mean of k statistics, recovered from the limits of each (MOVER: Zou and Donner 2008).
+    """Return limits of the mean of k statistics, recovered from the limits of each (MOVER: Zou and Donner 2008).
 
-    The distances from the values to their limits take the place of standard errors, so the interval is as skewed as its
-    parts, and does not collapse where all of them are 0 or 1. Their correlations come from the patients' influences
-    (n, k): errors that cost two classes at once are correlated (Zou 2008).
+    The distances from the values to their limits replace standard errors, so the interval is as skewed as its parts and
+    does not collapse where all of them are 0 or 1. The correlations come from the patients' influences (n, k): errors
+    that cost two classes at once are correlated (Zou 2008).
     """
     sums = patients.sums(influence)
     covariance = sums.T @ sums
@@ -199,9 +199,9 @@ TRANSFORMS: dict[str, tuple[Callable, Callable, Callable]] = {  # name: function
 
 
 def transformed_interval(value: float, variance: float, transform: str, freedom: float) -> tuple[float, float]:
-    """Limits that are symmetric on the scale of `transform` (delta method), with t's quantile for `freedom`.
+    """Return limits that are symmetric on the scale of `transform` (delta method), with t's quantile for `freedom`.
 
-    NaN where the variance is 0 or unknown, or where the value lies at the end of its scale.
+    NaN if the variance is 0 or unknown, or the value is at the end of its scale.
     """
     forward, slope, back = TRANSFORMS[transform]
     value = np.float64(value)  # NumPy's division by zero is infinite, not an error
@@ -213,10 +213,10 @@ def transformed_interval(value: float, variance: float, transform: str, freedom:
 
 
 def basic_interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
-    """The basic bootstrap interval (Davison and Hinkley 1997, 5.6) of a statistic in [0, 1].
+    """Return the basic bootstrap interval (Davison and Hinkley 1997, 5.6) of a statistic in [0, 1].
 
-    It turns the distribution about the value, and so corrects a bias that the resamples show once more: that of the
-    calibration error, which noise can only raise. The value itself always belongs to the interval.
+    It reflects the resamples about the value, which corrects a bias that they repeat, such as that of the calibration
+    error, which noise can only raise. The interval always contains the value.
     """
     low, high = np.quantile(resampled, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(np.clip(2 * value - high, 0, value)), float(np.clip(2 * value - low, value, 1))

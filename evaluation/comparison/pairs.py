@@ -82,9 +82,10 @@ def compare(
     (0.5, 0.25)
     """
     if len(runs) < 2:
-        raise UserError(f"two or more runs are needed for a comparison, not {len(runs)}")
+        raise UserError(f"a comparison needs two or more runs, not {len(runs)}")
     if baseline is not None and baseline not in runs:
-        raise UserError(f"unknown baseline '{baseline}'{did_you_mean(baseline, list(runs))}; choose from {', '.join(runs)}")
+        near = did_you_mean(baseline, list(runs))
+        raise UserError(f"unknown baseline '{baseline}'{near}; choose from {', '.join(runs)}")
     return _compare_aligned(align(runs), baseline, distrusted or {}, seed, resamples)
 
 
@@ -99,12 +100,12 @@ def _compare_aligned(
     for metric in TESTS:
         for pair, p in zip(pairs, holm([pair.differences[metric].p for pair in pairs]), strict=True):
             pair.differences[metric].p_holm = float(p)
-    metrics = {name: compute_metrics(run, resamples=0) for name, run in runs.items()}  # of ECE alone, not compared
+    metrics = {name: compute_metrics(run, resamples=0) for name, run in runs.items()}  # only ECE needs resamples
     return Comparison(
         baseline=baseline,
         seed=seed,
         n=len(first),
-        images=f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients not known)'}",
+        images=f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients unknown)'}",
         unknown_patients=first.unknown_patients,
         support=dict(zip(first.classes, first.support.tolist(), strict=True)),
         runs={name: {m: Interval.from_json(found[m]) for m in COMPARED} for name, found in metrics.items()},

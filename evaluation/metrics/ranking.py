@@ -1,4 +1,4 @@
-"""How well scores rank: AUROC and average precision, with the variance and limits of each."""
+"""AUROC and average precision, each with its variance and limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ranking:
 
     @classmethod
     def undefined(cls, n: int) -> Ranking:
-        """Return the ranking of n images of one side."""
+        """Return the statistic of n images where one side is empty."""
         return cls(value=np.nan, influence=np.full(n, np.nan))
 
 
@@ -37,27 +37,27 @@ class DelongVariance(NamedTuple):
 
 
 def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
-    """The area under the ROC curve of (n,) bool against (n,) scores; ties count one half. NaN where a side is empty.
+    """Return the area under the ROC curve of (n,) scores; `positive` is (n,) bool. Ties count one half.
 
-    Variance: DeLong, DeLong and Clarke-Pearson 1988, computed from ranks (Sun and Xu 2014); over patients as Obuchowski
-    1997 extends it. Limits: on the logit scale (Pepe 2003), with Welch's degrees of freedom, since the rarer side is
-    often small. Where the variance is 0 or cannot be had (a perfect ranking): Newcombe 2006, method 5.
+    Variance: DeLong, DeLong and Clarke-Pearson 1988, computed from ranks (Sun and Xu 2014), extended to patients by
+    Obuchowski 1997. Limits: on the logit scale (Pepe 2003), with Welch's degrees of freedom, since the rarer side is
+    often small. Where the variance is 0 or unavailable (a perfect ranking): Newcombe 2006, method 5.
     """
     positive = np.asarray(positive, bool)
     p, n = int(positive.sum()), int((~positive).sum())
     if not p or not n:
         return Ranking.undefined(len(positive))
     ranks = stats.rankdata(scores)
-    placement = np.empty(len(positive))  # the share of the other side that an image stands on the right side of
+    placement = np.empty(len(positive))  # the share of the other side that an image is ranked correctly against
     placement[positive] = (ranks[positive] - stats.rankdata(scores[positive])) / n
     placement[~positive] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / p
     value = float(placement[positive].mean())
     influence = (placement - value) * np.where(positive, 1 / p, 1 / n)
-    found = delong_variance(influence[:, None], positive[:, None], patients)
-    variance = float(found.variance[0])
-    low, high = transformed_interval(value, variance, "logit", float(found.freedom[0]))
+    variances, freedoms, clusters = delong_variance(influence[:, None], positive[:, None], patients)
+    variance = float(variances[0])
+    low, high = transformed_interval(value, variance, "logit", float(freedoms[0]))
     if np.isnan(low) and 0 <= value <= 1 and patients.count > 1:
-        low, high = newcombe(value, *found.patients[0])
+        low, high = newcombe(value, *clusters[0])
     return Ranking(value=value, influence=influence, variance=variance, low=low, high=high)
 
 
@@ -78,9 +78,10 @@ def delong_variance(influence: np.ndarray, positive: np.ndarray, patients: Patie
 
 
 def newcombe(value: float, positives: float, negatives: float) -> tuple[float, float]:
-    """Score limits of an AUROC of so many positives and negatives (Newcombe 2006, Statist. Med. 25:559, method 5).
+    """Return score limits of an AUROC from its numbers of positives and negatives.
 
-    They solve |value - a| = z·sd(a) for a, with Hanley and McNeil's variance at a, and so do not collapse at 1.
+    They solve |value - a| = z·sd(a) for a, with Hanley and McNeil's variance at a, and so do not collapse at 1
+    (Newcombe 2006, Statist. Med. 25:559, method 5).
     """
     half = (positives + negatives) / 2 - 1
 
@@ -90,7 +91,7 @@ def newcombe(value: float, positives: float, negatives: float) -> tuple[float, f
 
     low = brentq(distance, 0, value) if value > 0 and distance(0) * distance(value) < 0 else 0.0
     high = brentq(distance, value, 1) if value < 1 and distance(1) * distance(value) < 0 else 1.0
-    if value == 1:  # 1 itself is a root: the other one is wanted
+    if value == 1:  # 1 itself is a root; take the other one
         low = brentq(lambda a: distance(a) / (1 - a), 1e-9, 1 - 1e-12)
     if value == 0:
         high = brentq(lambda a: distance(a) / a, 1e-12, 1 - 1e-9)
@@ -98,11 +99,11 @@ def newcombe(value: float, positives: float, negatives: float) -> tuple[float, f
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranking:
-    """Average precision, Σ (R_g - R_{g-1})·P_g over the distinct scores; NaN where a side is empty.
+    """Return the average precision, Σ (R_g - R_{g-1})·P_g over the distinct scores.
 
-    Limits: on the logit scale, from the infinitesimal jackknife over patients. Where all positives rank first, nothing
-    varies: then Wilson's for as many trials as there are patients with a positive (after Boyd 2013, who takes the
-    number of positives for the number of trials).
+    Limits: on the logit scale, from the infinitesimal jackknife over patients. If all positives rank first, nothing
+    varies; the limits are then Wilson's with the patients that have a positive as trials (after Boyd 2013, who takes
+    the positives as trials).
     """
     positive = np.asarray(positive, bool)
     count = int(positive.sum())
@@ -115,7 +116,7 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patien
     share = np.diff(hit, prepend=0) / count
     precision = hit / above
     value = float((share * precision).sum())
-    # What one image more does: to its own precision, and to the precision at every score below it.
+    # the effect of one more image: on its own precision, and on the precision at every score below it
     tail_hit = np.cumsum((share / above)[::-1])[::-1]
     tail_all = np.cumsum((share * precision / above)[::-1])[::-1]
     group = np.searchsorted(ends, np.arange(len(scores)))

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number by which the logits are divided, decided on validation images (Guo 2017)."""
+"""Temperature scaling: logits are divided by one number, fitted on validation images (Guo 2017)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from scipy.optimize import minimize_scalar
 
 from evaluation.metrics.calibration import EPS, log_losses
 from evaluation.predictions import Predictions
-from utils import log
+from utils import count, log
 
 TEMPERATURES = (0.05, 20.0)
-LARGEST_ZERO = 5e-4  # what 0.000 may stand for
+LARGEST_ZERO = 5e-4  # the largest probability that a table of three digits shows as 0
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithms, the highest of a row 0. A probability of 0 is a number that was rounded: half of the smallest
-    positive one stands for it, at most `LARGEST_ZERO` and at least 2.2e-16.
+    """Return logarithms of probabilities, shifted so that the highest of a row is 0.
+
+    A probability of 0 was rounded: it is replaced with half of the smallest positive one, within 2.2e-16 and
+    `LARGEST_ZERO`.
     """
     zero = max(EPS, min(LARGEST_ZERO, probabilities[probabilities > 0].min() / 2))
     logits = np.log(np.where(probabilities > 0, probabilities, zero))
@@ -26,7 +28,7 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T): what dividing the logits by T would have given (Guo 2017, 4.2). Never changes the winner."""
+    """Return softmax(log p / T), which equals dividing the logits by T (Guo 2017, 4.2) and never changes the argmax."""
     if temperature == 1:
         return probabilities
     powered = np.exp(_logits(probabilities) / temperature)
@@ -34,7 +36,7 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def calibrated(predictions: Predictions, temperature: float) -> Predictions:
-    """Return the same answers with the probabilities that logits divided by `temperature` give."""
+    """Return the same predicted classes with the probabilities that logits divided by `temperature` give."""
     table = predictions.table.copy()
     table[[f"p_{name}" for name in predictions.classes]] = scale(predictions.probabilities, temperature)
     return Predictions(table.drop(columns="confidence"), predictions.classes, predictions.where)
@@ -43,9 +45,9 @@ def calibrated(predictions: Predictions, temperature: float) -> Predictions:
 def before_and_after(
     probabilities: np.ndarray, temperature: dict[str, Any] | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The probabilities without temperature scaling and with it; `temperature["applied"]` says which these are.
+    """Return the probabilities without temperature scaling and with it, None without a temperature.
 
-    The second is None where no temperature is known.
+    `temperature["applied"]` says which of them `probabilities` are.
     """
     if not temperature:
         return probabilities, None
@@ -56,39 +58,34 @@ def before_and_after(
 
 
 def fit_temperature(probabilities: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
-    """The temperature with the lowest cross entropy on (n, classes) probabilities, within `TEMPERATURES`: above 1 the
-    model was too sure. One parameter, and a convex problem in 1 / T.
+    """Return the temperature, within `TEMPERATURES`, that minimises the cross entropy of (n, classes) probabilities.
+
+    Above 1 the model was overconfident. The problem is convex in 1 / T.
     """
     logits = _logits(probabilities)
-    own = logits[np.arange(len(logits)), np.asarray(labels)]
+    true_logits = logits[np.arange(len(logits)), np.asarray(labels)]
 
     def loss(inverse: float) -> float:
-        return float((np.log(np.exp(inverse * logits).sum(1)) - inverse * own).mean())
+        return float((np.log(np.exp(inverse * logits).sum(1)) - inverse * true_logits).mean())
 
-    found = minimize_scalar(
-        loss, bounds=(1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), method="bounded", options={"xatol": 1e-9}
-    )
-    return float(1 / found.x)
+    bounds = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    return float(1 / minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x)
 
 
 def temperature_from_validation(validation: Predictions) -> dict[str, Any] | None:
-    """The temperature with the lowest cross entropy on `validation`, and what it does there.
+    """Return the temperature fitted on `validation`, with the number of images and the log loss before and after.
 
-    None, with the reason said, where validation cannot decide it: no answer is wrong, or it runs to its range's end.
+    None, with a warning, if these images cannot decide it: none is misclassified, or the fit reaches a bound.
     """
     value = fit_temperature(validation.probabilities, validation.labels)
     if validation.correct.all():
-        log.warning(f"no temperature: none of the {len(validation)} validation images is classified wrongly")
+        log.warning(f"no temperature: none of {count(len(validation), 'validation image')} is misclassified")
         return None
     if not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
-        log.warning(f"no temperature: {len(validation)} validation images would make it {value:.2g}")
+        images = count(len(validation), "validation image")
+        log.warning(f"no temperature: {images} would give {value:.2g}, the end of the range")
         return None
     scaled = scale(validation.probabilities, value)
-    losses = [float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled)]
-    return {
-        "value": value,
-        "fitted_on": "val",
-        "n": len(validation),
-        "log_loss_before": losses[0],
-        "log_loss_after": losses[1],
-    }
+    before, after = (float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled))
+    losses = {"log_loss_before": before, "log_loss_after": after}
+    return {"value": value, "fitted_on": "val", "n": len(validation), **losses}

@@ -355,7 +355,7 @@ def test_patients_of_two_opinions(caplog: pytest.LogCaptureFixture, monkeypatch:
 def test_unknown_patients_are_not_called_patients() -> None:
     """Runs whose paths differ are matched by content: an image of an unknown patient stays one in every table."""
     whole = table(160, 1, images=2)
-    for named, said in ((0, "160 images (patients not known)"), (120, "160 images (120 of 60 patients, 40 of unknown")):
+    for named, said in ((0, "160 images (patients unknown)"), (120, "160 images (120 of 60 patients, 40 of unknown")):
         a = whole.assign(group=[*whole["group"][:named], *[""] * (160 - named)])
         b = table(160, 2, images=2).drop(columns="group").assign(path=whole["path"] + "x")
         for runs in ({"a": a, "b": b}, {"b": b, "a": a}):
@@ -377,7 +377,7 @@ def test_compare_aligns_and_checks_its_runs() -> None:
     aligned = flat(compare(two(60), resamples=50))
     for key, numbers in flat(compare({"a": a, "b": b}, resamples=50)).items():
         np.testing.assert_array_equal(numbers, aligned[key])
-    with pytest.raises(UserError, match="two or more runs"):
+    with pytest.raises(UserError, match="needs two or more runs"):
         compare({"a": a})
     with pytest.raises(UserError, match=r"unknown baseline 'run-1'.*did you mean run-2"):
         compare({"run-2": a, "b": b}, "run-1")

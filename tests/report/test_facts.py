@@ -52,7 +52,7 @@ def test_facts_of_unknown_patients(own: Case) -> None:
     split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
     test = (split["split"] == "test").to_numpy()
     half = test & (np.arange(len(split)) % 4 < 2)
-    for chosen, wanted in ((half, "40 of 20 patients, 40 of unknown ones"), (np.ones(len(split), bool), None)):
+    for chosen, wanted in ((half, "40 of 20 patients, 40 of unknown patients"), (np.ones(len(split), bool), None)):
         split.loc[chosen, "group"] = split.loc[chosen, "path"]
         split.to_csv(own.run / "split.csv", index=False)
         facts = collect_facts(read_inputs(own.folder, own.run))
@@ -138,15 +138,19 @@ def test_what_is_null_is_not_known(own: Case) -> None:
         assert fact("preprocessing", **{key: None}) is None
         assert fact("preprocessing", **{key: value}) is not None
     seen = {"trained_on": 0, "allowed": False, "validated_on": 0}
-    assert fact("overlap", overlap=seen) == "no evaluated image was trained on, and none chose the epoch"
-    assert fact("overlap", overlap=seen | {"validated_on": None}).endswith("whether any chose the epoch is not known")
+    assert fact("overlap", overlap=seen) == (
+        "no evaluated image was used for training, and none was used to select the checkpoint"
+    )
+    assert fact("overlap", overlap=seen | {"validated_on": None}).endswith(
+        "and it is unknown whether any was used to select the checkpoint"
+    )
     assert fact("overlap", overlap=seen | {"trained_on": 2, "validated_on": 5}) == (
-        "2 of these images were trained on, 5 chose the epoch"
+        "2 of these images were used for training, 5 were used to select the checkpoint"
     )
     assert fact("overlap", overlap=seen | {"trained_on": None}) is None
     assert fact("overlap", overlap=None) is None
     own.metrics(evaluation={"kind": "val"})
-    assert "none chose" not in fact("overlap", overlap=seen | {"validated_on": None})
+    assert "none was" not in fact("overlap", overlap=seen | {"validated_on": None})
     assert fact("operating_points") is None
 
 

@@ -435,7 +435,7 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, None))
     words = page.root.find("p", class_="headline")[0].words()
     assert "patients" not in words and "of 80 radiographs right" in words
-    assert "with the image (patients not known) as the unit of sampling" in page.root.find("header")[0].words()
+    assert "with the image (patients unknown) as the unit of sampling" in page.root.find("header")[0].words()
     assert len(page.root.find("svg")) == 3  # no learning curves, no diagram after scaling
     assert "each counts as a patient of its own" in page.root.find("header")[0].words()
     assert not page.root.find("button", class_="switch")
