@@ -12,7 +12,8 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from evaluation.figures.plots import COLOURS, MEAN_COLOUR, save_figure
+from evaluation.figures.palette import COLOURS, MEAN_COLOUR
+from evaluation.figures.plots import save_figure
 from search.metric import Metric
 from search.results import best_trial, default_trial, state_of
 
