@@ -7,53 +7,44 @@ from typing import Any
 from evaluation.metrics.table import SMALL
 from evaluation.phrases import with_limits
 from evaluation.predictions import Predictions
+from evaluation.provenance import Overlap, Provenance
 
 FEW = 100  # images: below, intervals may cover less than they say (docs/intervals.md)
 
 
-def cautions(predictions: Predictions, metrics: dict[str, Any], about: dict[str, Any]) -> list[dict[str, str]]:
-    """Warnings as `{"level": "severe" | "caution", "text": sentence}`, the severe ones first.
+def cautions(predictions: Predictions, metrics: dict[str, Any], provenance: Provenance) -> list[dict[str, str]]:
+    """Return warnings as `{"level": "severe" | "caution", "text": sentence}`, the severe ones first.
 
-    `metrics` is what `compute_metrics` returns with the parts that `evaluation.results` adds; `about` says where the
-    predictions come from, as far as that is known.
+    `metrics` is what `compute_metrics` returns with the parts that `evaluation.results` adds.
     """
     found = (
-        _of_the_images(predictions, about)
+        _of_the_images(predictions, provenance)
         + _of_the_sample(predictions, metrics)
         + _of_calibration(predictions, metrics)
     )
     return sorted(({"level": level, "text": text} for level, text in found), key=lambda w: w["level"] != "severe")
 
 
-def _of_the_images(predictions: Predictions, about: dict[str, Any]) -> list[tuple[str, str]]:
-    overlap = about.get("overlap") or {}
+def _of_the_images(predictions: Predictions, provenance: Provenance) -> list[tuple[str, str]]:
+    overlap = provenance.overlap or Overlap()
     found = []
-    if about.get("kind") == "train":
+    if provenance.kind == "train":
         found.append(("severe", "These are the training images: the result says nothing about other images."))
-    elif overlap.get("trained_on"):
-        found.append(
-            (
-                "severe",
-                f"The model was trained on {overlap['trained_on']} of these {len(predictions)} images: the result is "
-                "too good to be true.",
-            )
-        )
-    if about.get("kind") == "val":
+    elif overlap.trained_on:
+        text = f"The model was trained on {overlap.trained_on} of these {len(predictions)} images: the result is "
+        found.append(("severe", text + "too good to be true."))
+    if provenance.kind == "val":
         text = "The validation images chose the epoch and the temperature: the result is a little too good."
         found.append(("caution", text))
-    elif overlap.get("validated_on"):
-        found.append(
-            (
-                "caution",
-                f"{overlap['validated_on']} of these images are validation images of the run: they chose the epoch.",
-            )
-        )
-    for name, count in (about.get("unknown_classes") or {}).items():
-        text = f"{count} images of class '{name}', which the model does not know, were left out of every number."
+    elif overlap.validated_on:
+        text = f"{overlap.validated_on} of these images are validation images of the run: they chose the epoch."
         found.append(("caution", text))
-    if about.get("synthetic"):
+    for name, number in provenance.unknown_classes.items():
+        text = f"{number} images of class '{name}', which the model does not know, were left out of every number."
+        found.append(("caution", text))
+    if provenance.synthetic:
         text = "The training images are synthetic (the phantom): the model knows nothing of patients."
-        found.append(("caution" if about.get("kind") != "external" else "severe", text))
+        found.append(("severe" if provenance.kind == "external" else "caution", text))
     return found
 
 

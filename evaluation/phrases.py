@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import pandas as pd
 
 from config import AugmentConfig, TrainConfig
+from evaluation.provenance import Overlap
 from intervals import Interval
 from utils import count
 
@@ -137,11 +137,11 @@ def unreadable(data: int | None, evaluated: int | None) -> str | None:
     return join(phrases) if phrases else None
 
 
-def trained_on(overlap: dict[str, Any], split: str | None) -> str | None:
+def trained_on(overlap: Overlap | None, split: str | None) -> str | None:
     """Return how many of the evaluated images the model was trained on; None if that is unknown."""
-    trained, validated = overlap.get("trained_on"), overlap.get("validated_on")
-    if trained is None:
+    if overlap is None or overlap.trained_on is None:
         return None
+    trained, validated = overlap.trained_on, overlap.validated_on
     text = f"{trained:,} of these images {_were(trained)} used" if trained else "no evaluated image was used"
     if split == "val":
         selected = "all were used"

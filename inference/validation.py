@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from dataset.loading import load_dataset
-from evaluation.metrics.temperature import temperature_from_validation
+from evaluation.metrics.temperature import Temperature, temperature_from_validation
 from evaluation.predictions import Predictions, read_predictions, write_predictions
 from inference.ensemble import Ensemble, validation_hashes
 from utils import UserError, file_sha256, log, read_json, write_json
@@ -55,12 +55,12 @@ class ValidationFiles:
         whole = record is not None and file.is_file() and record.get("predictions") == file_sha256(file)
         return file if whole and self.selection.run is not None else None
 
-    def temperature(self, predictions: Predictions | None) -> dict[str, Any] | None:
+    def temperature(self, predictions: Predictions | None) -> Temperature | None:
         """Return the kept temperature, if it belongs to these weights, else the one that `predictions` give."""
         record = self._record()
-        if record is None and predictions is not None:
-            record = temperature_from_validation(predictions)
-        return record if record and record["value"] is not None else None
+        if record is not None:
+            return None if record["value"] is None else Temperature.from_json(record)
+        return None if predictions is None else temperature_from_validation(predictions)
 
     def _records(self) -> pd.DataFrame | None:
         """Return the first run's validation images: where its split.csv has them, else where `--data` says."""
@@ -92,9 +92,10 @@ class ValidationFiles:
         file = self._beside("validation.csv")
         try:
             write_predictions(predictions.table, file)
-            entry = temperature_from_validation(predictions) or {"value": None}
-            entry |= {"key": self._key(), "predictions": file_sha256(file)}
-            write_json(self._beside("temperature.json"), entry)
+            temperature = temperature_from_validation(predictions)
+            entry = temperature.to_json() if temperature else {"value": None}
+            mark = {"key": self._key(), "predictions": file_sha256(file)}
+            write_json(self._beside("temperature.json"), entry | mark)
         except OSError as error:
             log.warning(f"{file}: the validation predictions are not kept ({error.strerror})")
 
@@ -113,8 +114,8 @@ class ValidationFiles:
             return None
         try:
             record = read_json(file, "it is made anew")
-            value = record["value"] is None or float(record["value"])
+            usable = record["value"] is None or float(record["value"])
         except (UserError, ValueError, KeyError, TypeError):
             log.warning(f"{file}: cannot be read, it is made anew")
             return None
-        return record if value and record.get("key") == self._key() else None
+        return record if usable and record.get("key") == self._key() else None

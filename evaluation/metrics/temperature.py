@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,26 +36,45 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return powered / powered.sum(1, keepdims=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """A temperature and where it comes from.
+
+    Attributes:
+        value: what logits are divided by; above 1 the model was overconfident.
+        fitted_on, n: the split that it was fitted on, and its number of images.
+        log_loss_before, log_loss_after: on those images, in nats; None if unknown.
+        applied: whether the evaluated probabilities have been divided by it; None until they are evaluated.
+    """
+
+    value: float
+    fitted_on: str
+    n: int
+    log_loss_before: float | None = None
+    log_loss_after: float | None = None
+    applied: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the known fields, as metrics.json and `.temperature.json` hold them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Temperature:
+        """Read what `to_json` returned; other keys are ignored. Raises: `TypeError` if one is missing."""
+        return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry})
+
+    def before_and_after(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the evaluated probabilities, (n, classes), without this temperature and with it."""
+        if self.applied:
+            return scale(probabilities, 1 / self.value), probabilities
+        return probabilities, scale(probabilities, self.value)
+
+
 def calibrated(predictions: Predictions, temperature: float) -> Predictions:
     """Return the same predicted classes with the probabilities that logits divided by `temperature` give."""
     table = predictions.table.copy()
     table[[f"p_{name}" for name in predictions.classes]] = scale(predictions.probabilities, temperature)
     return Predictions(table.drop(columns="confidence"), predictions.classes, predictions.where)
-
-
-def before_and_after(
-    probabilities: np.ndarray, temperature: dict[str, Any] | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the probabilities without temperature scaling and with it, None without a temperature.
-
-    `temperature["applied"]` says which of them `probabilities` are.
-    """
-    if not temperature:
-        return probabilities, None
-    value = temperature["value"]
-    if temperature["applied"]:
-        return scale(probabilities, 1 / value), probabilities
-    return probabilities, scale(probabilities, value)
 
 
 def fit_temperature(probabilities: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
@@ -72,7 +92,7 @@ def fit_temperature(probabilities: np.ndarray, labels: Sequence[int] | np.ndarra
     return float(1 / minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x)
 
 
-def temperature_from_validation(validation: Predictions) -> dict[str, Any] | None:
+def temperature_from_validation(validation: Predictions) -> Temperature | None:
     """Return the temperature fitted on `validation`, with the number of images and the log loss before and after.
 
     None, with a warning, if these images cannot decide it: none is misclassified, or the fit reaches a bound.
@@ -87,5 +107,4 @@ def temperature_from_validation(validation: Predictions) -> dict[str, Any] | Non
         return None
     scaled = scale(validation.probabilities, value)
     before, after = (float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled))
-    losses = {"log_loss_before": before, "log_loss_after": after}
-    return {"value": value, "fitted_on": "val", "n": len(validation), **losses}
+    return Temperature(value=value, fitted_on="val", n=len(validation), log_loss_before=before, log_loss_after=after)

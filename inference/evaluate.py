@@ -1,0 +1,203 @@
+"""The evaluation of one checkpoint or several: which images, whether they were trained on, predictions, temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from command_line import typed_command
+from config import Config
+from dataset.external import load_external, read_class_map
+from evaluation.metrics.operating_points import read_prevalences
+from evaluation.metrics.temperature import Temperature, calibrated
+from evaluation.predictions import Predictions, write_predictions
+from evaluation.provenance import FileNote, Overlap, Provenance
+from evaluation.results import Evaluation, refuse_other_data
+from experiment.run_folder import now, runs_folder
+from experiment.selection import select
+from inference.ensemble import Ensemble
+from inference.validation import ValidationFiles
+from utils import UserError, device_name, git_commit, log, make_folder, versions
+
+
+@dataclass(kw_only=True)
+class Request:
+    """What test.py was asked to evaluate.
+
+    Attributes:
+        config, given: the composed configuration, and the keys that the command line set.
+        weights: checkpoints and run folders; none: the newest finished run.
+        split: of the run's data, unless `external` names a folder; `class_map` renames its classes (`THEIRS=OURS`).
+        classes: the expected number of classes.
+        calibrated: divide the logits by the temperature.
+        allow_overlap: evaluate images that were trained on.
+        quick: without validation.
+        sensitivity, prevalence: of the operating points.
+        output: default: a folder in the run.
+    """
+
+    config: Config
+    given: Mapping[str, Any]
+    weights: Sequence[Path] = ()
+    split: str = "test"
+    external: Path | None = None
+    class_map: Sequence[str] = ()
+    classes: int | None = None
+    tta: bool = False
+    calibrated: bool = False
+    allow_overlap: bool = False
+    quick: bool = False
+    sensitivity: Sequence[float] | None = None
+    prevalence: Sequence[str] = ()
+    output: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """The split, or `external`."""
+        return "external" if self.external else self.split
+
+    @property
+    def flag(self) -> str:
+        """The flag that names the images."""
+        return f"--external {self.external}" if self.external else f"--kind {self.split}"
+
+
+def evaluate_model(request: Request) -> Evaluation:
+    """Predict the images that are asked for with one checkpoint or several.
+
+    Raises: `UserError`, before any prediction if possible, for checkpoints or images that cannot be evaluated.
+    """
+    ensemble = _load(request)
+    records, facts = _find_images(request, ensemble)
+    provenance = _provenance(request, ensemble).record(**facts)
+    folder = request.output or _default_folder(request, ensemble)
+    if request.output is None:
+        refuse_other_data(folder, provenance)
+    overlap = check_overlap(request, ensemble, records)
+    make_folder(folder, "--output")  # fail early, not after the predictions
+    files = ValidationFiles(ensemble)
+    validation = None if request.quick else files.predictions()
+    temperature = _temperature(request, files, validation)
+    probabilities = ensemble.predict(records, ensemble.first.data, request.kind)
+    predictions = probabilities.labelled()
+    unreadable = facts["unreadable"] + len(probabilities.unreadable)
+    provenance = provenance.record(overlap=overlap, unreadable=unreadable)
+    if request.calibrated:
+        predictions = calibrated(predictions, temperature.value)
+    if validation is not None and validation.shared(predictions):
+        log.warning("no operating points: these images chose the thresholds")
+        validation = None
+    if validation is not None:
+        provenance = provenance.record(validation=_note_validation(files, validation, folder))
+    return Evaluation(
+        predictions=predictions,
+        folder=folder,
+        provenance=provenance,
+        run=ensemble.first.run if len(ensemble.selections) == 1 else None,
+        validation=validation,
+        temperature=temperature,
+    )
+
+
+def _load(request: Request) -> Ensemble:
+    """Load the checkpoints and check what is asked of them."""
+    config, given = request.config, dict(request.given)
+    if request.external:
+        config = replace(config, data=replace(config.data, path=str(request.external)))
+        given["data.path"] = config.data.path
+    selections = [select(config, path, given) for path in request.weights or [None]]
+    ensemble = Ensemble(selections=selections, batch=config.train.eval_batch, tta=request.tta)
+    classes = ensemble.classes
+    if request.classes not in (None, len(classes)):
+        raise UserError(f"--classes {request.classes}: the checkpoint has {len(classes)} ({', '.join(classes)})")
+    read_prevalences(list(request.prevalence), classes)  # fail early, not after the predictions
+    return ensemble
+
+
+def _default_folder(request: Request, ensemble: Ensemble) -> Path:
+    """Return the folder in the run or, of several checkpoints, in a folder of their own beside the runs."""
+    suffixes = ["tta"] * request.tta + ["calibrated"] * request.calibrated
+    folder = ensemble.first.output_folder(request.kind, suffixes)
+    if len(ensemble.selections) == 1:
+        return folder
+    return runs_folder(request.config) / ensemble.folder_name() / folder.name
+
+
+def _provenance(request: Request, ensemble: Ensemble) -> Provenance:
+    """Return what is known before the images are read."""
+    first = ensemble.first
+    return Provenance().record(
+        kind=request.kind,
+        **ensemble.about(),
+        device=device_name(first.device),
+        command=typed_command(),
+        commit=git_commit(),
+        versions=versions(),
+        finished=now(),
+        sensitivity=request.sensitivity,
+        prevalence=list(request.prevalence),
+        data=first.data.path or "the run's own",
+        data_path=first.data.path and str(Path(first.data.path).resolve()),
+    )
+
+
+def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the records of the split or of the external folder, and what metrics.json records of them.
+
+    Raises: `UserError` where there are no images.
+    """
+    first = ensemble.first
+    if request.external:
+        found = load_external(first.data, ensemble.classes, read_class_map(list(request.class_map)))
+        title = f"{ensemble.name}, {request.external.resolve().name}"
+        facts = {"unknown_classes": found.unknown, "class_map": found.class_map, "unreadable": found.unreadable}
+        return found.records, facts | {"title": title}
+    dataset = first.dataset()
+    records = dataset.images(request.split).records
+    if records.empty:
+        raise UserError(f"--kind {request.split}: this split has no images")
+    title = f"{ensemble.name}, {request.split} split"
+    return records, {"unreadable": len(dataset.unreadable), "title": title}
+
+
+def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -> Overlap | None:
+    """Count the images that were trained on, and refuse them unless they are allowed. None for the training images.
+
+    Raises: `UserError` that names some of them.
+    """
+    if request.kind == "train":
+        return None
+    trained = ensemble.trained_on(records)
+    if trained and not request.allow_overlap:
+        raise UserError(
+            f"{request.flag}: the model was TRAINED on {len(trained)} of these {len(records)} images "
+            f"({', '.join(trained[:3])}{', …' if len(trained) > 3 else ''}): leave them out, or say --allow-overlap"
+        )
+    validated = ensemble.validated_on(records) if request.kind != "val" else None
+    return Overlap(len(trained), request.allow_overlap, validated)
+
+
+def _temperature(request: Request, files: ValidationFiles, validation: Predictions | None) -> Temperature | None:
+    """Return the temperature beside the checkpoint, or of the validation predictions. Raises: `UserError` if it is
+    asked for and unknown.
+    """
+    found = files.temperature(validation)
+    if found is None and request.calibrated:
+        raise UserError(
+            "--calibrated: there is no temperature: it needs the run's validation images, or the .temperature.json "
+            "that test.py wrote beside the checkpoint" + (" (--quick makes none)" if request.quick else "")
+        )
+    return found and replace(found, log_loss_before=None, log_loss_after=None, applied=request.calibrated)
+
+
+def _note_validation(files: ValidationFiles, validation: Predictions, folder: Path) -> FileNote:
+    """Return a note of the kept validation predictions; of an ensemble, or if they cannot be kept, write them here."""
+    file = files.predictions_file()
+    if file is None:
+        file = folder / "validation.csv"
+        write_predictions(validation.table, file)
+    return FileNote.of(file, folder)
