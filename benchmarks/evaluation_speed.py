@@ -21,8 +21,10 @@ import numpy as np
 from coverage_of_intervals import draw, predictions
 
 from evaluation.metrics.table import compute_metrics
-from evaluation.results import write_results
+from evaluation.provenance import Provenance
+from evaluation.results import Evaluation, write_results
 from localization.scoring.overlap import MaskScorer
+from report.page import write_report
 
 
 def main() -> None:
@@ -41,7 +43,12 @@ def main() -> None:
         seconds = time.perf_counter() - began
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            write_results(evaluated, Path(folder), {"title": "simulated"}, validation=validation)
+            provenance = Provenance(title="simulated")
+            evaluation = Evaluation(
+                predictions=evaluated, folder=Path(folder), provenance=provenance, validation=validation
+            )
+            write_results(evaluation)
+            write_report(Path(folder), None)
             whole = time.perf_counter() - began
             size = (Path(folder) / "report.html").stat().st_size / 1e6
         print(f"| {images} | {seconds:.1f} | {whole:.1f} | {size:.2f} |")

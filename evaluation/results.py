@@ -119,7 +119,8 @@ def _operating_points(evaluation: Evaluation) -> list[dict[str, Any]]:
     if temperature and temperature.applied:
         validation = calibrated(validation, temperature.value)
     prevalence = read_prevalences(provenance.prevalence, evaluation.predictions.classes)
-    return operating_points(validation, evaluation.predictions, tuple(provenance.sensitivity or SENSITIVITIES), prevalence)
+    sensitivities = tuple(provenance.sensitivity or SENSITIVITIES)
+    return operating_points(validation, evaluation.predictions, sensitivities, prevalence)
 
 
 def _reliability(predictions: Predictions, temperature: Temperature | None) -> Figure:

@@ -5,7 +5,6 @@ A phrase is lower case without a full stop. A fact that the records do not show 
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,12 @@ from evaluation.phrases import (
     with_limits,
     words,
 )
+from localization.methods.table import METHODS
+from localization.states import MapState, count_flawed
 from report.inputs import Inputs
 from utils import PROJECT, count
 
 Facts = dict[str, str | None]
-STATES = {  # of maps that are not simply ok
-    "empty": "without positive evidence",
-    "nan": "not finite",
-    "diffuse": "spread out like a uniform map",
-    "border": "with most of it at the picture's edge",
-}
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
@@ -57,13 +52,6 @@ def collect_facts(inputs: Inputs) -> Facts:
         **_of_the_results(inputs),
         **_of_the_analysis(inputs),
     }
-
-
-def fill(template: str, facts: Facts) -> str | None:
-    """`template` with its facts, or None where one of them is unknown."""
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    values = {name: facts[name] for name in names}
-    return None if None in values.values() else template.format(**values)
 
 
 def _is_subset(predictions: pd.DataFrame, records: pd.DataFrame) -> bool:
@@ -158,16 +146,18 @@ def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | 
 
 def _of_the_images(inputs: Inputs) -> Facts:
     facts: Facts = dict.fromkeys(("unreadable", "preprocessing", "missing"))
-    record, about, split, config = inputs.record, inputs.evaluation, inputs.split, inputs.config
-    facts["unreadable"] = unreadable(record.get("unreadable"), about.get("unreadable"))
-    size = about.get("size", record.get("size"))  # None there: the members of an ensemble differ
-    fit = about.get("fit", config and config.data.fit)
-    if size and fit and None not in (about.get("mean", ()), about.get("std", ())):
+    record, provenance, split, config = inputs.record, inputs.provenance, inputs.split, inputs.config
+    facts["unreadable"] = unreadable(record.get("unreadable"), provenance.unreadable)
+    recorded = provenance.recorded  # a None that is recorded: the members of an ensemble differ
+    size = provenance.size if "size" in recorded else record.get("size")
+    fit = provenance.fit if "fit" in recorded else config and config.data.fit
+    differ = any(name in recorded and getattr(provenance, name) is None for name in ("mean", "std"))
+    if size and fit and not differ:
         shape = "squashed to" if fit == "squash" else "padded to a square of"
         facts["preprocessing"] = f"8-bit grey, {shape} {size}×{size} pixels with antialiasing"
-        if about.get("mean"):
-            mean, std = (", ".join(f"{v:g}" for v in about[key]) for key in ("mean", "std"))
-            channels = count(len(about["mean"]), "channel")
+        if provenance.mean:
+            mean, std = (", ".join(f"{v:g}" for v in values) for values in (provenance.mean, provenance.std))
+            channels = count(len(provenance.mean), "channel")
             facts["preprocessing"] += f", {channels} normalised with mean {mean} and standard deviation {std}"
     if split is not None:
         gaps = {
@@ -180,8 +170,8 @@ def _of_the_images(inputs: Inputs) -> Facts:
 
 
 def _of_the_model(inputs: Inputs) -> Facts:
-    about, record = inputs.evaluation, inputs.record
-    models = about.get("models") or ([record["model"]] if record.get("model") else [])
+    provenance, record = inputs.provenance, inputs.record
+    models = provenance.models or ([record["model"]] if record.get("model") else [])
     facts: Facts = dict.fromkeys(("title", "model", "parameters", "ensemble", "tta"))
     facts["task"] = (
         f"the choice of one of {len(inputs.predictions.classes)} classes "
@@ -191,14 +181,15 @@ def _of_the_model(inputs: Inputs) -> Facts:
     if models:
         facts["model"] = models[0] if len(models) == 1 else f"an ensemble of {join(models)}"
         facts["title"] = f"{facts['model']}, a deep-learning classifier of chest radiographs, and its evaluation"
-    if about.get("parameters"):
-        facts["parameters"] = f"{about['parameters']:,} parameters"
-    if about.get("models"):
+    if provenance.parameters:
+        facts["parameters"] = f"{provenance.parameters:,} parameters"
+    if provenance.models:
         facts["ensemble"] = (
             "none, a single model" if len(models) == 1 else f"the mean of the probabilities of {join(models)}"
         )
-    if "tta" in about:
-        facts["tta"] = "the mean of the probabilities of each image and its mirror image" if about["tta"] else "none"
+    if provenance.tta is not None:
+        mean = "the mean of the probabilities of each image and its mirror image"
+        facts["tta"] = mean if provenance.tta else "none"
     return facts
 
 
@@ -221,29 +212,29 @@ def _of_the_training(inputs: Inputs) -> Facts:
         facts["augmentation"] = augmentation(config.augment)
         even = "every class equally often, small ones repeated"
         facts["sampling"] = even if t.sampler == "weighted" else "every image once an epoch"
-    weights = [Path(path).name for path in inputs.evaluation.get("weights") or []]
+    weights = [Path(path).name for path in inputs.provenance.weights]
     if weights == ["best.pt"] and "best_epoch" in record:  # which only a finished run has
         facts["selection"] = f"the epoch of lowest validation loss, {record['best_epoch']} of {record['epochs']}"
-    elif weights == ["last.pt"] and inputs.evaluation.get("epoch"):
-        facts["selection"] = f"none, the last epoch ({inputs.evaluation['epoch']})"
+    elif weights == ["last.pt"] and inputs.provenance.epoch:
+        facts["selection"] = f"none, the last epoch ({inputs.provenance.epoch})"
     return facts
 
 
 def _of_the_machine(inputs: Inputs) -> Facts:
-    about, record = inputs.evaluation, inputs.record
+    provenance, record = inputs.provenance, inputs.record
     licence = PROJECT / "LICENSE"
-    commands = [text for text in (record.get("command"), about.get("command")) if text]
+    commands = [text for text in (record.get("command"), provenance.command) if text]
     timings = record.get("timings") or {}
-    at = f" at commit {about['commit']}" if about.get("commit") else ""
+    at = f" at commit {provenance.commit}" if provenance.commit else ""
     return {
-        "software": _both(*(_software(part.get("versions")) for part in (record, about))),
-        "device": _both(record.get("device"), about.get("device")),
+        "software": _both(_software(record.get("versions")), _software(provenance.versions)),
+        "device": _both(record.get("device"), provenance.device),
         "seconds": f"{timings['train_seconds']:,.0f} s of training" if "train_seconds" in timings else None,
-        "precision": _both(record.get("precision"), about.get("precision")),
+        "precision": _both(record.get("precision"), provenance.precision),
         "seed": str(record["seed"]) if "seed" in record else None,
         "command": "; then ".join(commands) or None,
-        "commit": _both(record.get("commit"), about.get("commit")),
-        "code": f"this toolkit{at}" if about.get("weights") else None,  # else another program made the predictions
+        "commit": _both(record.get("commit"), provenance.commit),
+        "code": f"this toolkit{at}" if provenance.weights else None,  # else another program made the predictions
         "licence_code": licence.read_text().split(" License")[0].strip() if licence.is_file() else None,
         "predictions": "every prediction is in predictions.csv beside this report",
     }
@@ -263,22 +254,22 @@ def _both(training: str | None, evaluation: str | None) -> str | None:
 def _of_the_evaluated(inputs: Inputs) -> Facts:
     """Which images were evaluated. `internal` is known only for the run's own test images, found by content."""
     facts: Facts = dict.fromkeys(("internal", "external", "overlap"))
-    about, table, split = inputs.evaluation, inputs.predictions.table, inputs.split
+    provenance, table, split = inputs.provenance, inputs.predictions.table, inputs.split
     images = f"{count(len(table), 'image')}{of_patients(table)}"
-    where = f" of {about['data']}" if about.get("data") not in (None, "the run's own") else ""
+    where = f" of {provenance.data}" if provenance.data not in (None, "the run's own") else ""
     place = {
         "test": f", the test split{where}",
         "val": f", the validation split{where}",
         "train": f", the training images themselves{where}",
-        "external": f" in {about.get('data')}",
+        "external": f" in {provenance.data}",
     }
-    facts["n_evaluated"] = images + place.get(about.get("kind", ""), "")
+    facts["n_evaluated"] = images + place.get(provenance.kind, "")
     if split is not None and _is_subset(table, split[split["split"] == "test"]):
         facts["internal"] = f"{images}, the run's own test split"
-    if about.get("kind") == "external":
-        facts["external"] = f"{images} in {about.get('data')} ({by_class(table['label'])})"
-    if about.get("kind") != "train":
-        facts["overlap"] = trained_on(about.get("overlap") or {}, about.get("kind"))
+    if provenance.kind == "external":
+        facts["external"] = f"{images} in {provenance.data} ({by_class(table['label'])})"
+    if provenance.kind != "train":
+        facts["overlap"] = trained_on(provenance.overlap, provenance.kind)
     return facts
 
 
@@ -307,7 +298,7 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
     metrics, predictions = inputs.metrics, inputs.predictions
     wrong = np.flatnonzero(~predictions.correct)
     pairs = pd.Series([f"{predictions.table['label'][i]} called {predictions.table['predicted'][i]}" for i in wrong])
-    temperature, points, groups = (metrics.get(name) for name in ("temperature", "operating_points", "subgroups"))
+    temperature, points, groups = (metrics[name] for name in ("temperature", "operating_points", "subgroups"))
     calibration = f"ECE {with_limits(metrics['ece'])}"
     if temperature:
         done = "applied" if temperature["applied"] else "not applied"
@@ -316,7 +307,7 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
     facts["calibration"] = calibration
     most = f" ({counts(pairs)})" if len(wrong) else ""
     facts["failures"] = f"{len(wrong):,} of {len(predictions):,} images{most}"
-    if points and inputs.evaluation.get("kind") != "val":  # which chose them
+    if points and inputs.provenance.kind != "val":  # which chose them
         facts["operating_points"] = "; ".join(
             f"{p['class']} from {threshold(p['threshold'])}, for a sensitivity of {p['wanted_sensitivity']:g} on "
             f"{p['chosen_on']['n']} validation images"
@@ -326,11 +317,13 @@ def _of_the_analysis(inputs: Inputs) -> Facts:
         facts["subgroups"] = "; ".join(f"by {column}, {_accuracies(rows)}" for column, rows in groups.items())
     if inputs.maps.table is not None:
         maps = inputs.maps.table
-        states = {state: int((maps["status"] == state).sum()) for state in STATES}
-        methods = join(inputs.maps.titles.get(name, name) for name in sorted(maps["method"].unique()))
+        names = sorted(maps["method"].unique())
+        methods = join(METHODS[name].title if name in METHODS else name for name in names)
         images = count(maps["path"].nunique(), "image")
         facts["explainability"] = f"{methods} of {images}, {len(maps)} maps" + "".join(
-            f", {number} {STATES[state]}" for state, number in states.items() if number or state == "empty"
+            f", {number} {state.counted}"
+            for state, number in count_flawed(maps["status"]).items()
+            if number or state is MapState.EMPTY
         )
     return facts
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,21 +15,17 @@ from PIL import Image
 
 from dataset.readers import UnreadableImage, read_image, to_uint8
 from evaluation.predictions import Predictions
+from localization.drawing.overlay import BOX_KEY
+from localization.states import MapState
 from report.inputs import FIRST_METHOD, Maps
 from utils import file_sha256
 
 MOST_ERRORS = 12
 SIDE = 448  # pixels: what a picture's longer side is shrunk to
 QUALITY = 82  # of JPEG
-BOX = "Radiograph"  # the text chunk of an overlay that says where the radiograph lies: left,top,right,bottom
-NO_MAP = {"empty": "no positive evidence for {}: the map is empty", "nan": "the map of {} is not finite"}
-DOUBTFUL = {
-    "diffuse": "the map of {} is spread out like a uniform one",
-    "border": "most of the map of {} lies at the picture's edge",
-}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tile:
     """One error.
 
@@ -68,15 +65,8 @@ def error_tiles(predictions: Predictions, maps: Maps, folders: Sequence[Path]) -
 def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path]) -> Tile:
     record = predictions.table.iloc[row]
     drawn = _map_of(record, maps.table)
-    overlay, boxed, raw, notes = None, False, None, []
-    if drawn is not None and drawn["status"] not in ("ok", *DOUBTFUL):
-        notes.append(NO_MAP.get(drawn["status"], "no map").format(drawn["target"]))
-    elif drawn is not None:
-        overlay, boxed = _read_overlay(maps.folder / Path(drawn["file"]).name)
-        if overlay is None:
-            notes.append("its map cannot be read")
-        elif drawn["status"] in DOUBTFUL:
-            notes.append(DOUBTFUL[drawn["status"]].format(drawn["target"]))
+    layer = Layer() if drawn is None else _layer(drawn, maps.folder)
+    raw, overlay, notes = None, layer.overlay, [layer.note]
     try:
         raw = _read_radiograph(record, folders)
     except UnreadableImage as reason:
@@ -85,21 +75,39 @@ def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path
         overlay = None
         notes.append("another picture is in the radiograph's place now")
     if overlay is not None and raw is not None:
-        if boxed:
+        if layer.boxed:
             overlay = overlay.resize(raw.size, Image.Resampling.LANCZOS)
-        else:  # where the radiograph lies in it is not known, so nothing can be laid over it
+        else:  # the overlay cannot be laid over the radiograph
             raw = None
     return Tile(
-        Path(record["path"].replace("\\", "/")).name,
-        record["group"] if record["group"] != record["path"] else "",
-        record["label"],
-        record["predicted"],
-        float(predictions.confidence[row]),
-        raw and data_uri(raw),
-        overlay and data_uri(overlay),
-        drawn["target"] if drawn is not None else "",
-        "; ".join(notes),
+        name=Path(record["path"].replace("\\", "/")).name,
+        patient=record["group"] if record["group"] != record["path"] else "",
+        label=record["label"],
+        predicted=record["predicted"],
+        confidence=float(predictions.confidence[row]),
+        raw=raw and data_uri(raw),
+        overlay=overlay and data_uri(overlay),
+        target="" if drawn is None else drawn["target"],
+        note="; ".join(filter(None, notes)),
     )
+
+
+class Layer(NamedTuple):
+    """A map to lay over its radiograph, if it can be shown; `boxed` says that it has the radiograph's frame."""
+
+    overlay: Image.Image | None = None
+    boxed: bool = False
+    note: str = ""
+
+
+def _layer(drawn: pd.Series, folder: Path) -> Layer:
+    """Return the overlay of a row of cams.csv, or a note that says why there is none."""
+    state = MapState.read(drawn["status"])
+    note = state.sentence.format(drawn["target"]) if state else "no map"
+    if state is None or not state.scored:
+        return Layer(note=note)
+    overlay, boxed = _read_overlay(folder / Path(drawn["file"]).name)
+    return Layer(overlay, boxed, note if overlay else "its map cannot be read")
 
 
 class OtherImage(Exception):
@@ -139,7 +147,7 @@ def _read_overlay(path: Path) -> tuple[Image.Image | None, bool]:
     """The overlay, cut to its radiograph where its text chunk says where that lies; and whether it does."""
     try:
         with Image.open(path) as picture:
-            box = picture.info.get(BOX)
+            box = picture.info.get(BOX_KEY)
             picture = picture.convert("RGB")
     except OSError:
         return None, False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 from config import Config, load_run_config
 from evaluation.metrics.table import OVERALL, PER_CLASS
 from evaluation.predictions import Predictions, read_predictions
+from evaluation.provenance import Provenance
 from utils import UserError, read_json
 
 FIRST_METHOD = "gradcam"  # whose maps are shown where several methods drew
@@ -30,7 +32,7 @@ OPTIONAL = {  # parts of metrics.json that may be absent or empty, and what each
 OF_A_GROUP = ("value", "n", "accuracy", "balanced_accuracy", "macro_f1", "missed", "small")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Maps:
     """What draw_cam.py left in a run's cams folder, as far as it is of the evaluated weights.
 
@@ -38,19 +40,17 @@ class Maps:
         folder: where the pictures lie.
         table: cams.csv, all columns text. None where it is missing, or where other weights drew the maps.
         mean: the picture of the classes' mean maps; None where it is missing, or of other images.
-        titles: what each method in the table is called.
         refused, mean_refused: why maps, or the mean maps, that are there are left out: a sentence, else empty.
     """
 
     folder: Path | None = None
     table: pd.DataFrame | None = None
     mean: Path | None = None
-    titles: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     mean_refused: str = ""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Inputs:
     """An evaluation folder and, where there is one, its run folder.
 
@@ -75,10 +75,10 @@ class Inputs:
     history: list[dict[str, Any]] | None
     maps: Maps = field(default_factory=Maps)
 
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        """What test.py noted of the evaluation; empty for the predictions of another program."""
-        return self.metrics.get("evaluation") or {}
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What test.py recorded of the evaluation; no field is known for the predictions of another program."""
+        return Provenance.from_json(self.metrics.get("evaluation"))
 
 
 def read_inputs(folder: Path, run: Path | None) -> Inputs:
@@ -95,26 +95,26 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
             "run python test.py again"
         )
     history = _table(run and run / "history.csv", float)
-    return Inputs(
-        folder,
-        predictions,
-        metrics,
-        run,
-        _json(run / "run.json") if run else {},
-        load_run_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
-        _table(run and run / "split.csv", str),
-        None if history is None else history.to_dict("records"),
-        read_maps(run / "cams", metrics.get("evaluation") or {}) if run else Maps(),
+    inputs = Inputs(
+        folder=folder,
+        predictions=predictions,
+        metrics=metrics,
+        run=run,
+        record=_json(run / "run.json") if run else {},
+        config=load_run_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
+        split=_table(run and run / "split.csv", str),
+        history=None if history is None else history.to_dict("records"),
     )
+    return replace(inputs, maps=read_maps(run / "cams", inputs.provenance)) if run else inputs
 
 
-def read_maps(folder: Path, about: dict[str, Any]) -> Maps:
-    """The maps in `folder`, where its cams.json says that the weights of the evaluation `about` drew them."""
+def read_maps(folder: Path, provenance: Provenance) -> Maps:
+    """Return the maps in `folder`, if its cams.json says that the evaluated weights drew them."""
     if not folder.is_dir():
         return Maps()
-    record, weights = _json(folder / "cams.json"), about.get("fingerprints") or []
-    titles = record.get("methods") or {FIRST_METHOD: "Grad-CAM"}
-    shown = FIRST_METHOD if FIRST_METHOD in titles else next(iter(titles))
+    record, weights = _json(folder / "cams.json"), provenance.fingerprints
+    methods = list(record.get("methods") or [FIRST_METHOD])
+    shown = FIRST_METHOD if FIRST_METHOD in methods else methods[0]
     table, mean = _table(folder / "cams.csv", str), folder / f"mean_{shown}.png"
     reason = ""
     if not record.get("weights"):
@@ -125,19 +125,19 @@ def read_maps(folder: Path, about: dict[str, Any]) -> Maps:
         reason = "other weights drew them"
     if reason:
         refused = f"The maps in {folder.name}/ are left out: {reason}."
-        return Maps(folder, refused=refused, mean_refused=refused if mean.is_file() else "")
-    if mean.is_file() and (record.get("kind") is None or record["kind"] != about.get("kind")):
+        return Maps(folder=folder, refused=refused, mean_refused=refused if mean.is_file() else "")
+    if mean.is_file() and (record.get("kind") is None or record["kind"] != provenance.kind):
         of_others = f"The mean maps in {folder.name}/ are left out: they are of other images."
-        return Maps(folder, table, titles=titles, mean_refused=of_others)
-    return Maps(folder, table, mean if mean.is_file() else None, titles)
+        return Maps(folder=folder, table=table, mean_refused=of_others)
+    return Maps(folder=folder, table=table, mean=mean if mean.is_file() else None)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json with everything that the report needs."""
+    """Return metrics.json with everything that the report needs; parts that may be absent are None."""
     if not path.is_file():
         raise UserError(f"{path.parent}: no metrics.json; python test.py writes it")
     remedy = "run python test.py again"
-    metrics = read_json(path, remedy)
+    metrics = {**dict.fromkeys((*OPTIONAL, "subgroups")), **read_json(path, remedy)}
     lacking = next(_lacking(metrics), None)
     if lacking:
         raise UserError(f"{path}: no '{lacking}' in it (an older version of test.py wrote it?); {remedy}")
@@ -160,8 +160,8 @@ def _lacking(metrics: dict[str, Any]) -> Iterator[str]:
         yield from absent(f"per_class.{name}.", row, (*PER_CLASS, "support", "small"))
         for measure in PER_CLASS:
             yield from absent(f"per_class.{name}.{measure}.", row[measure], ENTRY)
-    parts = [(name, metrics.get(name), names) for name, names in OPTIONAL.items()]
-    parts += [(f"subgroups.{name}", rows, OF_A_GROUP) for name, rows in (metrics.get("subgroups") or {}).items()]
+    parts = [(name, metrics[name], names) for name, names in OPTIONAL.items()]
+    parts += [(f"subgroups.{name}", rows, OF_A_GROUP) for name, rows in (metrics["subgroups"] or {}).items()]
     for where, part, names in parts:
         for row in part if isinstance(part, list) else [part] if part else []:
             yield from absent(f"{where}.", row, names)

@@ -118,7 +118,7 @@ def test_what_validation_cannot_decide_is_no_temperature() -> None:
     assert (
         t.temperature_from_validation(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
     )  # worse than chance: the flatter the better
-    assert t.temperature_from_validation(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"]))["value"] > 0
+    assert t.temperature_from_validation(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"])).value > 0
 
 
 def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_uncalibrated() -> None:

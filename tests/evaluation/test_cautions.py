@@ -9,6 +9,7 @@ from evaluation.cautions import cautions
 from evaluation.metrics.calibration import equal_width, perfect_error
 from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
+from evaluation.provenance import Provenance
 
 
 def _predictions(n: int, confidence: float, right: float, **columns: object) -> Predictions:
@@ -25,7 +26,7 @@ def _texts(found: Predictions, about: dict | None = None, temperature: dict | No
     metrics = compute_metrics(found, resamples=0)
     mean, p95 = perfect_error(found.confidence, equal_width(found.confidence))
     metrics |= {"ece_if_perfect": {"mean": mean, "p95": p95}, "temperature": temperature}
-    return {warning["text"]: warning["level"] for warning in cautions(found, metrics, about or {})}
+    return {warning["text"]: warning["level"] for warning in cautions(found, metrics, Provenance.from_json(about))}
 
 
 def test_nothing_is_said_of_a_sound_evaluation() -> None:

@@ -16,8 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from config import Config
+from evaluation.metrics.temperature import Temperature
 from evaluation.predictions import Predictions
-from evaluation.results import write_results
+from evaluation.provenance import Provenance
+from evaluation.results import Evaluation, write_results
 from report.page import write_report
 
 CLASSES = ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
@@ -174,6 +176,12 @@ ABOUT = {
 }
 
 
+def write_evaluation(predictions: Predictions, folder: Path, about: dict[str, Any], **known: Any) -> None:
+    """Write predictions and metrics, without figures; `about` is what metrics.json has under `evaluation`."""
+    provenance = Provenance.from_json(about)
+    write_results(Evaluation(predictions=predictions, folder=folder, provenance=provenance, **known), quick=True)
+
+
 def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
     """A run of two epochs on `n` test images, with radiographs of the errors and their maps."""
     run, table = parent / "case", make_table(n, classes)
@@ -193,9 +201,9 @@ def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
     Image.new("RGB", (400, 120), "grey").save(run / "cams" / "mean_gradcam.png")
     write_run(run, table)
     predictions = Predictions(table, classes)
-    temperature = {"value": 1.31, "fitted_on": "val", "n": 40, "applied": False}
+    temperature = Temperature(value=1.31, fitted_on="val", n=40, applied=False)
     validation = Predictions(make_table(40, classes, seed=1), classes)
-    write_results(predictions, folder, ABOUT, validation=validation, temperature=temperature, quick=True)
+    write_evaluation(predictions, folder, ABOUT, validation=validation, temperature=temperature)
     return Case(run, table, folder)
 
 

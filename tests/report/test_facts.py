@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.phrases import threshold, words
-from report.facts import collect_facts, fill
+from report.checklist import fill
+from report.facts import collect_facts
 from report.inputs import read_inputs
 from tests.helpers.report_case import CHECKLIST, Case, Page, make_case
 

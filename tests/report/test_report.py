@@ -21,11 +21,11 @@ from evaluation.figures.plots import precision_recall_figure, roc_figure, shown_
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
-from evaluation.results import write_results
 from report.facts import collect_facts
 from report.gallery import error_tiles
 from report.inputs import read_inputs
-from report.page import figure_svg, write_report
+from report.page import write_report
+from report.svg import figure_svg
 from tests.helpers.report_case import (
     ABOUT,
     CHECKLIST,
@@ -38,6 +38,7 @@ from tests.helpers.report_case import (
     make_case,
     make_table,
     sha256,
+    write_evaluation,
     wrong_rows,
 )
 from utils import UserError
@@ -214,7 +215,7 @@ def test_a_doubtful_map_is_shown_with_a_word_of_caution(own: Case) -> None:
     maps.reset_index().to_csv(own.run / "cams" / "cams.csv", index=False)
     tiles = own.report().root.find("ul", class_="gallery")[0].find("li")[: len(states)]
     assert [bool(tile.find("button")) for tile in tiles] == [True, True, True, False, False]
-    said = ["", "is spread out like a uniform one", "lies at the picture's edge", "is not finite", "no map"]
+    said = ["", "is spread out like a uniform one", "lies at the image's edge", "is not finite", "no map"]
     for tile, words, target in zip(tiles, said, first["predicted"], strict=True):
         assert words in tile.words()
         assert (f"map of {target}" in tile.words()) == (words not in ("", "no map"))
@@ -286,13 +287,13 @@ def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(work)
     folder = theirs / "theirs-evaluation"
     folder.mkdir()
-    write_results(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")}, quick=True)
+    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
     tiles = Page(write_report(folder, None)).root.find("ul", class_="gallery")[0].find("li")
     assert [len(tile.find("img")) for tile in tiles[:3]] == [1, 0, 0]
     assert "cannot be read here" in tiles[1].words() and "another picture" in tiles[2].words()
     draw_radiograph(folder / f"{changed}.png", 1, 96, 64)  # the folder of the evaluation comes first
     table["sha256"] = ""
-    write_results(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")}, quick=True)
+    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
     page = Page(write_report(folder, None))
     tile = page.root.find("ul", class_="gallery")[0].find("li")[2]
     wanted = np.asarray(Image.open(folder / f"{changed}.png"), float)
@@ -302,7 +303,7 @@ def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.Monke
 def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
     def groups(sources: list[str]) -> str:
         table = make_table(120, CLASSES).assign(source=[sources[i % len(sources)] for i in range(120)])
-        write_results(Predictions(table, CLASSES), tmp_path, {}, quick=True)
+        write_evaluation(Predictions(table, CLASSES), tmp_path, {})
         return Page(write_report(tmp_path, None)).root.find("section", id="groups")[0].words()
 
     many = groups([f"site {i:02d}" for i in range(24)])
@@ -335,7 +336,7 @@ def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
     names = [f"finding {i:02d}" for i in range(26)]
     table = make_table(104, names)
     table = table[table["label"] != names[0]]  # of which nothing is there
-    write_results(Predictions(table, names), tmp_path, {}, quick=True)
+    write_evaluation(Predictions(table, names), tmp_path, {})
     section = Page(write_report(tmp_path, None)).root.find("section", id="ranking")[0]
     for figure in section.find("svg"):
         label = figure.attributes["aria-label"]
@@ -427,7 +428,7 @@ def test_few_and_many_classes(tmp_path: Path, size: int) -> None:
 def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     """Only what the table shows is told: no run, no code, no split, no maps."""
     table = case.table.drop(columns=["group", "source", "sha256"])
-    write_results(Predictions(table, CLASSES), tmp_path, {"title": "theirs.csv"}, quick=True)
+    write_evaluation(Predictions(table, CLASSES), tmp_path, {"title": "theirs.csv"})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("ece_if_perfect", "temperature", "operating_points", "subgroups", "per_patient", "warnings"):
         del metrics[key]
@@ -495,7 +496,7 @@ def test_the_size_of_a_report_on_twenty_thousand_predictions(tmp_path: Path) -> 
         noise = np.random.default_rng(i).integers(0, 256, (2500, 2000), np.uint8)
         Image.fromarray(noise).save(table.loc[row, "path"], compress_level=1)
         table.loc[row, "sha256"] = ""
-    write_results(Predictions(table, CLASSES), tmp_path, ABOUT, quick=True)
+    write_evaluation(Predictions(table, CLASSES), tmp_path, ABOUT)
     path = write_report(tmp_path, None)
     assert path.stat().st_size < 8e6
     assert len(Page(path).root.find("img")) == 12

@@ -1,0 +1,242 @@
+"""The sections of the report: one row in `SECTIONS`, a function for its content, and a template of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import SPLITS
+from evaluation.figures.plots import (
+    learning_curves_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+    shown_curves,
+)
+from evaluation.metrics import calibration
+from evaluation.metrics.curves import class_curves
+from evaluation.metrics.subgroups import MOST_VALUES
+from evaluation.metrics.table import PER_CLASS
+from evaluation.metrics.temperature import Temperature
+from evaluation.phrases import join, patients_named, with_limits
+from experiment.run_folder import best_epoch
+from report.checklist import answered_standards
+from report.facts import collect_facts
+from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
+from report.inputs import Inputs
+from report.svg import figure_svg
+from utils import count
+
+# The run card: a term, and the fact that answers it.
+CARD = (
+    ("Data", "data"),
+    ("Sources", "sources"),
+    ("Split", "split"),
+    ("Between the parts", "disjoint"),
+    ("Patients told apart", "patients_known"),
+    ("Evaluated", "n_evaluated"),
+    ("Overlap", "overlap"),
+    ("Model", "model"),
+    ("Parameters", "parameters"),
+    ("Initial weights", "init"),
+    ("Training", "training"),
+    ("Augmentation", "augmentation"),
+    ("Sampling", "sampling"),
+    ("Kept", "selection"),
+    ("Ensemble", "ensemble"),
+    ("Mirror images", "tta"),
+    ("Preprocessing", "preprocessing"),
+    ("Precision", "precision"),
+    ("Device", "device"),
+    ("Time", "seconds"),
+    ("Seed", "seed"),
+    ("Versions", "software"),
+    ("Commit", "commit"),
+)
+
+
+def if_perfect(metrics: dict[str, Any]) -> str | None:
+    """Return what a perfectly calibrated model would show; None if unknown."""
+    found = metrics["ece_if_perfect"] or {}
+    if found.get("mean") is None or found.get("p95") is None:
+        return None
+    return f"if perfectly calibrated {found['mean']:.3f}, at most {found['p95']:.3f} in 95 % of samples"
+
+
+def _run_card(inputs: Inputs) -> dict[str, Any]:
+    facts, provenance = collect_facts(inputs), inputs.provenance
+    commands = (
+        ("Training command", inputs.record.get("command")),
+        ("Evaluation command", provenance.command),
+        ("Weights", ", ".join(provenance.weights)),
+    )
+    return {
+        "card": [(term, facts[name]) for term, name in CARD],
+        "commands": [(term, text) for term, text in commands if text],
+        "parts": _images_per_split(inputs),
+    }
+
+
+def _images_per_split(inputs: Inputs) -> dict[str, Any] | None:
+    """Return the images per class and split, with totals, and the patients of each split if all are known."""
+    split = inputs.split
+    if split is None:
+        return None
+    names = [name for name in SPLITS if (split["split"] == name).any()]
+    parts = [split[split["split"] == name] for name in names]
+    rows = [(label, [int((part["label"] == label).sum()) for part in parts]) for label in sorted(set(split["label"]))]
+    rows.append(("all classes", [len(part) for part in parts]))
+    if patients_named(split):
+        rows.append(("patients", [part["group"].nunique() for part in parts]))
+    return {"names": names, "rows": rows}
+
+
+def _training(inputs: Inputs) -> dict[str, Any]:
+    if inputs.history is None:
+        return {"curves": None}
+    history = [row | {"epoch": int(row["epoch"])} for row in inputs.history]
+    best = best_epoch(history)
+    label = (
+        f"Learning curves over {count(len(history), 'epoch')}: the lowest validation loss, {best['valid_loss']:.3f}, "
+        f"is that of epoch {best['epoch']}, with a validation accuracy of {best['valid_accuracy']:.3f}."
+    )
+    figure = learning_curves_figure(history, best["epoch"])
+    return {"curves": {"svg": figure_svg(figure, label), "label": label}}
+
+
+def _confusion(inputs: Inputs) -> dict[str, Any]:
+    """Return the matrix with each cell's share of its row, None for a class that does not occur."""
+    counts = np.array(inputs.metrics["confusion"])
+    totals = counts.sum(1)
+    rows = [
+        (name, int(total), [(int(cell), cell / total if total else None) for cell in row])
+        for name, total, row in zip(inputs.metrics["classes"], totals, counts, strict=True)
+    ]
+    return {"rows": rows, "columns": [int(total) for total in counts.sum(0)]}
+
+
+def _per_class(inputs: Inputs) -> dict[str, Any]:
+    return {"per_class_measures": [name for name in PER_CLASS if name != "accuracy"]}
+
+
+def _thresholds(inputs: Inputs) -> dict[str, Any] | None:
+    """Return nothing to show for validation images, which chose the thresholds."""
+    return {} if inputs.metrics["operating_points"] and inputs.provenance.kind != "val" else None
+
+
+def _ranking(inputs: Inputs) -> dict[str, Any]:
+    metrics = inputs.metrics
+    curves = class_curves(inputs.predictions, metrics)
+    kinds = (
+        ("ROC curves", roc_figure, "roc", "AUROC"),
+        ("Precision and recall", precision_recall_figure, "precision_recall", "average precision"),
+    )
+    figures = []
+    for title, draw, kind, name in kinds:
+        shown, left_out = shown_curves(curves[kind])
+        areas = [f"{curve.name} {with_limits(curve.area)}" for curve in shown]
+        label = f"{title}, one class against the rest: {name} {join(areas)}." if shown else f"{title}: none."
+        lacking = [c for c in metrics["classes"] if c not in {curve.name for curve in curves[kind]}]
+        notes = []
+        if left_out:
+            share = f"{len(left_out)} of {len(curves[kind]) - 1} classes"
+            notes.append(f"For want of room {share} are not drawn: {join(left_out)}.")
+        if lacking:
+            notes.append(f"No curve of {join(lacking)}: these images cannot give one.")
+        svg = figure_svg(draw(curves[kind]), " ".join([label, *notes]))
+        figures.append({"title": title, "svg": svg, "notes": notes})
+    return {"ranking": figures}
+
+
+def _calibration(inputs: Inputs) -> dict[str, Any]:
+    """Return the reliability diagram as predicted and, if a temperature is known, with it; each with its ECE."""
+    panels = [("As predicted", inputs.predictions.probabilities)]
+    if inputs.metrics["temperature"]:
+        temperature = Temperature.from_json(inputs.metrics["temperature"])
+        titles = ("Before temperature scaling", f"After, with temperature {temperature.value:.2f}")
+        panels = zip(titles, temperature.before_and_after(inputs.predictions.probabilities), strict=True)
+    figures = []
+    for title, probabilities in panels:
+        confidence, correct = probabilities.max(1), inputs.predictions.correct
+        bins = calibration.equal_width(confidence)
+        error = calibration.expected_calibration_error(confidence, correct, bins)
+        figure = reliability_figure(calibration.reliability(confidence, correct, bins), None)
+        figure.axes[0].set_title("")  # the page has it
+        svg = figure_svg(figure, f"Reliability, {title}: ECE {error:.3f}.")
+        figures.append({"title": title, "ece": error, "svg": svg})
+    return {"reliability": figures}
+
+
+def _errors(inputs: Inputs) -> dict[str, Any]:
+    """Return the most confident errors; relative paths start beside the table, here or where another program wrote."""
+    provenance = inputs.provenance
+    elsewhere = [] if provenance.weights or not provenance.data else [Path(provenance.data).parent]
+    return {
+        "tiles": error_tiles(inputs.predictions, inputs.maps, [inputs.folder, *elsewhere]),
+        "errors": int((~inputs.predictions.correct).sum()),
+        "most_errors": MOST_ERRORS,
+        "maps": inputs.maps,
+    }
+
+
+def _mean_maps(inputs: Inputs) -> dict[str, Any]:
+    maps = inputs.maps
+    return {"mean_maps": maps.mean and mean_maps_uri(maps.mean), "maps": maps}
+
+
+def _groups(inputs: Inputs) -> dict[str, Any]:
+    return {"sources": _sources(inputs)}
+
+
+def _sources(inputs: Inputs) -> str:
+    """Return which sources the table by source has, or why there is none."""
+    table = inputs.predictions.table
+    names = sorted(set(table["source"]) - {""})
+    if "source" in (inputs.metrics["subgroups"] or {}):
+        many = len(names) > MOST_VALUES
+        return f"The {MOST_VALUES} largest of {len(names)} sources, and the others together." if many else ""
+    if not names:
+        return "No table by source: the data name no source of these images."
+    whose = "all images" if (table["source"] != "").all() else "all images of known source"
+    if len(names) == 1:
+        return f"No table by source: {whose} are from {names[0]}."
+    return f"No table by source, though {len(names)} are known: metrics.json has none."
+
+
+def _checklist(inputs: Inputs) -> dict[str, Any]:
+    return {"checklist": answered_standards(collect_facts(inputs))}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        key: its id on the page, and the name of its template.
+        title, link: its heading, and its link in the contents.
+        content: what its template takes; None leaves the section out.
+    """
+
+    key: str
+    title: str
+    link: str
+    content: Callable[[Inputs], dict[str, Any] | None]
+
+
+SECTIONS = (
+    Section("run", "Run card", "Run card", _run_card),
+    Section("training", "Training", "Training", _training),
+    Section("confusion", "Confusion matrix", "Confusion matrix", _confusion),
+    Section("classes", "Per class", "Classes", _per_class),
+    Section("thresholds", "Thresholds for a wanted sensitivity", "Thresholds", _thresholds),
+    Section("ranking", "ROC and precision-recall curves", "ROC and precision", _ranking),
+    Section("calibration", "Calibration", "Calibration", _calibration),
+    Section("errors", "The most confident errors", "Errors", _errors),
+    Section("maps", "The mean map of each class", "Mean maps", _mean_maps),
+    Section("groups", "By source and other groups", "Sources", _groups),
+    Section("checklist", "Reporting checklist", "Reporting checklist", _checklist),
+)

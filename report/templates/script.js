@@ -1,0 +1,21 @@
+(() => {
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
+  const theme = document.getElementById("theme");
+  const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+  const say = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
+  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; say(); });
+  dark.addEventListener("change", say);
+  theme.hidden = false;
+  say();
+  for (const button of document.querySelectorAll("button.switch")) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+    });
+  }
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const part of opened) part.open = true;
+  });
+  addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
+})();
