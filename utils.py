@@ -1,4 +1,4 @@
-"""Small things that every room shares: errors for people, seeds, devices, precision, logging, atomic files.
+"""Shared by all rooms: user errors, atomic files, names of files and folders, seeds, devices and versions.
 
 Nothing heavy is imported at the top: verbs import this module before they answer `--help`.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import difflib
 import hashlib
 import json
 import logging
 import os
+import pickle
+import platform
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,45 +35,46 @@ log = logging.getLogger("cxr")
 
 
 class UserError(Exception):
-    """Something that the user can mend: printed as one line, without a traceback, with exit code 2."""
+    """An error the user can fix: printed as one line, without a traceback, with exit code 2."""
 
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended, so keep it short.
+    """Delay Ctrl-C and SIGTERM until the block has ended, so keep the block short.
 
-    matplotlib's C++ swallows the exception that a signal raises in it, or makes another one of it: the interruption
-    would be lost. A signal without a handler in Python (SIGTERM mostly) ends the process at once, as ever.
+    matplotlib's C++ code swallows or replaces the exception that a signal handler raises in it, and the interruption
+    would be lost. Signals without a Python handler (usually SIGTERM) still end the process at once.
     """
-    came: list[tuple[Callable[[int, Any], Any], int, Any]] = []
+    received: list[tuple[Callable[[int, Any], Any], int, Any]] = []
 
-    def later(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
-        return lambda number, frame: came.append((handler, number, frame))
+    def delay(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
+        return lambda number, frame: received.append((handler, number, frame))
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    mine = threading.current_thread() is threading.main_thread()  # no other thread hears signals, or may set handlers
-    changed = {number: handler for number, handler in handlers.items() if mine and callable(handler)}
-    for number, handler in changed.items():
-        signal.signal(number, later(handler))
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # only this one receives signals and may set handlers
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number, handler in handlers.items():
+        signal.signal(number, delay(handler))
     try:
         yield
     finally:
-        for number, handler in changed.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for handler, number, frame in came[:1]:
+        for handler, number, frame in received[:1]:
             handler(number, frame)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that takes its name only when the block ends well. `OSError` as open's."""
+    """Open a temporary file that replaces `path` only if the block succeeds. Raises: `OSError`, as `open` does."""
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, mode, **text) as file:
             yield file
-        os.chmod(name, 0o644)  # mkstemp makes files that only the owner may read
+        os.chmod(name, 0o644)  # mkstemp creates files that only their owner may read
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -84,14 +90,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON mapping. Raises: `UserError` that names the file and the `remedy` for anything else."""
+    """Read a JSON mapping. Raises: `UserError` that names the file and the `remedy`."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({type(error).__name__}); {remedy}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: no JSON mapping; {remedy}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON mapping; {remedy}")
+    return content
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -103,36 +109,30 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
 
 
 def read_tensors(path: Path, flag: str) -> Any:
-    """What a `.safetensors`, `.pt` or `.pth` file holds; nothing in it is executed (`weights_only=True`).
+    """Read a `.safetensors`, `.pt` or `.pth` file without executing anything in it (`weights_only=True`).
 
-    Raises: `UserError` that names `flag` and the file, for one that is missing, truncated, text or pickled code.
+    Raises: `UserError` that names `flag` and the file, if it is missing, truncated, text or pickled code.
     """
-    import pickle
-
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
         if Path(path).suffix.lower() == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise UserError(f"{flag} {path}: no whole .safetensors file ({error})") from None
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{flag} {path}: not a complete .safetensors file ({error})") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{flag} {path}: refused: it is no file of tensors, or it holds pickled code that would be "
-            "executed; save a state dict"
+            f"{flag} {path}: refused: not a file of tensors, or it contains pickled code that could be executed; save "
+            "a state dict"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{flag} {path}: cannot be read as tensors, it may be truncated "
-            f"({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{flag} {path}: cannot be read as tensors; the file may be truncated ({reason})") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -159,16 +159,16 @@ def count(number: int, noun: str) -> str:
 
 
 def elide(text: str, limit: int) -> str:
-    """Return `text`, its middle replaced by `…` where it has more than `limit` characters."""
+    """Return `text`, with its middle replaced by `…` if it has more than `limit` characters."""
     kept = limit - 1
     return text if len(text) <= limit else f"{text[: kept - kept // 2].rstrip()}…{text[-(kept // 2) :].lstrip()}"
 
 
 def shortened_name(text: str, identity: str = "", limit: int = 120) -> str:
-    """Return a name for a file or folder: `text`, cut to `limit` bytes of UTF-8 where it is longer.
+    """Return a name for a file or folder: `text`, cut to `limit` bytes of UTF-8 if it is longer.
 
-    A name that is cut ends in 8 hexadecimal digits of the SHA-256 of `identity` (default: `text`), so that two texts
-    that begin alike keep two names. File systems take 255 bytes for a name.
+    A cut name ends in 8 hexadecimal digits of the SHA-256 of `identity` (default: `text`), so that texts that begin
+    alike keep different names. File systems allow names of 255 bytes.
     """
     encoded = text.encode()
     if len(encoded) <= limit:
@@ -186,23 +186,23 @@ def shown(path: Path) -> str:
 
 
 def sqlite_address(path: Path) -> str:
-    """The address, as SQLAlchemy reads it, of the SQLite file `path`, whatever signs it has."""
+    """Return the URL of the SQLite file `path` for SQLAlchemy; `%` and `?` in the path are escaped."""
     return "sqlite:///" + str(path.resolve()).replace("%", "%25").replace("?", "%3F")
 
 
 def make_folder(path: Path, flag: str) -> Path:
-    """Make `path` and its parents; a `UserError` names `flag` where that, or writing there, is not possible."""
+    """Create `path` and its parents. Raises: `UserError` that names `flag`, if files cannot be written there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); name another folder") from None
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def derived_seed(*keys: int) -> int:
-    """One 63-bit seed for a tuple of non-negative integers: well mixed, the same on every machine."""
+    """Return a 63-bit seed for non-negative integers: well mixed, and the same on every machine."""
     import numpy as np
 
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
@@ -210,18 +210,16 @@ def derived_seed(*keys: int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators: initial weights and dropout draw from torch's."""
-    import random
-
     import numpy as np
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that we call may draw from the global generator
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries may draw from the global generator
     torch.manual_seed(seed)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU; a device that is not there is a `UserError`."""
+    """Return a device by name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises: `UserError` if it is absent."""
     import torch
 
     if name == "auto":
@@ -232,7 +230,7 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError(device.type)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: not available here; use cpu, or auto") from None
+        raise UserError(f"--device {name}: not available here; use cpu or auto") from None
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -240,25 +238,23 @@ def pick_device(name: str) -> torch.device:
 
 @cache
 def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory that is freed, and the kernel to give the heap huge pages. Nothing elsewhere.
+    """Make glibc keep freed memory, and the kernel give the heap huge pages. On other systems, do nothing.
 
-    A step on a CPU frees and asks for the same gigabytes again and again. By default every large block is a mapping of
-    its own, given back when it is freed, and the kernel fills each page of the next one with zeros: half of the time of
-    a step of VGG16. Who sets glibc's own MALLOC_MMAP_MAX_ in the environment keeps his setting.
+    A step on a CPU frees and allocates the same gigabytes again and again. By default every large block is a mapping of
+    its own, returned when it is freed, and the kernel fills each page of the next one with zeros, which takes half the
+    time of a step of VGG16. An existing MALLOC_MMAP_MAX_, glibc's environment variable, is respected.
     """
-    import ctypes
-
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt") or "MALLOC_MMAP_MAX_" in os.environ:
         return
-    trim_threshold, top_pad, mmap_max, huge_page = -1, -2, -4, 14  # of malloc.h; MADV_HUGEPAGE of mman.h
+    trim_threshold, top_pad, mmap_max, huge_page = -1, -2, -4, 14  # from malloc.h; MADV_HUGEPAGE from mman.h
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)  # never
     libc.mallopt(top_pad, 64 * 2**20)
     overcommit = Path("/proc/sys/vm/overcommit_memory")
     if not overcommit.exists() or overcommit.read_text().strip() == "2":
-        return  # where what is reserved counts as used, nothing is reserved
-    # Stretch the heap by addresses that nothing uses yet, ask for huge pages there, and leave it to later blocks.
+        return  # reserved memory counts as used there, so reserve none
+    # Extend the heap by unused addresses, request huge pages for them, and leave them to later blocks.
     page, size = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -270,52 +266,43 @@ def keep_freed_memory() -> None:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware behind `device` as its maker calls it, for records and for the memory of measured precisions."""
+    """Return the hardware's name, for records and as the key of measured precisions."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
-    import platform
-
-    return platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.*)", cpus.read_text(), re.MULTILINE) if cpus.exists() else []
+    if not names:
+        return platform.processor() or platform.machine()
+    return f"{names[0].strip()} ({count(torch.get_num_threads(), 'thread')})"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The autocast context of a measured or chosen precision (`fp32` or `bf16`)."""
+    """Return the autocast context of a precision (`fp32` or `bf16`)."""
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def versions() -> dict[str, str]:
-    """The versions that a number depends on."""
-    import platform
-    from importlib.metadata import version
+    """Return the versions of Python and of the packages that results depend on."""
+    from importlib.metadata import version  # too slow for --help
 
     names = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "opencv-python-headless")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def git_commit() -> str | None:
-    """The project's commit, with `-dirty` where files differ from it; None where it is no git checkout."""
+    """Return the project's commit, with `-dirty` if files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return out.stdout.strip() or None
+    return done.stdout.strip() or None

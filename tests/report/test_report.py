@@ -389,7 +389,7 @@ def test_metrics_of_an_older_version_are_named(own: Case) -> None:
         assert "\n" not in str(error.value)
     for text in ("[]", "3", '"x"', "null"):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"metrics\.json: no JSON mapping; run python test\.py again"):
+        with pytest.raises(UserError, match=r"metrics\.json: not a JSON mapping; run python test\.py again"):
             write_report(own.folder, own.run)
     file.write_text(json.dumps(whole | {"accuracy": 0.9}))
     with pytest.raises(UserError, match=r"no 'accuracy\.value'"):
