@@ -1,7 +1,7 @@
-"""The schema of `configs/` and how a run's configuration is composed.
+"""The schema of `configs/`, and the composition of a run's configuration.
 
-The order, later wins: `configs/configs.yaml` and its groups, the preset, `key=value` words, flags. Everything is
-checked against the dataclasses below: an unknown key or a value of the wrong type or range is a `UserError`.
+Later settings win: `configs/configs.yaml` and its groups, the preset, `key=value` words, flags. Everything is checked
+against the dataclasses below; an unknown key, or a value of the wrong type or range, is a `UserError`.
 Nothing heavy is imported at the top: every verb imports this module before it answers `--help`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
@@ -27,7 +27,7 @@ DEFAULT_CONFIG = PROJECT / "configs" / "configs.yaml"
 
 
 def key(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()):
-    """A configuration key: its default, what it means (with unit), and its inclusive range or its choices."""
+    """Declare a configuration key: its default, its meaning with the unit, and its inclusive range or its choices."""
     metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -36,86 +36,78 @@ def key(default: Any, help: str, *, low: float | None = None, high: float | None
 
 @dataclass(kw_only=True)
 class DataConfig:
-    path: str | None = key(None, "folder or CSV of radiographs; null: the phantom")
-    cache_dir: str = key(".cache", "where the pixel cache and the phantom live; relative to the project")
-    size: int | None = key(None, "input side in pixels; null: what the model's weights expect (mostly 224)", low=32)
-    fit: str = key("squash", "how a picture becomes a square", choices=("squash", "letterbox"))
-    group_pattern: str | None = key(None, "regular expression on the file name: its first group is the patient")
+    path: str | None = key(None, "folder or CSV of images; null: the phantom")
+    cache_dir: str = key(".cache", "folder of the pixel cache and the phantom, relative to the project")
+    size: int | None = key(None, "input side in pixels; null: the size of the model's weights (usually 224)", low=32)
+    fit: str = key("squash", "how an image becomes square", choices=("squash", "letterbox"))
+    group_pattern: str | None = key(None, "regular expression for file names; its first group is the patient")
     split: list[float] = key([0.8, 0.1, 0.1], "fractions of train, val, test", low=0, high=1)
-    split_seed: int = key(0, "seed of the split: runs of several seeds share one split", low=0, high=2**32 - 1)
+    split_seed: int = key(0, "seed of the split, shared by runs with different seeds", low=0, high=2**32 - 1)
     val_per_class: int | None = key(None, "validation images per class instead of a fraction", low=1)
     test_per_class: int | None = key(None, "test images per class instead of a fraction", low=1)
-    max_unreadable: float = key(0.05, "a larger fraction of unreadable images stops the command", low=0, high=1)
-    workers: int = key(0, "parallel decoders of the cache build; 0: one per core", low=0)
-    device_memory: float = key(4.0, "GiB of a GPU for the pictures of a split; a larger split is streamed", low=0)
-    subset: bool = key(False, "at most 1000 training and 100 evaluation images, drawn by split_seed")
-    lung_masks: str | None = key(None, "folder of lung masks with the images' stems")
-    lesion_masks: str | None = key(None, "folder of lesion masks with the images' stems")
+    max_unreadable: float = key(0.05, "fraction of unreadable images above which the command stops", low=0, high=1)
+    workers: int = key(0, "processes that decode images for the cache; 0: one per core", low=0)
+    device_memory: float = key(4.0, "GPU memory in GiB for the images of a split; a larger split is streamed", low=0)
+    subset: bool = key(False, "use at most 1000 training and 100 evaluation images, drawn with split_seed")
+    lung_masks: str | None = key(None, "folder of lung masks named like the images")
+    lesion_masks: str | None = key(None, "folder of lesion masks named like the images")
     boxes: str | None = key(None, "CSV of lesion boxes: image (file name or stem), x, y, width, height in pixels")
-    phantom_count: int = key(2000, "images of the phantom", low=40)
+    phantom_count: int = key(2000, "number of images of the phantom", low=40)
     phantom_seed: int = key(0, "seed of the phantom", low=0)
 
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    resize: int | None = key(None, "side in pixels that training pictures are cached at; null: the input size", low=32)
-    random_crop: int | None = key(None, "side in pixels of a random crop of the resized picture; null: none", low=16)
+    resize: int | None = key(None, "side in pixels at which training images are cached; null: the input size", low=32)
+    random_crop: int | None = key(None, "side in pixels of a random crop of the resized image; null: none", low=16)
     horizontal_flip: float = key(0.5, "probability", low=0, high=1)
     vertical_flip: float = key(0.0, "probability", low=0, high=1)
-    geometric: float = key(1.0, "probability that rotation, affine and zoom-out touch a picture at all", low=0, high=1)
-    rotation: float = key(0.0, "degrees, uniform in ±rotation, about the centre", low=0, high=180)
-    affine_rotation: float = key(0.0, "degrees, the affine transform's own rotation, uniform in ±", low=0, high=180)
-    translation: float = key(0.0, "fraction of the side, uniform in ± in x and in y", low=0, high=1)
+    geometric: float = key(1.0, "probability that rotation, affine and zoom-out are applied at all", low=0, high=1)
+    rotation: float = key(0.0, "degrees, uniform in ± rotation, about the centre", low=0, high=180)
+    affine_rotation: float = key(0.0, "degrees, rotation of the affine transform, uniform in ±", low=0, high=180)
+    translation: float = key(0.0, "fraction of the side, uniform in ±, in x and y", low=0, high=1)
     scale: float = key(0.0, "uniform in 1 ± scale", low=0, high=0.9)
-    shear: float = key(0.0, "degrees, uniform in ± in x", low=0, high=60)
-    zoom_out: float = key(
-        0.0, "probability of laying the picture, made smaller, anywhere on a black canvas", low=0, high=1
-    )
-    zoom_out_max: float = key(1.5, "largest side of that canvas, in sides of the picture", low=1, high=4)
-    brightness: float = key(0.0, "added to [0, 1] pixels, uniform in ±", low=0, high=1)
-    contrast: float = key(0.0, "factor about the picture's mean, uniform in 1 ± contrast", low=0, high=1)
+    shear: float = key(0.0, "degrees, uniform in ±, in x", low=0, high=60)
+    zoom_out: float = key(0.0, "probability of shrinking the image onto a black canvas", low=0, high=1)
+    zoom_out_max: float = key(1.5, "largest side of that canvas, in sides of the image", low=1, high=4)
+    brightness: float = key(0.0, "offset added to pixels in [0, 1], uniform in ±", low=0, high=1)
+    contrast: float = key(0.0, "factor about the image's mean, uniform in 1 ± contrast", low=0, high=1)
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
     epochs: int = key(10, "passes over the training images", low=1)
-    batch: int = key(32, "images per step of the optimiser, over all ranks and micro-batches", low=1)
-    accumulate: int = key(
-        1, "micro-batches that a rank's share of a batch is worked off in, to save memory; batch norm sees one", low=1
-    )
-    eval_batch: int = key(64, "images per forward pass where nothing is learnt", low=1)
+    batch: int = key(32, "images per optimiser step, over all ranks and micro-batches", low=1)
+    accumulate: int = key(1, "micro-batches per rank and step, to save memory; batch norm sees one of them", low=1)
+    eval_batch: int = key(64, "evaluation batch size", low=1)
     lr: float = key(5e-4, "peak learning rate", low=0)
-    optimizer: str = key("adamw", "the optimiser", choices=("adamw", "adam", "sgd"))
-    momentum: float = key(0.9, "of sgd", low=0, high=1)
-    weight_decay: float = key(0.01, "of weights; biases and norms have none", low=0)
-    schedule: str = key("cosine", "of the learning rate", choices=("cosine", "step", "constant"))
-    warmup: float = key(0.1, "linear warm-up of cosine and constant, as a fraction of all steps", low=0, high=1)
-    step_epochs: int = key(7, "the step schedule multiplies by step_gamma every so many epochs", low=1)
-    step_gamma: float = key(0.1, "see step_epochs", low=0, high=1)
-    label_smoothing: float = key(0.0, "of the cross entropy", low=0, high=0.99)
+    optimizer: str = key("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
+    momentum: float = key(0.9, "momentum of sgd", low=0, high=1)
+    weight_decay: float = key(0.01, "weight decay; biases and norms have none", low=0)
+    schedule: str = key("cosine", "schedule of the learning rate", choices=("cosine", "step", "constant"))
+    warmup: float = key(0.1, "fraction of all steps with a linear warm-up (cosine, constant)", low=0, high=1)
+    step_epochs: int = key(7, "epochs between two steps of the step schedule", low=1)
+    step_gamma: float = key(0.1, "factor of the learning rate at each step", low=0, high=1)
+    label_smoothing: float = key(0.0, "label smoothing of the cross entropy", low=0, high=0.99)
     clip_norm: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
-    patience: int | None = key(10, "stop after so many epochs without a lower validation loss; null: never", low=1)
-    freeze_epochs: int = key(0, "train the head alone for the first so many epochs", low=0)
-    sync_batch_norm: bool = key(False, "batch normalisation over the batches of all ranks; on GPUs only")
-    compile: str = key("auto", "torch.compile in training; auto: on a GPU, in long runs", choices=("auto", "on", "off"))
+    patience: int | None = key(10, "stop after this many epochs without a lower validation loss; null: never", low=1)
+    freeze_epochs: int = key(0, "first epochs that train the head alone", low=0)
+    sync_batch_norm: bool = key(False, "batch normalisation over the batches of all ranks; GPUs only")
+    compile: str = key("auto", "torch.compile for training; auto: in long runs on a GPU", choices=("auto", "on", "off"))
     sampler: str = key(
-        "weighted",
-        "weighted: classes equally often; sequential: every image once an epoch",
-        choices=("weighted", "sequential"),
+        "weighted", "weighted: balanced classes; sequential: each image once", choices=("weighted", "sequential")
     )
 
 
 @dataclass(kw_only=True)
 class Config:
     model: str = key("resnet18", "a torchvision classification model, or timm/NAME")
-    init: str = key("auto", "initial weights: auto, imagenet, none or a .pt/.pth/.safetensors file")
-    seed: int = key(0, "of weights, order, augmentation and dropout", low=0, high=2**32 - 1)
-    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
-    precision: str = key("auto", "auto measures fp32 against bf16", choices=("auto", "fp32", "bf16"))
-    save: str = key("runs", "the folder that run folders are made in")
-    track: str = key(
-        "tensorboard", "what shows the training beside its run folder", choices=("tensorboard", "mlflow", "none")
-    )
+    init: str = key("auto", "initial weights: auto, imagenet, none, or a .pt/.pth/.safetensors file")
+    seed: int = key(0, "seed of weights, order, augmentation and dropout", low=0, high=2**32 - 1)
+    device: str = key("auto", "auto, cpu, cuda, cuda:1 or mps")
+    precision: str = key("auto", "auto: the faster of fp32 and bf16, as measured", choices=("auto", "fp32", "bf16"))
+    save: str = key("runs", "parent of the run folders")
+    track: str = key("tensorboard", "tracker, besides the run folder", choices=("tensorboard", "mlflow", "none"))
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -156,11 +148,11 @@ def _check_range(dotted: str, value: Any) -> None:
         if is_nan or (low is not None and item < low) or (high is not None and item > high):
             raise UserError(f"{dotted}={item}: out of range, expected {expected(dotted)}")
     if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
-        raise UserError(f"data.split={value}: three fractions (train, val, test) that sum to 1 are needed")
+        raise UserError(f"data.split={value}: expected three fractions (train, val, test) that sum to 1")
 
 
 def expected(dotted: str) -> str:
-    """What a key may be, in words: its choices, or its type and inclusive range."""
+    """Return what a key accepts, in words: its choices, or its type and inclusive range."""
     described, kind = field_of(dotted)
     low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
     if choices:
@@ -173,19 +165,21 @@ def expected(dotted: str) -> str:
 def set_checked(
     config: DictConfig, dotted: str, value: Any, null_words: Sequence[str] = ("null", "none", "None")
 ) -> None:
-    """Set one dotted key of `config`, converted to the schema's type and checked; a `UserError` names the key.
+    """Set one dotted key of `config`, converted to the schema's type and checked. Raises: `UserError` with the key.
 
     Args:
-        null_words: text that stands for null, where the key allows it.
+        null_words: text that means null, if the key allows it.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     kind = field_of(dotted)[1]
     if is_dataclass(kind):
-        raise UserError(f"'{dotted}' is a group of keys, not a key: set {dotted}.{fields(kind)[0].name}=… or the like")
+        raise UserError(
+            f"{dotted} is a group of keys, not a key; set one of them, such as {dotted}.{fields(kind)[0].name}=…"
+        )
     if value == "":
-        raise UserError(f"{dotted}: an empty value was given; leave it out, or say {dotted}=null where that is allowed")
+        raise UserError(f"{dotted}: the value is empty; leave the key out, or use {dotted}=null if it allows null")
     if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value in null_words:
         value = None
     if isinstance(value, str) and kind == list[float]:
@@ -200,30 +194,29 @@ def set_checked(
 
 
 def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
-    """The schema filled with nested dictionaries (a YAML file's content); `where` names the file in errors."""
+    """Fill the schema from nested dictionaries (a YAML file's content); `where` names the file in errors."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.structured(Config)
-
-    def walk(node: Any, prefix: str) -> None:
-        if not isinstance(node, dict):
-            raise UserError(f"'{prefix[:-1] or 'the file'}' must be a mapping of keys")
-        for name, value in node.items():
-            dotted = f"{prefix}{name}"
-            if is_dataclass(field_of(dotted)[1]):
-                walk(value, dotted + ".")
-            else:
-                set_checked(config, dotted, value)
-
     try:
-        walk(plain, "")
+        for dotted, value in _leaves(plain):
+            set_checked(config, dotted, value)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return config
 
 
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested dictionaries and their values. Raises: `UserError`."""
+    if not isinstance(node, dict):
+        raise UserError(f"{prefix[:-1] or 'the file'} must be a mapping of keys")
+    for name, value in node.items():
+        is_group = is_dataclass(field_of(prefix + name)[1])
+        yield from _leaves(value, f"{prefix}{name}.") if is_group else [(prefix + name, value)]
+
+
 def config_from_plain(plain: dict[str, Any], where: str) -> Config:
-    """A `Config` from nested dictionaries, such as a checkpoint's; `where` names the file in errors."""
+    """Return a `Config` from nested dictionaries, such as a checkpoint's; `where` names the file in errors."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_object(from_plain(plain, where))
@@ -237,9 +230,9 @@ def compose_config(
 ) -> Config:
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 
-    Hydra composes the YAML files and their groups, which lie beside `file` and, one's own, in `folder`. Words and flags
-    are then set with `OmegaConf.update`, never through Hydra's override grammar, which breaks on real paths (spaces,
-    commas, parentheses, `=`). Raises: `UserError`.
+    Hydra composes the YAML files; those of the groups are beside `file` and, the user's own, in `folder`. Words and
+    flags are then set with `OmegaConf.update`, never through Hydra's override grammar, which breaks on real paths
+    (spaces, commas, parentheses, `=`). Raises: `UserError`.
     """
     from omegaconf import OmegaConf
 
@@ -249,7 +242,7 @@ def compose_config(
     if not file.is_file():
         raise UserError(f"--config {file}: no such file")
     if file.suffix != ".yaml":
-        raise UserError(f"--config {file}: a file whose name ends in .yaml is needed")
+        raise UserError(f"--config {file}: the file name must end in .yaml")
     pairs = [word.split("=", 1) for word in words]
     groups = {name: value for name, value in pairs if name in GROUPS}
     choices = _choices(file, folder)
@@ -266,10 +259,10 @@ def compose_config(
         if name not in GROUPS:
             set_checked(config, name, value)
     for name, value in flags.items():
-        set_checked(config, name, value, null_words=())  # a folder may be named none, and an empty one is a slip
+        set_checked(config, name, value, null_words=())  # a folder may be named none
     composed = OmegaConf.to_object(config)
     if groups.get("data") == "folder" and composed.data.path is None:
-        raise UserError("data=folder: which? Name the folder of radiographs with --data DIR")
+        raise UserError("data=folder: no folder given; pass --data DIR")
     return composed
 
 
@@ -279,8 +272,8 @@ def _check_choice(group: str, value: str, choices: list[str]) -> None:
         return
     hint = did_you_mean(value, choices, count=3, cutoff=0.5)
     if group == "data" and not hint and (os.sep in value or Path(value).exists()):
-        hint = f"; name a folder of radiographs with --data {value}"
-    raise UserError(f"{group}={value}: no such choice{hint}; choose from {', '.join(choices) or 'none'}")
+        hint = f"; to use a folder of images, pass --data {value}"
+    raise UserError(f"{group}={value}: unknown choice{hint}; choose from {', '.join(choices) or 'none'}")
 
 
 def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
@@ -304,7 +297,7 @@ def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
 
 
 def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], where: str) -> dict[str, Any]:
-    """What Hydra makes of the files. Raises: `UserError` that begins with `where`."""
+    """Return the files as composed by Hydra. Raises: `UserError` that begins with `where`."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -323,12 +316,16 @@ def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], wher
         with initialize_config_dir(version_base="1.3", config_dir=str(file.resolve().parent)):
             composed = compose(file.stem, overrides=overrides)
         return OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: not UTF-8, or no defaults list
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # ValueError: not UTF-8, or a bad defaults list
         raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where}: no YAML: {place}{getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{where}: not valid YAML: {place}{getattr(error, 'problem', None) or error}") from None
 
 
 def get_value(config: Config, dotted: str) -> Any:
@@ -343,7 +340,7 @@ def set_value(config: Config, dotted: str, value: Any) -> None:
 
 
 def load_run_config(path: Path) -> Config:
-    """The `config.yaml` of a run folder."""
+    """Read the `config.yaml` of a run folder. Raises: `UserError`."""
     import yaml
 
     try:

@@ -59,7 +59,7 @@ def test_real_paths_arrive_unchanged(path: str) -> None:
         ("train.batch=null", "wrong type"),
         ("data.split=0.5,0.4", "three fractions"),
         ("data.split=0.5,0.4,0.4", "sum to 1"),
-        ("train=1", "no such choice"),
+        ("train=1", "unknown choice"),
     ],
 )
 def test_a_wrong_word_is_named_in_one_line(word: str, expected: str) -> None:
@@ -269,7 +269,7 @@ def test_the_page_of_keys_is_current() -> None:
         assert f"| `{dotted}` |" in page
     for file in (f for group in GROUPS for f in (ROOT / "configs" / group).glob("*.yaml")):
         assert f"| `{file.parent.name}={file.stem}` |" in page
-    assert "| `train.schedule` | `cosine` | one of cosine, step, constant | of the learning rate |" in page
+    assert "| `train.schedule` | `cosine` | one of cosine, step, constant | schedule of the learning rate |" in page
     assert "| `augment.rotation` | `7` | float from 0 to 180 |" in page  # as composed, not the schema's 0
 
 
