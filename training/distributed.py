@@ -96,19 +96,16 @@ class Ranks:
 
     def device(self, name: str) -> torch.device:
         """The device behind `name`; under torchrun each rank has a GPU of its own. Raises: `UserError`."""
-        if self.world > 1:
-            if name == "auto":
-                name = "cuda" if torch.cuda.is_available() else "cpu"
-            if name not in ("cuda", "cpu"):
-                raise UserError(f"--device {name}: torchrun gives every rank its own GPU; use cuda, cpu or auto")
-            if name == "cuda" and self.local_world > torch.cuda.device_count() > 0:
-                raise UserError(
-                    f"torchrun --nproc-per-node {self.local_world}: there are {torch.cuda.device_count()} GPUs here"
-                )
-            name = f"cuda:{self.local_rank}" if name == "cuda" else name
-        device = pick_device(name)
-        if self.world > 1 and device.type == "cuda":
-            torch.cuda.set_device(device)
+        if self.world == 1:
+            return pick_device(name)
+        if name not in ("cuda", "cpu", "auto"):
+            raise UserError(f"--device {name}: torchrun gives every rank its own GPU; use cuda, cpu or auto")
+        if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+            return pick_device("cpu")
+        if self.local_world > (count := torch.cuda.device_count()) > 0:
+            raise UserError(f"torchrun --nproc-per-node {self.local_world}: there are {count} GPUs here")
+        device = pick_device(f"cuda:{self.local_rank}")
+        torch.cuda.set_device(device)
         return device
 
     def broadcast(self, value: Any = None) -> Any:

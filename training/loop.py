@@ -157,22 +157,22 @@ def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> No
         )
 
 
-def validate(learner: Learner, part: ImageSet, share: ImageSet | None = None) -> dict[str, Any]:
-    """`valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over the whole of `part`,
-    of which this rank predicts its `share` (`Ranks.share`).
+def validate(learner: Learner, images: ImageSet, share: ImageSet) -> dict[str, float]:
+    """Return `valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over `images`, of
+    which this rank predicts its `share` (`Ranks.share`).
     """
     logits = predict_logits(
         learner.model,
-        part if share is None else share,
+        share,
         learner.architecture,
         Runtime(learner.device, learner.precision, learner.config.train.eval_batch),
         title="validation" if learner.ranks.leads else "",
     )
     logits = learner.ranks.gather(logits)
-    probabilities = learner.validated = softmax(logits, part.records)
-    values = overall_values(confusion_matrix(part.labels, probabilities.argmax(1), len(part.classes)))
+    probabilities = learner.validated = softmax(logits, images.records)
+    values = overall_values(confusion_matrix(images.labels, probabilities.argmax(1), len(images.classes)))
     return {
-        "valid_loss": float(log_losses(probabilities, part.labels).mean()),
+        "valid_loss": float(log_losses(probabilities, images.labels).mean()),
         "valid_accuracy": float(values["accuracy"]),
         "valid_macro_f1": float(values["macro_f1"]),
     }

@@ -58,16 +58,13 @@ def check_tracker(name: str) -> None:
 def make_backend(training: Training) -> Backend | None:
     """Return the backend that `track` names; None for `none`."""
     config = training.learner.config
-    parameters = {dotted: get_value(config, dotted) for dotted in all_keys()}
+    if config.track == "none":
+        return None
     if config.track == "tensorboard":
-        from training.trackers.tensorboard import TensorBoard
-
-        return TensorBoard(training.run, parameters)
-    if config.track == "mlflow":
-        from training.trackers.mlflow import MLflow
-
-        return MLflow(training.run, parameters)
-    return None
+        from training.trackers.tensorboard import TensorBoard as Tracker
+    else:
+        from training.trackers.mlflow import MLflow as Tracker
+    return Tracker(training.run, {dotted: get_value(config, dotted) for dotted in all_keys()})
 
 
 @contextlib.contextmanager

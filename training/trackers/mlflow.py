@@ -44,17 +44,15 @@ class MLflow:
 
     def __init__(self, run: RunFolder, parameters: dict[str, Any]) -> None:
         self.run, self.parameters = run, parameters
-        folder = run.path.resolve().parent
-        given = os.environ.get("MLFLOW_TRACKING_URI")
+        folder, given = run.path.resolve().parent, os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = given or sqlite_address(folder / "mlflow.db")
         self.files = None if given else (folder / "mlflow").as_uri()  # a server knows its own place
         self.place = without_password(self.uri)
         self.remedy = "make room, or leave it out with --track none"
-        self.look = f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
         if given:
             self.remedy = "start the server there, correct MLFLOW_TRACKING_URI, or unset it for a file beside the runs"
-        if self.uri.startswith(("http:", "https:")):
-            self.look = self.place
+        server = self.uri.startswith(("http:", "https:"))
+        self.look = self.place if server else f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
         self.id = ""
         self._client: MlflowClient | None = None
 
