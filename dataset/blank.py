@@ -12,7 +12,7 @@ from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.masks import mask_noun, named_masks
 from dataset.readers import image_size, letterbox_frame
-from utils import UserError, log
+from utils import UserError, count, log
 
 
 def without_flat_images(images: ImageSet, fit: str) -> tuple[ImageSet, list[str]]:
@@ -53,15 +53,13 @@ def _select(images: ImageSet, name: str, indices: np.ndarray, test: Callable[[in
     return np.array([index for block in blocks for index, pixels in block if test(index, pixels)], np.int64)
 
 
-def _report_empty(images: ImageSet, name: str, empty: np.ndarray, count: int, data: DataConfig) -> None:
-    """Log how many of `count` masks are empty. Raises: `UserError` if all masks that the user named are empty."""
+def _report_empty(images: ImageSet, name: str, empty: np.ndarray, masks: int, data: DataConfig) -> None:
+    """Log how many of the `masks` are empty. Raises: `UserError` if the user named them, and all are empty."""
     kind, first, named = mask_noun(name), images.records[name].iloc[empty[0]], named_masks(name, data)
-    if named and len(empty) == count:
+    if named and len(empty) == masks:
         raise UserError(
-            f"{named}: all of the {len(empty)} masks of the chosen pictures are empty at "
-            f"{images.side}×{images.side} pixels, for example {first}; give others, or leave {named.flag} out"
+            f"{named}: the masks of all chosen images ({len(empty)}) are empty at {images.side}×{images.side} pixels, "
+            f"for example {first}; pass other masks, or leave {named.flag} out"
         )
-    one = len(empty) == 1
-    line = f"{len(empty)} {kind} {'mask is' if one else 'masks are'} empty, for example {first}: no {kind} score for "
-    line += "this picture" if one else "these pictures"
+    line = f"{count(len(empty), f'empty {kind} mask')}, for example {first}: no {kind} scores"
     (log.warning if kind == "lung" else log.info)(line)

@@ -1,8 +1,8 @@
-"""The pixel cache: every picture and mask decoded and resized once, kept as rows of one file of uint8.
+"""The pixel cache: every image and mask is decoded and resized once, and kept as a row of one file of uint8.
 
-A store is a folder with `rows.u8` (rows of side×side bytes, only ever appended to) and `index.sqlite` (content hash →
-row). Builders take turns by a file lock, and a row is entered in the index only after its bytes are on disk: a second
-process waits and then finds the rows, and what an interrupted build left behind is written over by the next one.
+A store is a folder with `rows.u8` (rows of side×side bytes, append-only) and `index.sqlite` (content hash → row).
+Builders take turns by a file lock, and a row is entered in the index only after its bytes are on disk: a second process
+waits and then finds the rows, and the next build overwrites what an interrupted one left behind.
 """
 
 from __future__ import annotations
@@ -29,20 +29,25 @@ from dataset import readers
 from dataset.readers import UnreadableImage, square_image, square_mask
 from utils import PROJECT, UserError, cores, file_sha256, log, make_folder
 
-FORMAT = 1  # raise it when decoding or resizing changes, so that no old row is taken for a new one
+FORMAT = 1  # raise it when decoding or resizing changes, so that old rows are not used
 COMMIT_ROWS = 512
 MAX_READ = 2**30  # bytes; systems refuse or shorten reads of 2 GiB
-MANY = 4000  # files from which processes are worth their start
-CHUNK = 16  # files that a thread takes at once: handing over one by one would cost a tenth of the decoding
+MANY = 4000  # from this many files on, processes repay their start
+CHUNK = 16  # files per job: one file per job would cost a tenth of the decoding time
 
 
 def in_parallel(
     work: Callable, items: Sequence, workers: int, title: str, unit: str, processes: bool = False
 ) -> Iterator:
-    """`map(work, items)` in order, with a bar, a bounded number in flight. `workers` 0 means one per core.
+    """Yield `work(item)` in order, under a progress bar, with a bounded number of jobs in flight.
 
-    Threads, which start at once and share their results; with `processes`, and so many items that starting them does
-    not count, processes: the quicker PNG decoder keeps the interpreter's lock. `work` is then pickled.
+    Args:
+        workers: 0 means one per core.
+        title, unit: for the progress bar.
+        processes: from `MANY` items on, use processes instead of threads, because the faster PNG decoder holds the
+            interpreter's lock; `work` is then pickled.
+
+    Raises: `UserError` if a process dies.
     """
     from tqdm import tqdm
 
@@ -66,9 +71,7 @@ def in_parallel(
                 yield from done
                 bar.update(len(done))
         except BrokenProcessPool:
-            raise UserError(
-                f"{title}: a process that decodes has died, perhaps for lack of memory; try data.workers=1"
-            ) from None
+            raise UserError(f"{title}: a decoding process died, perhaps out of memory; try data.workers=1") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -82,14 +85,14 @@ def _process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_process() -> None:
-    """In a new process: leave Ctrl-C to the one that started it, and decode by what is quickest for a single thread."""
+    """Prepare a new process: Ctrl-C is left to its parent, and decoding is set up for a single thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     readers.one_thread = True
 
 
 def _decode(decode: Callable, side: int, fit: str, item: tuple[str, str]) -> np.ndarray | str:
-    """The pixels of a file (path, hash), or why it cannot be read."""
+    """Return the pixels of a file (path, hash), or the reason why it cannot be read."""
     try:
         return decode(Path(item[0]), side, fit)
     except UnreadableImage as error:
@@ -98,18 +101,19 @@ def _decode(decode: Callable, side: int, fit: str, item: tuple[str, str]) -> np.
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold `path` against every other process: an SQLite exclusive transaction works on every platform."""
+    """Lock `path` against every other process by an exclusive SQLite transaction, which works on every platform."""
     with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
-            log.info(f"waiting for another process that builds {path.parent}")
+            log.info(f"waiting for another process that is building {path.parent}")
             lock.execute(f"PRAGMA busy_timeout = {24 * 3600 * 1000}")
             lock.execute("BEGIN EXCLUSIVE")
         yield  # closing ends the transaction; so does the death of the process
 
 
 def _open_index(path: Path, table: str) -> sqlite3.Connection:
+    """Open a database with one table, `name (columns)`. Raises: `UserError` for a file that is not one."""
     connection = sqlite3.connect(path, timeout=60)
     try:
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID")
@@ -125,7 +129,7 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[str | None]:
-    """The SHA-256 of each file, remembered by path, size and mtime_ns; None for a file that cannot be read."""
+    """Return the SHA-256 of each file, remembered by path, size and mtime_ns; None for a file that cannot be read."""
     make_folder(cache_dir, "data.cache_dir")
     with closing(
         _open_index(
@@ -157,7 +161,9 @@ def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[
 class PixelStore:
     """Rows of (side, side) uint8, keyed by the SHA-256 of the file that they were decoded from.
 
-    `kind` is `image` (grey 0..255) or `mask` (0 and 1).
+    Args:
+        fit: `squash` or `letterbox` (`dataset.readers.fit_square`).
+        kind: `image` (grey, 0 to 255) or `mask` (0 and 1).
     """
 
     def __init__(self, cache_dir: Path, side: int, fit: str, kind: str = "image") -> None:
@@ -167,7 +173,7 @@ class PixelStore:
         self._file: IO[bytes] | None = None
 
     def rows(self, hashes: Iterable[str]) -> np.ndarray:
-        """The row of each hash, int64, -1 where there is none."""
+        """Return the row of each hash, int64, -1 if it has none."""
         with closing(self._index()) as index:
             known = dict(index.execute("SELECT sha256, row FROM rows WHERE row < ?", (self._rows_on_disk(),)))
         return np.array([known.get(sha, -1) for sha in hashes], np.int64)
@@ -179,9 +185,13 @@ class PixelStore:
         workers: int = 0,
         decode: Callable[[Path, int, str], np.ndarray] | None = None,
     ) -> dict[str, str]:
-        """Decode the files whose hash has no row yet. Returns: path → reason of every file that cannot be read.
+        """Decode the files whose hash has no row yet.
 
-        `decode(path, side, fit)` gives (side, side) uint8; by default it reads a picture or a mask, as the kind says.
+        Args:
+            decode: a function of (path, side, fit) that returns (side, side) uint8; default: read an image or a mask,
+                depending on the kind.
+
+        Returns: path → reason of every file that cannot be read.
         """
         unreadable: dict[str, str] = {}
         if (self.rows(hashes) >= 0).all():
@@ -189,15 +199,15 @@ class PixelStore:
         with _locked(self.folder / "lock.sqlite"), closing(self._index()) as index:
             missing = [(path, sha) for path, sha, row in zip(paths, hashes, self.rows(hashes), strict=True) if row < 0]
             wanted = list({sha: (path, sha) for path, sha in missing}.values())
-            with index:  # entries whose bytes are gone (somebody deleted or cut the file)
+            with index:  # drop entries without bytes: somebody deleted or truncated the file
                 index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
             next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
-            processes = decode is None  # a decoder that is given may hold much, and would be sent with every chunk
+            processes = decode is None  # a given decoder may be large, and would be pickled with every chunk
             decode = decode or (square_image if self.kind == "image" else square_mask)
             failed: dict[str, str] = {}
             work = partial(_decode, decode, self.side, self.fit)
             with open(self.rows_file, "r+b" if self.rows_file.exists() else "w+b") as file:
-                file.truncate(next_row * area)  # what an interrupted build wrote and did not enter in the index
+                file.truncate(next_row * area)  # drop rows that an interrupted build did not enter in the index
                 file.seek(next_row * area)
                 entered = []
                 title = f"{self.kind}s to {self.side}×{self.side}"
@@ -216,7 +226,8 @@ class PixelStore:
         return unreadable
 
     @staticmethod
-    def _enter(index: sqlite3.Connection, file, entered: list[tuple[str, int]]) -> None:
+    def _enter(index: sqlite3.Connection, file: IO[bytes], entered: list[tuple[str, int]]) -> None:
+        """Enter rows in the index once their bytes are on disk, and empty the list."""
         file.flush()
         os.fsync(file.fileno())
         with index:
@@ -227,20 +238,21 @@ class PixelStore:
         return _open_index(self.folder / "index.sqlite", "rows (sha256 TEXT PRIMARY KEY, row INTEGER NOT NULL)")
 
     def open(self) -> None:
-        """Open the file of rows, if there is one: what is deleted later can be read all the same."""
+        """Open the file of rows, if there is one; it can then be read even if it is deleted later."""
         if self._file is None and self.rows_file.exists():
             self._file = open(self.rows_file, "rb", buffering=0)  # noqa: SIM115 - stays open
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The pixels of `rows` (int64, -1 for none): (n, side, side) uint8, zeros where there is none.
+        """Return the pixels of `rows` (int64, -1 for none): (n, side, side) uint8, zeros for -1.
 
-        Read, not mapped: pages of a memory map count as the process's memory, up to the whole file, and a file that
-        somebody cuts ends the process; here the kernel's page cache does the same work. Raises: `UserError` for rows
-        that are not there any more.
+        The file is read, not mapped: the pages of a memory map count as the process's memory, up to the whole file, and
+        truncating a mapped file kills the process. The kernel's page cache makes both equally fast.
+
+        Raises: `UserError` for rows that no longer exist.
         """
         self.open()
         out = np.zeros((len(rows), self.side, self.side), np.uint8)
-        # Rows that follow each other are read at once.
+        # Consecutive rows are read at once.
         ends = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
         for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
             if start < stop and rows[start] >= 0:
@@ -248,12 +260,12 @@ class PixelStore:
         return out
 
     def _fill(self, pixels: np.ndarray, at: int) -> None:
-        """Read `pixels` from the byte `at` on; the system may give less at once than it is asked for."""
+        """Fill `pixels` from the byte offset `at`; one read may return less than requested."""
         view = memoryview(pixels.reshape(-1))
         while len(view):
             got = 0 if self._file is None else os.preadv(self._file.fileno(), [view[:MAX_READ]], at)
             if got == 0:
-                raise UserError(f"{self.rows_file}: shorter than its index says; delete {self.folder} and run again")
+                raise UserError(f"{self.rows_file}: shorter than its index; delete {self.folder} and run again")
             view, at = view[got:], at + got
 
     def __del__(self) -> None:

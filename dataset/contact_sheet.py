@@ -1,4 +1,4 @@
-"""A picture of a data set: some radiographs of each class, as they are and as training sees them."""
+"""The contact sheet of a data set: some images of each class, plain and as training sees them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ PER_CLASS = 4
 
 
 def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
-    """Save a PNG: one row per class, `PER_CLASS` plain pictures (lungs outlined in cyan, lesion in orange, where the
-    data has masks), then the same pictures augmented, the outlines moving along.
+    """Write a PNG with one row per class: `PER_CLASS` plain images, then the same images augmented.
+
+    If the data has masks, lungs are outlined in blue and lesions in orange.
     """
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Print the images per class and split, and save a contact sheet.
+"""Print the images per class and split, and draw a contact sheet.
 
-python dataset/data.py                          # the phantom
-python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
-python dataset/data.py --data DIR --write-split split.csv       # the split as a file: --data split.csv has it
+    python dataset/data.py                          # the phantom
+    python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
+    python dataset/data.py --data DIR --write-split split.csv       # then --data split.csv uses this split
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a program: the project, not this folder, is where imports start
+if __package__ in (None, ""):  # run as a program: import from the project, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from command_line import Parser, add_data_flags, run_verb
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         "--write-split",
         type=Path,
         metavar="FILE",
-        help="also write the images, their patients and their split as a CSV, which --data takes like a folder",
+        help="also write images, patients and splits to a CSV, which --data accepts like a folder",
     )
     arguments, config, _ = parser.read_command(argv)
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         if file is not None:
             make_folder(file.parent, flag)
             if file.is_dir():
-                raise UserError(f"{flag} {file}: a folder; name a {suffix} file in it")
+                raise UserError(f"{flag} {file}: this is a folder; name a {suffix} file in it")
     dataset = load_dataset(config.data, config.data.size or 224)
     print(dataset.table().to_string())
     draw_contact_sheet(dataset, config, output)

@@ -1,4 +1,4 @@
-"""Another hospital's folder: all of its images, its classes mapped by name to those that a model knows."""
+"""An external data set: all of its images, with its classes mapped to the model's by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config import DataConfig
 from dataset.cache import cache_folder, hash_files
 from dataset.layouts import find_records, name_groups
 from dataset.loading import RECORD_COLUMNS, data_folder
-from utils import UserError, did_you_mean, log
+from utils import UserError, count, did_you_mean, log
 
 
 @dataclass
@@ -23,7 +23,7 @@ class External:
         records: with `RECORD_COLUMNS`; labels are the model's.
         unknown: images per class of the folder that the model does not know.
         class_map: the folder's class → the model's, for the classes that were renamed.
-        unreadable: the number of files that may not be read.
+        unreadable: the number of files without permission to read them.
     """
 
     records: pd.DataFrame
@@ -55,17 +55,18 @@ def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str
     if not known.any():
         raise UserError(
             f"--external {folder}: none of its classes ({', '.join(labels)}) is one of the model's "
-            f"({', '.join(classes)}); name them: --map {labels[0]}={classes[0]}"
+            f"({', '.join(classes)}); map them, for example --map {labels[0]}={classes[0]}"
         )
-    for name, count in unknown.items():
-        log.warning(f"{count} images of class '{name}', which the model does not know, are left out")
+    for name, images in unknown.items():
+        log.warning(f"left out: {count(images, 'image')} of class '{name}', which the model does not know")
     records = records[known].reset_index(drop=True)
     records["sha256"] = hash_files(list(records["path"]), cache_folder(data), data.workers)
     missing = records["sha256"].isna()
     if missing.all():
-        raise UserError(f"--external {folder}: none of its files may be read")
+        raise UserError(f"--external {folder}: none of its files can be read; check their permissions")
     if missing.any():
-        log.warning(f"{missing.sum()} files may not be read, for example {records['path'][missing].iloc[0]}")
+        files = count(int(missing.sum()), "unreadable file")
+        log.warning(f"left out: {files}, for example {records['path'][missing].iloc[0]}")
     return External(records[~missing].reset_index(drop=True)[RECORD_COLUMNS], unknown, class_map, int(missing.sum()))
 
 
@@ -84,7 +85,7 @@ def _read_pairs(word: str) -> dict[str, str]:
     if Path(word).suffix.lower() not in (".yaml", ".yml"):
         source, _, target = word.partition("=")
         if not (source and target):
-            raise UserError(f"--map {word}: THEIRS=OURS, or a YAML file, is needed")
+            raise UserError(f"--map {word}: pass THEIRS=OURS or a YAML file")
         return {source: target}
     try:
         pairs = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
@@ -92,5 +93,5 @@ def _read_pairs(word: str) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(f"--map {word}: cannot be read as YAML ({reason})") from None
     if not isinstance(pairs, dict):
-        raise UserError(f"--map {word}: lines of the form 'their class: our class' are needed")
+        raise UserError(f"--map {word}: not a mapping; write lines of the form 'their class: our class'")
     return {str(source): str(target) for source, target in pairs.items()}

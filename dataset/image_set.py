@@ -20,7 +20,7 @@ from dataset.sampling import epoch_steps
 from dataset.transforms import Augment, Normalisation, normalise
 from pretrained_models import Architecture
 
-BLOCK = 1024  # images that are read at a time where no batch is asked for
+BLOCK = 1024  # images read at a time by `ImageSet.blocks`
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""Folders and CSV files to records: one row per radiograph.
+"""From folders and CSV files to records: one row per image.
 
-Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask` (a picture or a `boxes.csv`) and
-`split` (train, val, test or empty): all strings, empty where unknown. Understood: `DIR/CLASS/images/*` with `masks/`,
-`lesion_masks/`, `boxes.csv` and `CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either below `DIR/{train,val,test}/`,
-and a CSV with `path,label`.
+Columns: `path`, `label`, `group` (the patient), `source`, `lung_mask`, `lesion_mask` (an image or a `boxes.csv`) and
+`split` (train, val, test or empty); all are strings, empty if unknown. Layouts: `DIR/CLASS/images/*` with `masks/`,
+`lesion_masks/`, `boxes.csv` and `CLASS.metadata.xlsx` (Kaggle), `DIR/CLASS/*`, either of them inside
+`DIR/{train,val,test}/`, and a CSV with `path,label`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 from config import SPLITS
 from dataset.boxes import match_boxes
 from dataset.readers import is_image_file
-from utils import UserError
+from utils import UserError, count
 
 COLUMNS = ["path", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -45,7 +45,7 @@ def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFr
     classes = sorted(records["label"].unique())
     if len(classes) < fewest:
         raise UserError(
-            f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs two or more{_nested_hint(path, flag)}"
+            f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs at least two{_nested_hint(path, flag)}"
         )
     return records.sort_values("path", ignore_index=True)[COLUMNS]
 
@@ -77,12 +77,13 @@ def _real(path: Path) -> str:
 
 
 def _from_folder(path: Path, flag: str) -> pd.DataFrame:
+    """Return the records of a folder of classes, or of split folders with classes inside."""
     splits = [folder for folder in _subfolders(path) if folder.name.lower() in SPLIT_NAMES]
     classes = [folder for folder in _subfolders(path) if folder not in splits]
     tables = [_from_class(folder, "", flag) for folder in classes]
     if splits and (label := next((table["label"].iloc[0] for table in tables if len(table)), None)):
         raise UserError(
-            f"{flag} {path}: class folders ({label}) stand beside split folders ({splits[0].name}); keep one kind"
+            f"{flag} {path}: class folders ({label}) beside split folders ({splits[0].name}); keep one kind"
         )
     tables += [_from_class(sub, SPLIT_NAMES[f.name.lower()], flag) for f in splits for sub in _subfolders(f)]
     tables = [table for table in tables if len(table)]
@@ -95,7 +96,7 @@ def _from_class(folder: Path, split: str, flag: str) -> pd.DataFrame:
     images = [p for p in _files(nested if nested.is_dir() else folder) if is_image_file(p)]
     for image in images:
         if any("\ud800" <= c <= "\udfff" for c in str(image)):
-            raise UserError(f"{flag} {folder}: the name of {image.name!r} is not UTF-8; rename it")
+            raise UserError(f"{flag} {folder}: the file name {image.name!r} is not UTF-8; rename the file")
     stems = [p.stem for p in images]
     table = pd.DataFrame({"path": [_real(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
     table["label"], table["split"] = folder.name, split
@@ -127,10 +128,10 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     try:
         sheet = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
     except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as an .xlsx file ({error}); mend or remove it") from None
+        raise UserError(f"{path}: cannot be read as an .xlsx file ({error}); fix or delete it") from None
     sheet.columns = [" ".join(str(name).upper().split()) for name in sheet.columns]
     if "FILE NAME" not in sheet:
-        raise UserError(f"{path}: no FILE NAME column in its first row; mend or remove it")
+        raise UserError(f"{path}: no FILE NAME column in its first row; fix or delete the file")
     sheet = sheet.apply(lambda column: column.str.strip())
     patient = next((name for name in PATIENT_COLUMNS if name in sheet), "")
     names = [Path(name).stem if is_image_file(Path(name)) else name for name in sheet["FILE NAME"].str.lower()]
@@ -147,17 +148,17 @@ def _from_csv(path: Path, flag: str) -> pd.DataFrame:
         raise UserError(f"{flag} {path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
     table.columns = [str(c).strip().lower() for c in table.columns]
     if not table.columns.is_unique:
-        raise UserError(f"{flag} {path}: two columns have one name ({', '.join(table.columns)})")
+        raise UserError(f"{flag} {path}: two columns have the same name ({', '.join(table.columns)})")
     for needed in ("path", "label"):
         if needed not in table:
-            raise UserError(f"{flag} {path}: no column '{needed}' (there are {', '.join(table.columns)})")
+            raise UserError(f"{flag} {path}: no column '{needed}' (its columns: {', '.join(table.columns)})")
     table = table.reindex(columns=COLUMNS, fill_value="").apply(lambda column: column.str.strip())
     table["split"] = table["split"].str.lower().replace(SPLIT_NAMES)
     paths = table["path"]
     faults = {
-        "no path or no label": (paths == "") | (table["label"] == ""),
-        "a path that was there before, or no path at all": paths.duplicated() | paths.str.contains("\0", regex=False),
-        "split '{split}' is none of train, val, test": ~table["split"].isin((*SPLITS, "")),
+        "path or label is missing": (paths == "") | (table["label"] == ""),
+        "the path is listed twice, or it is not a path": paths.duplicated() | paths.str.contains("\0", regex=False),
+        "unknown split '{split}'; choose from train, val and test": ~table["split"].isin((*SPLITS, "")),
     }
     for fault, wrong in faults.items():
         if wrong.any():
@@ -181,9 +182,9 @@ def name_groups(records: pd.DataFrame, pattern: str | None) -> pd.Series:
         except re.error as error:
             raise UserError(f"--group-pattern {pattern}: not a regular expression ({error})") from None
         if compiled.groups < 1:
-            raise UserError(f"--group-pattern {pattern}: it needs a group in parentheses that captures the patient")
+            raise UserError(f"--group-pattern {pattern}: no group in parentheses to capture the patient")
         matches = records["path"].map(lambda path: ((match := compiled.search(Path(path).stem)) and match[1]) or "")
         if not matches.any():
-            raise UserError(f"--group-pattern {pattern}: it matches none of {len(records)} file names")
+            raise UserError(f"--group-pattern {pattern}: it matches none of the {count(len(records), 'file name')}")
         groups = groups.where(groups != "", matches)
     return groups.where(groups != "", records["path"])

@@ -16,7 +16,7 @@ from dataset.masks import give_masks
 from dataset.phantom.constants import GROUP_PATTERN, VERSION
 from dataset.phantom.write import write_phantom
 from dataset.split import split_records
-from utils import UserError, atomic_write, log
+from utils import UserError, atomic_write, count, log
 
 SUBSET = {"train": 1000, "val": 100, "test": 100}  # the most images of a split under data.subset
 RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", *MASKS, "split"]
@@ -113,7 +113,7 @@ def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
     if classes is None or labels == set(classes):
         return
     extra, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
-    differences = [f"the data has {', '.join(extra)}, which the model does not know"] if extra else []
+    differences = [f"the model does not know {', '.join(extra)}"] if extra else []
     differences += [f"the data has no {', '.join(absent)}"] if absent else []
     raise UserError(
         f"--data: its classes differ from the checkpoint's: {'; '.join(differences)} "
@@ -127,9 +127,9 @@ def _check_split(records: pd.DataFrame) -> None:
         rows = records["split"] == split
         absent = sorted(set(records["label"]) - set(records["label"][rows])) if rows.any() else []
         if absent and split == "train":
-            raise UserError(f"--data: class '{absent[0]}' has no training image; add images, or change data.split")
+            raise UserError(f"--data: class '{absent[0]}' has no training image; add images or change data.split")
         if absent:
-            log.warning(f"no {split} image of {', '.join(absent)}: nothing can be said of it there")
+            log.warning(f"no {split} images, hence no {split} results, for {', '.join(absent)}")
 
 
 def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -140,18 +140,18 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
     before = records.get("sha256")
     records = records.assign(sha256=hash_files(list(records["path"]), cache_folder(data), data.workers))
     missing = records["sha256"].isna()
-    unreadable = dict.fromkeys(records["path"][missing], "no such file, or it may not be read")
+    unreadable = dict.fromkeys(records["path"][missing], "no such file, or no permission to read it")
     if before is not None and (changed := int((~missing & (before != records["sha256"])).sum())):
-        log.warning(f"{changed} files have changed since the run's split.csv was written")
+        log.warning(f"{count(changed, 'file')} changed since the run's split.csv was written")
     unreadable |= decode_images(records[~missing], data, side)[1]
     if unreadable:
         path, reason = next(iter(unreadable.items()))
-        message = f"{len(unreadable)} of {len(records)} images cannot be read, for example {path} ({reason})"
+        message = f"{len(unreadable)} of {count(len(records), 'image')} cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
             if before is not None and len(unreadable) == len(records):
-                message += " (if the images were moved, give --data DIR)"
+                message += " (if the images were moved, pass --data DIR)"
             raise UserError(
-                f"{message}: more than data.max_unreadable={data.max_unreadable:g} of them; mend the files, or raise it"
+                f"{message}: more than data.max_unreadable={data.max_unreadable:g}; fix the files or raise the limit"
             )
         log.warning(f"{message}: left out")
     return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable
@@ -171,12 +171,10 @@ def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
         records[column] = values.where(values != "", records[column])
     unknown = int((split == "").sum())
     if unknown > len(records) / 2:
-        log.info(
-            f"other data than the run's ({unknown} of {len(records)} images are not in its split.csv): split afresh"
-        )
+        log.info(f"new split: {unknown} of {count(len(records), 'image')} are not in the run's split.csv")
         return records
     if unknown:
-        log.info(f"{unknown} of {len(records)} images are not in the run's split.csv: they are left out")
+        log.info(f"left out: {unknown} of {count(len(records), 'image')}, which are not in the run's split.csv")
     return records.assign(split=split)
 
 
@@ -185,9 +183,9 @@ def read_split(path: Path) -> pd.DataFrame:
     try:
         records = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give --data DIR") from None
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pass --data DIR") from None
     if missing := [c for c in RECORD_COLUMNS if c not in records]:
-        raise UserError(f"{path}: no column '{missing[0]}'; give --data DIR")
+        raise UserError(f"{path}: no column '{missing[0]}'; pass --data DIR")
     return records
 
 
@@ -195,7 +193,7 @@ def write_split(records: pd.DataFrame, path: Path) -> None:
     """Write records as a CSV that `--data` takes; its paths are relative to its folder, so that both can move."""
     folder = path.resolve().parent
     table = records.drop(columns="sha256")
-    table["group"] = table["group"].where(table["group"] != table["path"], "")  # an image without a patient
+    table["group"] = table["group"].where(table["group"] != table["path"], "")  # no patient is known
     for column in ("path", *MASKS):
         table[column] = [os.path.relpath(p, folder) if p else "" for p in table[column]]
     with atomic_write(path) as file:

@@ -1,8 +1,8 @@
-"""Masks of radiographs: which belongs to which, whether it can be that picture's, and its key in the pixel cache.
+"""Masks: matching them to their images, checking that they fit, and their keys in the pixel cache.
 
-A mask is a picture with the shape of its radiograph, at any resolution, or the boxes of a `boxes.csv`. What the user
-named (`--lung-masks`, `--lesion-masks`, `--boxes`) and cannot be right stops the command; of what merely lies beside
-the images, that mask is left out and said.
+A mask is an image with the shape of its radiograph, at any resolution, or the boxes of a `boxes.csv`. A mask that does
+not fit stops the command if the user named it (`--lung-masks`, `--lesion-masks`, `--boxes`); if it was found beside the
+images, it is left out with a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataset.boxes import boxes_key, is_boxes, match_boxes, read_boxes, square_b
 from dataset.cache import PixelStore, cache_folder, hash_files, in_parallel
 from dataset.layouts import MASKS, match_masks
 from dataset.readers import UnreadableImage, image_size, letterbox_frame, square_mask
-from utils import UserError, log
+from utils import UserError, count, log
 
 Size = tuple[int, int]  # height, width
 
@@ -50,7 +50,7 @@ def give_masks(records: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     Raises: `UserError` for two sources of lesions, a path that does not exist, or masks of which none fits an image.
     """
     if data.boxes and data.lesion_masks:
-        raise UserError(f"--boxes {data.boxes}: --lesion-masks {data.lesion_masks} is given too; leave one of them out")
+        raise UserError(f"--boxes {data.boxes}: --lesion-masks {data.lesion_masks} is given too; pass only one of them")
     stems = [Path(path).stem for path in records["path"]]
     for name in MASKS:
         if named := named_masks(name, data):
@@ -64,10 +64,10 @@ def _match(stems: list[str], named: NamedMasks) -> list[str]:
     if not (path.is_file() if boxes else path.is_dir()):
         raise UserError(f"{named}: no such {'file' if boxes else 'folder'}")
     if boxes and not is_boxes(named.path):
-        raise UserError(f"{named}: a .csv file is needed (image, x, y, width, height in pixels)")
+        raise UserError(f"{named}: not a .csv file; its columns are image, x, y, width and height, in pixels")
     masks = match_boxes(stems, path) if boxes else match_masks(stems, path)
     if not any(masks):
-        what = "box there names an image by its file's name or stem" if boxes else "mask there has the stem of an image"
+        what = "box for any image's file name or stem" if boxes else "mask with the stem of an image"
         raise UserError(f"{named}: no {what}, such as {stems[0]}")
     return masks
 
@@ -104,10 +104,10 @@ class _Plan:
             return
         boxes = read_boxes(file).get(Path(image).stem, ())
         if not boxes:
-            self.broken[f"{file} of {image}"] = "no box there names it"
+            self.broken[f"{file} of {image}"] = "no box for this image"
         for box in boxes:
             if not box.meets(*size):
-                self.misfits[f"{file}, line {box.line}"] = f"no pixel of the box lies in {image}, {_shown(size)}"
+                self.misfits[f"{file}, line {box.line}"] = f"the box is outside {image} ({_shown(size)})"
         if boxes := tuple(box for box in boxes if box.meets(*size)):
             self.keys[image] = boxes_key(sha, boxes)
             self.made[image] = partial(square_boxes, boxes, size)
@@ -116,7 +116,7 @@ class _Plan:
         """Plan a mask file with the hash `sha`; `sizes` are the image's and the mask's."""
         size, mask_size = sizes
         if not same_shape(mask_size, size):
-            self.misfits[mask] = f"{_shown(mask_size)}, but {image} has {_shown(size)}: another image's shape"
+            self.misfits[mask] = f"{_shown(mask_size)}, but {image} has {_shown(size)}: another shape"
             return
         frame = letterbox_frame(*size, store.side)
         if store.fit == "letterbox" and letterbox_frame(*mask_size, store.side) != frame:
@@ -152,19 +152,19 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
     named = named_masks(name, data)
     masks = dict(zip(records["path"], records[name], strict=True))
     if named and masks and not any(masks.values()):
-        log.warning(f"{named}: it has none of the {len(records)} chosen pictures: no scores")
+        log.warning(f"{named}: no mask for any of the {count(len(records), 'chosen image')}: no scores")
     plan = _plan_masks(store, name, records[records[name] != ""], data)
     if named and plan.misfits:
         where, reason = next(iter(plan.misfits.items()))
-        more = f" ({len(plan.misfits) - 1} more like it)" if len(plan.misfits) > 1 else ""
-        raise UserError(f"{named.flag} {where}: {reason}; mend or remove it{more}")
+        more = f" (and {len(plan.misfits) - 1} more)" if len(plan.misfits) > 1 else ""
+        raise UserError(f"{named.flag} {where}: {reason}; fix or delete it{more}")
     _build(store, plan, masks, data)
     if left_out := plan.misfits | plan.broken:
         where, reason = next(iter(left_out.items()))
         if named and not plan.keys:
-            raise UserError(f"{named}: no mask there can be used, for example {where} ({reason})")
+            raise UserError(f"{named}: no usable mask, for example {where} ({reason})")
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.warning(f"left out of the {mask_noun(name)} masks: {where} ({reason}){more}")
+        log.warning(f"left out: {mask_noun(name)} mask {where} ({reason}){more}")
     return [plan.keys.get(path, "") for path in records["path"]]
 
 
@@ -181,7 +181,7 @@ def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataC
         elif is_boxes(mask):
             plan.add_boxes(path, sha, mask, sizes[0])
         elif hashes[mask] is None:
-            plan.broken[mask] = "it may not be read"
+            plan.broken[mask] = "no permission to read it"
         else:
             plan.add_file(path, mask, hashes[mask], sizes, store)
     return plan

@@ -1,4 +1,4 @@
-"""Files to grey pixels: PNG, JPEG, TIFF, BMP and DICOM, 8 and 16 bit, any case of the extension."""
+"""From files to grey pixels: PNG, JPEG, TIFF, BMP and DICOM, 8 and 16 bit, extensions in any case."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 
 TIFF_ORIENTATION = 274  # the tag; 1 is upright
 
-# The quicker PNG decoder keeps the interpreter's lock: it is for processes with one thread, and for two or three cores.
+# The faster PNG decoder holds the interpreter's lock: use it in processes with one thread and on two or three cores.
 one_thread = cores() <= 3
 
 
 class UnreadableImage(Exception):
-    """A file that is no image, or not a whole one."""
+    """A file that is not an image, or not a complete one."""
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether `path` has an image's extension and is not hidden (as macOS's `._name.png` is)."""
+    """Return whether `path` has an image's extension and is not hidden (as macOS's `._name.png` is)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read one radiograph as it should look on a view box: bright bone, dark air.
+    """Read one radiograph as it appears on a light box: bright bone, dark air.
 
     Returns: (height, width) uint8 or uint16, the full range of the declared bit depth.
-    Raises: `UnreadableImage` with the reason, for a missing, truncated or foreign file.
+    Raises: `UnreadableImage` with the reason, for a missing or truncated file or another format.
     """
     try:
         data = Path(path).read_bytes()
@@ -64,20 +64,20 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the picture that `read_image` gives, from the file's header where that says it.
+    """Return the (height, width) of `read_image`'s result, from the header of the file if possible.
 
-    A picture that may be stored turned (EXIF data, or a TIFF's orientation) is read. Raises: `UnreadableImage`.
+    An image that may be stored rotated (EXIF data, or a TIFF orientation) is decoded. Raises: `UnreadableImage`.
     """
     from PIL import Image
 
     if Path(path).suffix.lower() in (".dcm", ".dicom"):
         return _dicom_size(path)
     try:
-        with Image.open(path) as picture:  # the header alone
-            if "exif" not in picture.info and getattr(picture, "tag_v2", {}).get(TIFF_ORIENTATION, 1) == 1:
-                return picture.height, picture.width
+        with Image.open(path) as image:  # the header only
+            if "exif" not in image.info and getattr(image, "tag_v2", {}).get(TIFF_ORIENTATION, 1) == 1:
+                return image.height, image.width
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # a DICOM without its extension, or a broken file: `read_image` has the last word
+        pass  # a DICOM file without its extension, or a broken file: `read_image` decides
     return read_image(path).shape
 
 
@@ -87,15 +87,15 @@ def _dicom_size(path: Path) -> tuple[int, int]:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
         return int(header.Rows), int(header.Columns)
-    except Exception:  # pydicom raises nearly anything for a broken file: `read_image` has the last word
+    except Exception:  # pydicom raises nearly anything for a broken file: `read_image` decides
         return read_image(path).shape
 
 
 def _read_grey_png(data: bytes) -> np.ndarray | None:
-    """A plain PNG of 8-bit grey, which most data sets are, decoded in less than half of OpenCV's time.
+    """Decode a plain PNG of 8-bit grey, the format of most data sets, in less than half of OpenCV's time.
 
-    None for any other file, for one that may be stored turned (OpenCV turns it back), for one that fails (OpenCV has
-    the last word), and where OpenCV's threads are quicker.
+    Returns: None, which leaves the file to OpenCV, for any other file, for one that may be stored rotated, for one that
+        cannot be decoded, and if OpenCV's threads are faster.
     """
     if decode_image_png_u8 is None or not one_thread or len(data) < 33 or data[12:16] != b"IHDR":
         return None
@@ -106,21 +106,21 @@ def _read_grey_png(data: bytes) -> np.ndarray | None:
         return None
     try:
         return decode_image_png_u8(data, (height, width), "mono").reshape(height, width)
-    except Exception:  # it raises nothing more exact; OpenCV says what is wrong
+    except Exception:  # it raises nothing more specific; OpenCV reports the fault
         return None
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether a PNG or JPEG has its end mark: OpenCV fills the missing part of a truncated one with grey."""
+    """Return whether a PNG or JPEG has its end marker: OpenCV fills the missing part of a truncated file with grey."""
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data[-64:]
-    if data.startswith(b"\xff\xd8"):  # an embedded thumbnail has an end mark of its own, early in the file
+    if data.startswith(b"\xff\xd8"):  # the end marker of an embedded thumbnail is early in the file
         return data.rfind(b"\xff\xd9") >= len(data) // 2
     return True
 
 
 def _full_range(pixels: np.ndarray) -> np.ndarray:
-    """Floating-point pixels, of unknown range, stretched to uint16; one value only becomes zeros."""
+    """Stretch floating-point pixels of unknown range to uint16; a single value becomes zeros."""
     if not np.isfinite(pixels).all():
         raise UnreadableImage("some pixels are not finite")
     low, high = float(pixels.min()), float(pixels.max())
@@ -128,9 +128,9 @@ def _full_range(pixels: np.ndarray) -> np.ndarray:
 
 
 def _read_dicom(data: bytes) -> np.ndarray:
-    """One DICOM frame: modality LUT, then the window or VOI LUT, then MONOCHROME1 turned (in this order: PS3.3 C.11).
+    """Read one DICOM frame: modality LUT, then window or VOI LUT, then MONOCHROME1 inverted (the order of PS3.3 C.11).
 
-    Without a window the declared range (BitsStored, PixelRepresentation) counts, not the pixels' own extremes.
+    Without a window the declared range (BitsStored, PixelRepresentation) is used, not the extremes of the pixels.
     """
     from io import BytesIO
 
@@ -141,10 +141,9 @@ def _read_dicom(data: bytes) -> np.ndarray:
         frame = pydicom.dcmread(BytesIO(data), force=False)
         raw = frame.pixel_array
         if raw.ndim != 2:
-            raise UnreadableImage(f"a DICOM of one grey frame is needed, this one has shape {raw.shape}")
+            raise UnreadableImage(f"not a single grey DICOM frame: its shape is {raw.shape}")
         values = apply_modality_lut(raw, frame)
-        windowed = "WindowCenter" in frame or "VOILUTSequence" in frame
-        if windowed:
+        if "WindowCenter" in frame or "VOILUTSequence" in frame:
             values = np.asarray(apply_voi_lut(values, frame), np.float64)
             low, high = _window_range(frame, raw)
         else:
@@ -162,7 +161,7 @@ def _read_dicom(data: bytes) -> np.ndarray:
 
 
 def _stored_range(frame) -> tuple[float, float]:
-    """The range of the stored values after the rescale slope and intercept."""
+    """Return the range of the stored values after the rescale slope and intercept."""
     bits, signed = int(frame.BitsStored), int(frame.get("PixelRepresentation", 0))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     slope, intercept = float(frame.get("RescaleSlope", 1) or 1), float(frame.get("RescaleIntercept", 0) or 0)
@@ -170,16 +169,16 @@ def _stored_range(frame) -> tuple[float, float]:
 
 
 def _window_range(frame, raw: np.ndarray) -> tuple[float, float]:
-    """The output range of the first VOI transformation, as `apply_voi_lut` scales it."""
+    """Return the output range of the first VOI transformation, as `apply_voi_lut` scales it."""
     if "VOILUTSequence" in frame:
         return 0.0, float(2 ** int(frame.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     return _stored_range(frame)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask: (height, width) bool, true where the pixel is above half of the picture's own maximum.
+    """Read a mask: (height, width) bool, true for pixels above half of the mask's maximum.
 
-    Masks are stored as 0/1, 0/255 or 0/65535; a mask of zeros alone is empty. Raises: `UnreadableImage`.
+    Masks are stored as 0/1, 0/255 or 0/65535; a mask of zeros is empty. Raises: `UnreadableImage`.
     """
     pixels = read_image(path)
     return pixels > pixels.max() / 2
@@ -188,9 +187,11 @@ def read_mask(path: Path) -> np.ndarray:
 def fit_square(pixels: np.ndarray, side: int, fit: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Resize (height, width) uint8, uint16 or float32 pixels to (side, side), antialiased.
 
-    `squash` ignores the aspect, as the seed project does; `letterbox` keeps it and pads with zeros, centred.
-    Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear. `size`, of a mask's picture, is what the
-    letterbox is made for: (height, width), by default the pixels' own.
+    Shrinking averages areas (OpenCV's INTER_AREA), enlarging is bilinear.
+
+    Args:
+        fit: `squash` ignores the aspect ratio, as the seed project does; `letterbox` keeps it and pads with zeros.
+        size: (height, width) that the letterbox is computed for, for a mask its image's; default: the pixels' own.
     """
     height, width = pixels.shape
     frame = letterbox_frame(*(size or pixels.shape), side) if fit == "letterbox" else Frame(0, 0, side, side)
@@ -229,18 +230,18 @@ def letterbox_frame(height: int, width: int, side: int) -> Frame:
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """8-bit pixels from 8- or 16-bit ones of full range, rounded."""
+    """Round 16-bit pixels of full range to 8 bits; 8-bit pixels are returned as they are."""
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def square_image(path: Path, side: int, fit: str) -> np.ndarray:
-    """One radiograph as (side, side) uint8. Raises: `UnreadableImage`."""
+    """Read one image as (side, side) uint8. Raises: `UnreadableImage`."""
     return to_uint8(fit_square(read_image(path), side, fit))
 
 
 def square_mask(path: Path, side: int, fit: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """One mask as (side, side) uint8 of 0 and 1: 1 where at least half of the pixel's area is inside.
+    """Read one mask as (side, side) uint8 of 0 and 1: 1 if at least half of the pixel's area is inside.
 
-    `size`: (height, width) of its picture, where a letterbox of the mask's own size lies otherwise (`fit_square`).
+    `size` is the (height, width) of its image, if the letterbox is not computed for the mask's own (`fit_square`).
     """
     return (fit_square(read_mask(path).astype(np.float32), side, fit, size) >= 0.5).astype(np.uint8)

@@ -1,5 +1,6 @@
-"""The order of an epoch, how it is dealt out in steps, and counter-based random numbers: functions of (seed, epoch,
-position) and nothing else.
+"""The order of an epoch, its division into steps, and counter-based random numbers.
+
+All are functions of (seed, epoch, position) and nothing else.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ _ORDER, _WEIGHTED = 1, 2  # keep the streams of one seed apart
 
 
 def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.ndarray:
-    """The image at every position of one epoch, (n,) int64 indices into `labels`.
+    """Return the image at every position of one epoch, (n,) int64 indices into `labels`.
 
     `sequential` draws every image exactly once. `weighted` draws every class equally often, by systematic resampling
-    (Kitagawa 1996): an image that is expected e times comes floor(e) or ceil(e) times, so that a large class is covered
-    evenly, where independent draws would miss a third of it by chance.
+    (Kitagawa 1996): an image with an expected count of e is drawn floor(e) or ceil(e) times, so that a large class is
+    covered evenly; independent draws would miss a third of it by chance.
     """
     n = len(labels)
     shuffle = np.random.default_rng([seed, epoch, _ORDER])
@@ -29,13 +30,14 @@ def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.n
     edges = np.cumsum(expected[images]) + shuffle.random()
     times = np.diff(np.floor(edges), prepend=np.floor(edges[0] - expected[images[0]])).astype(np.int64)
     drawn = np.repeat(images, times)
-    # Rounding of the running sum can make one too many or too few: the order's length is the epoch's length.
+    # Rounding of the running sum can yield one image too many or too few; the order has the length of the epoch.
     return shuffle.permutation(np.resize(drawn, n))
 
 
 def epoch_steps(images: int, batch: int) -> list[range]:
-    """The positions of every step of an epoch: batches in order, the last as small as it comes, but never of one
-    picture where there are others to join it, because batch normalisation may need two.
+    """Return the positions of every step of an epoch: consecutive batches, of which the last may be smaller.
+
+    The last has at least two images if possible, because batch normalisation may need two.
     """
     edges = list(range(0, images, batch))
     if batch > 1 and images % batch == 1 < images:
@@ -45,39 +47,39 @@ def epoch_steps(images: int, batch: int) -> list[range]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank does of a step: micro-batches, one after the other.
+    """One rank's part of a step: micro-batches, processed one after the other.
 
-    Where there are more ranks than a short batch can feed, a rank repeats the batch's first pictures: every rank must
-    take part in the last micro-batch, in which gradients are exchanged. What is repeated does not count.
+    If a short batch has fewer micro-batches than there are ranks, a rank repeats the first one: every rank must take
+    part in the last round, in which gradients are exchanged. Repeated images do not count.
     """
 
-    images: int  # of the whole step, over all ranks
+    images: int  # in the whole step, over all ranks
     micro_batches: list[range]  # positions in the epoch
     counted: list[int]  # images of each micro-batch that count: all, or none
 
 
 def share_of(step: range, micro: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> Share:
-    """The share of `rank` in a step that `world` ranks work on, in at most `accumulate` micro-batches each.
+    """Return the share of `rank` in a step that `world` ranks process, in at most `accumulate` micro-batches each.
 
-    A whole batch is cut into micro-batches of `micro` images, dealt out in turn. A shorter one is cut evenly, and into
-    fewer where one of them would have a single image (they have up to `micro` + 1 images then).
+    A full batch is cut into micro-batches of `micro` images, which the ranks take in turn. A shorter one is cut evenly,
+    into fewer micro-batches of up to `micro` + 1 images if one of them would have a single image.
     """
     least = min(2, micro)
     count = max(1, min(world * accumulate, len(step) // least))
     edges = [step.start + len(step) * i // count for i in range(count + 1)]
     cut = [range(start, stop) for start, stop in pairwise(edges)]
-    mine = cut[rank::world]
-    counted = [len(positions) for positions in mine]
+    micro_batches = cut[rank::world]
+    counted = [len(positions) for positions in micro_batches]
     if rank >= count % world > 0:  # the last round has none for this rank
-        mine, counted = [*mine, cut[0]], [*counted, 0]
-    return Share(len(step), mine, counted)
+        micro_batches, counted = [*micro_batches, cut[0]], [*counted, 0]
+    return Share(len(step), micro_batches, counted)
 
 
 def uniforms(seed: int, epoch: int, positions: np.ndarray, count: int) -> np.ndarray:
-    """Uniform random numbers in [0, 1) for each position of an epoch: (len(positions), count) float64.
+    """Return uniform random numbers in [0, 1) for each position of an epoch: (len(positions), count) float64.
 
-    Counter-based (SplitMix64's finaliser over seed, epoch, position and column; Steele, Lea and Flood 2014), so that a
-    batch needs no state: resuming, another batch size and several ranks see the same numbers.
+    Counter-based (SplitMix64's finaliser over seed, epoch, position and column; Steele, Lea and Flood 2014), hence
+    without a state: a resumed run, another batch size and several ranks see the same numbers.
     """
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch))

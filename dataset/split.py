@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from config import SPLITS
-from utils import UserError, log
+from utils import UserError, count, log
 
 
 def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
@@ -29,21 +29,24 @@ def split_targets(
     val_per_class: int | None,
     test_per_class: int | None,
 ) -> np.ndarray:
-    """Wanted images per split and class, (3, classes) float64: fractions, or a number per class for val and test."""
+    """Return the target number of images per split and class, (3, classes) float64.
+
+    Targets are fractions of the class, or for val and test a number per class if one is given.
+    """
     counts = np.bincount(labels).astype(np.float64)
     targets = np.outer(fractions, counts)
-    for row, wanted in ((1, val_per_class), (2, test_per_class)):
-        if wanted is not None:
-            targets[row] = wanted
+    for row, images in ((1, val_per_class), (2, test_per_class)):
+        if images is not None:
+            targets[row] = images
     targets[0] = counts - targets[1] - targets[2]
     return targets
 
 
 def assign_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
-    """The split of every image, (n,) int64 of 0 train, 1 val, 2 test.
+    """Return the split of every image, (n,) int64: 0 train, 1 val, 2 test.
 
-    Groups are taken in random order, larger ones first, each to the split where it lowers the squared distance to the
-    targets, per wanted image, the most: the images that come alone then make the counts exact.
+    Groups are assigned in random order, larger ones first, each to the split where it most reduces the squared distance
+    to the targets, relative to the target. The groups of a single image come last and make the counts exact.
     """
     rng = np.random.default_rng([seed, 0x5B117])
     unique, inverse = np.unique(groups, return_inverse=True)
@@ -51,7 +54,7 @@ def assign_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, s
     np.add.at(content, (inverse, labels), 1)
     order = rng.permutation(len(unique))
     order = order[np.argsort(-content.sum(1)[order], kind="stable")]
-    weight = np.where(targets > 0, 1 / np.maximum(targets, 1e-9), 1e9)  # what wants none gets none
+    weight = np.where(targets > 0, 1 / np.maximum(targets, 1e-9), 1e9)  # a target of 0 stays empty
     have, chosen = np.zeros_like(targets), np.zeros(len(unique), np.int64)
     for group in order:
         row = content[group]
@@ -69,9 +72,15 @@ def split_records(
     val_per_class: int | None = None,
     test_per_class: int | None = None,
 ) -> pd.Series:
-    """The split of every record. A split that the data brings is kept; a missing val is taken from its train.
+    """Return the split of every record. A split that the data defines is kept; a missing val is taken from its train.
 
-    `records` needs `label`, `group`, `sha256` and `split`. Raises: `UserError` for a class with too few images.
+    Args:
+        records: with `label`, `group`, `sha256` and `split`.
+        fractions: of train, val and test.
+        seed: `data.split_seed`.
+        val_per_class, test_per_class: images per class instead of a fraction.
+
+    Raises: `UserError` for a class with too few images, or a split for some of the images only.
     """
     labels = pd.factorize(records["label"], sort=True)[0]
     groups = merge_copies(records["group"], records["sha256"])
@@ -85,25 +94,26 @@ def split_records(
         targets = split_targets(labels[train], [1 - share, share, 0], val_per_class, None)
         assigned = given.astype(object)
         assigned[train] = np.array(SPLITS)[assign_groups(labels[train], groups[train], targets, seed)]
-        log.info(f"the data brings no val split: {(assigned == 'val').sum()} of its train images were taken for it")
+        log.info(f"the data has no val split: {(assigned == 'val').sum()} of its train images are used for it")
         return pd.Series(assigned, records.index)
     if (given != "").any():
-        raise UserError("--data: some images have a split and others have none; give it for all or for none")
+        raise UserError("--data: some images have a split and others have none; define it for all or for none")
     targets = split_targets(labels, fractions, val_per_class, test_per_class)
     if (targets[0] < 1).any():
-        name = sorted(records["label"].unique())[int(targets[0].argmin())]
+        number = int(targets[0].argmin())
+        name, images = sorted(records["label"].unique())[number], count(np.bincount(labels)[number], "image")
         raise UserError(
-            f"--data: class '{name}' has {np.bincount(labels)[targets[0].argmin()]} images, too few for its "
-            "share of val and test; lower data.val_per_class and data.test_per_class, or add images"
+            f"--data: class '{name}' has {images}, too few for val and test; lower data.val_per_class and "
+            "data.test_per_class, or add images"
         )
     return pd.Series(np.array(SPLITS, object)[assign_groups(labels, groups, targets, seed)], records.index)
 
 
 def _warn_of_leaks(given: np.ndarray, groups: np.ndarray) -> None:
-    splits_of_group = pd.Series(given).groupby(groups).nunique()
-    leaking = int((splits_of_group > 1).sum())
+    """Warn of groups (`merge_copies`) that are in several of the splits that the data defines."""
+    leaking = int((pd.Series(given).groupby(groups).nunique() > 1).sum())
     if leaking:
         log.warning(
-            f"{leaking} patients (or copies of one picture) are in more than one of the data's splits: "
-            "the test result will be too good"
+            f"{count(leaking, 'patient')} with images in more than one of the data's splits (copies of an image count "
+            "as one patient): test results will be too optimistic"
         )

@@ -1,7 +1,7 @@
 """Augmentation and normalisation on the device, a batch at a time.
 
-Every geometric key of `configs/augment/` becomes a 3×3 matrix per image; their product is one bilinear resample, so
-nothing is interpolated twice and masks move exactly with their picture.
+Every geometric key of `configs/augment/` becomes a 3×3 matrix per image, and their product one bilinear resampling: no
+pixel is interpolated twice, and masks move exactly with their image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS = (
 
 
 def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
-    """n matrices [[a, b, c], [d, e, f], [0, 0, 1]]; each entry a number or an (n,) array."""
+    """Return n matrices [[a, b, c], [d, e, f], [0, 0, 1]]; each entry is a number or an (n,) array."""
     out = np.zeros((n, 3, 3))
     for (row, column), value in zip(((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)), (a, b, c, d, e, f), strict=True):
         out[:, row, column] = value
@@ -35,29 +35,29 @@ def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, *, n: int) -> np.ndarray:
 
 
 class Augment:
-    """The random transform of a training picture: a function of (seed, epoch, position in the epoch).
+    """The random transform of training images, a function of (seed, epoch, position in the epoch).
 
     Args:
         config: the `augment` keys.
         seed: the run's seed.
-        source_side, side: sides in pixels of the cached pictures and of the model's input.
+        source_side, side: sides in pixels of the cached images and of the model's input.
 
-    Raises: `UserError` for a crop larger than the resized picture.
+    Raises: `UserError` for a crop larger than the resized image.
     """
 
     def __init__(self, config: AugmentConfig, seed: int, source_side: int, side: int) -> None:
         if config.random_crop and config.random_crop > source_side:
             raise UserError(
-                f"augment.random_crop={config.random_crop}: larger than the picture, which is resized to "
-                f"{source_side}; lower it or raise augment.resize"
+                f"augment.random_crop={config.random_crop}: larger than the image, which is resized to {source_side}; "
+                "lower it or raise augment.resize"
             )
         self.config, self.seed, self.source_side, self.side = config, seed, source_side, side
 
     def matrices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """(n, 3, 3) float64: from output to input coordinates, both in [-1, 1], x to the right and y down.
+        """Return the matrices from output to input coordinates, both in [-1, 1], x right and y down: (n, 3, 3) float64.
 
-        The steps in the order of the seed project's pipeline: crop, flips, rotation, affine (rotation, shear, scale,
-        translation), zoom-out. Outside of the picture is black.
+        The steps follow the seed project's pipeline: crop, flips, rotation, affine (rotation, shear, scale,
+        translation), zoom-out. Pixels from outside the image are black.
         """
         c, n = self.config, len(positions)
         u, signed = self._draws(epoch, positions)
@@ -94,14 +94,14 @@ class Augment:
         Args:
             pixels: (n, source_side, source_side) uint8.
             epoch: from 1.
-            positions: (n,) places in the epoch's order.
+            positions: (n,) positions in the epoch's order.
             masks: (n, k, source_side, source_side) uint8 of 0 and 1, or None.
 
         Returns: pixels (n, side, side) float32 in [0, 1], and masks (n, k, side, side) uint8 or None.
         """
         matrices = self.matrices(epoch, positions)
         pixels = pixels.float().div_(255)
-        # A crop that is shrunk to the input is averaged first, as pictures that are evaluated are when they are read.
+        # A crop that is reduced to the input size is averaged first, as images are when they enter the cache.
         fitting = round(self.side * self.source_side / (self.config.random_crop or self.source_side))
         if fitting < self.source_side:
             size = (fitting, fitting)
@@ -112,8 +112,11 @@ class Augment:
         return self._expose(pixels, epoch, positions), masks
 
     def _resample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
-        """(n, k, side, side): the planes under their matrices. On a CPU pictures that are at most flipped are only
-        flipped, which is exact and much cheaper; a GPU takes all in one kernel."""
+        """Return the planes transformed by their matrices: (n, k, side, side).
+
+        On a CPU, images that are at most flipped are not resampled, which is exact and much cheaper; a GPU resamples
+        all of them in one kernel.
+        """
         flipped_only = (np.abs(matrices) == np.eye(3)).all((1, 2)) & (planes.shape[-1] == self.side)
         if flipped_only.all() and (matrices == np.eye(3)).all():
             return planes
@@ -131,15 +134,17 @@ class Augment:
         return out
 
     def _sample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:
+        """Resample the planes bilinearly or to the nearest pixel: (n, k, side, side)."""
         theta = _send(matrices[:, :2], planes.device)
         centres = (torch.arange(self.side, device=planes.device) * 2 + 1) / self.side - 1
         grid = torch.empty((len(planes), self.side, self.side, 2), device=planes.device)
-        for axis in (0, 1):  # F.affine_grid, with two small outer sums instead of a matrix product per pixel
+        for axis in (0, 1):  # as F.affine_grid, but with two outer sums instead of a matrix product per pixel
             along_y = theta[:, axis, 1, None] * centres + theta[:, axis, 2, None]
             torch.add(along_y[:, :, None], (theta[:, axis, 0, None] * centres)[:, None, :], out=grid[..., axis])
         return F.grid_sample(planes, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
     def _expose(self, pixels: torch.Tensor, epoch: int, positions: np.ndarray) -> torch.Tensor:
+        """Change brightness and contrast; the result stays in [0, 1]."""
         c = self.config
         if not c.brightness and not c.contrast:
             return pixels
@@ -151,7 +156,7 @@ class Augment:
 
 
 def _send(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """`numbers` as float32 on the device. A GPU is not waited for, as a copy from ordinary memory would."""
+    """Return `numbers` as float32 on the device. Pinned memory lets the copy to a GPU run asynchronously."""
     tensor = torch.from_numpy(numbers.astype(np.float32))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -170,9 +175,9 @@ class Normalisation:
 
 
 def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Grey pixels (n, side, side) in [0, 1] as the model's channels: (n, len(mean), side, side) float32, channels last.
+    """Return grey pixels, (n, side, side) in [0, 1], as the model's input: (n, channels, side, side), channels last.
 
-    The channels are those of the weights (three for ImageNet's): the grey is repeated, then (x - mean) / std.
+    The grey is repeated for each channel that the weights expect (three for ImageNet), then (x - mean) / std.
     """
     mean_, std_ = (_per_channel(tuple(v), pixels.device) for v in (mean, std))
     return (pixels[:, None] - mean_).div_(std_).contiguous(memory_format=torch.channels_last)
@@ -180,6 +185,6 @@ def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
 @lru_cache(maxsize=32)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """(channels, 1, 1) on the device, kept there: sending them anew would wait for it."""
-    with torch.inference_mode(False):  # a tensor made in inference could not be used in training
+    """Return the values as (channels, 1, 1) on the device; cached, because each copy would wait for the device."""
+    with torch.inference_mode(False):  # an inference tensor could not be used in training
         return torch.tensor(values, device=device)[:, None, None]

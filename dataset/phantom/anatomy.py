@@ -1,14 +1,15 @@
-"""Anatomy of the chest phantom: outlines in the patient's frame, and the attenuation maps they cast.
+"""The anatomy of the phantom: outlines in the patient's frame and their attenuation maps.
 
 The patient's frame has its origin on the midline in the middle of the chest, x to the viewer's right (the patient's
-left, as in every frontal radiograph), y downwards, and one picture width as its unit. A `View` places that frame in
-the picture. Every drawing function returns a float32 array (size, size) in 0..1, the share of the pixel covered, or a
-relative path length; `attenuation` adds them up with the weights of the tissues, and phantom_film makes a film of it.
+left, as in every frontal radiograph), y downwards, and one image width as its unit. A `View` maps that frame to the
+image. Every drawing function returns a float32 array (size, size), the share of the pixel covered (0 to 1) or a
+relative path length; `attenuation` adds them up with the weights of the tissues, and `film` turns the sum into a film.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,30 +28,30 @@ SILHOUETTE = np.array([
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """What a patient keeps from film to film; lengths in picture widths."""
+    """A patient's anatomy, the same in every film; lengths in image widths."""
 
     width: float  # half of the rib cage's inner width
     apex: float  # y of the lung apices
     base: float  # y of the right dome of the diaphragm
-    left_drop: float  # how much lower the left dome lies
+    left_drop: float  # of the left dome below the right one
     fat: float  # thickness of the chest wall
     breast: float  # thickness of the breast shadow
     heart: float  # relative widening of the silhouette below the hila
     knob: float  # widening of the aortic knob
     rib_gap: float  # distance between neighbouring ribs at the spine
-    rib_drop: float  # how far a rib descends on its way to the side
+    rib_drop: float  # descent of a rib from the spine to the side
     rib_width: float
     bone: float  # density of the skeleton
-    inflation: float  # how much air the lungs hold
-    tilt: float  # brighter on one side: the patient stands askew, and the tube's heel effect
+    inflation: float  # relative amount of air in the lungs
+    tilt: float  # gradient from side to side: an oblique patient and the heel effect of the tube
     mottle: float  # fine unevenness of the soft tissue
     vessels: float  # prominence of the pulmonary vessels
-    arms: float  # 0: raised out of the picture, 1: hanging at the sides
+    arms: float  # 0: raised out of the image, 1: hanging at the sides
     bubble: float  # half width of the gastric bubble, 0 for none
 
 
 def chest_width(body: Body, y: np.ndarray | float) -> np.ndarray:
-    """Half of the rib cage's inner width at height y: a dome on nearly parallel sides."""
+    """Return half of the rib cage's inner width at height y: a dome on nearly parallel sides."""
     y = np.asarray(y, float)
     rise = np.clip((0.06 - y) / (0.06 - body.apex + 0.012), 0, 1)
     flare = 1 + 0.10 * np.clip(y - 0.06, 0, 0.4)
@@ -58,7 +59,7 @@ def chest_width(body: Body, y: np.ndarray | float) -> np.ndarray:
 
 
 def lung_outline(body: Body, side: int) -> np.ndarray:
-    """The outline of one lung (side -1: the viewer's left), the part behind the heart included."""
+    """Return the outline of one lung (side -1: the viewer's left), including the part behind the heart."""
     dome = body.base + (body.left_drop if side > 0 else 0.0)
     y = body.apex + (dome + 0.075 - body.apex) * np.linspace(0, 1, 40) ** 1.5  # dense at the apex
     lateral = chest_width(body, y) - 0.006
@@ -76,7 +77,7 @@ def lung_outline(body: Body, side: int) -> np.ndarray:
 
 
 def silhouette_outline(body: Body) -> np.ndarray:
-    """The outline of heart, great vessels and neck."""
+    """Return the outline of heart, great vessels and neck."""
     points = SILHOUETTE.copy()
     low = 1 / (1 + np.exp(-(points[:, 1] + 0.02) / 0.03))  # 1 below the hila
     points[:, 0] *= 1 + body.heart * low
@@ -86,14 +87,14 @@ def silhouette_outline(body: Body) -> np.ndarray:
 
 
 def torso(view: View, body: Body) -> np.ndarray:
-    """Relative thickness of the soft tissue: trunk, neck, shoulders and arms."""
+    """Draw the relative thickness of the soft tissue: trunk, neck, shoulders and arms."""
     side = body.width + body.fat
     half = [(0.085, -0.80), (0.088, -0.56), (0.12, -0.50), (0.24, -0.455), (0.38, -0.43), (0.50, -0.38),
             (0.56, -0.26), (side + 0.03, -0.12), (side, 0.0), (side, 0.2), (side + 0.02, 0.45),
             (side, 0.8)]  # fmt: skip
     edge = smooth(half, closed=False)
     trunk = view.area(np.concatenate([edge, edge[::-1] * (-1, 1)]))
-    # continued beyond the picture's top and bottom, where the body does not end
+    # extended beyond the top and bottom of the image, where the body does not end
     inside = cv2.copyMakeBorder((trunk > 0.5).astype(np.uint8), 40, 40, 0, 0, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[40:-40]
     ratio = np.minimum(depth * np.float32(1 / (0.30 * view.size)), 1)
@@ -108,7 +109,7 @@ def torso(view: View, body: Body) -> np.ndarray:
 
 
 def ribs(view: View, body: Body) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior and anterior ribs: tubes with a bright cortex on both edges."""
+    """Draw posterior and anterior ribs: tubes with a bright cortex on both edges."""
     back, front = [], []
     for number in range(11):
         y = body.apex + 0.015 + body.rib_gap * number * (1 + 0.012 * number)
@@ -125,24 +126,24 @@ def ribs(view: View, body: Body) -> tuple[np.ndarray, np.ndarray]:
             back.append(posterior * (sign, 1))
             if number < 6:
                 front.append(anterior * (sign, 1))
-    # (points, density), the ends drawn first: towards the sternum bone gives way to cartilage, which does not show
+    # (points, density), the ends first: towards the sternum bone turns into cartilage, which is not visible
     turn, cartilage = ((28, 0.6), (21, 1.0)), ((24, 0.3), (20, 0.55), (16, 0.8), (12, 1.0))
     layers = []
     kinds = ((back, body.rib_width, turn), (front, 1.2 * body.rib_width, cartilage))
     for lines, width, fading in kinds:
         total = np.zeros((view.size, view.size), np.float32)
-        for part in (lines[0::4] + lines[1::4], lines[2::4] + lines[3::4]):  # neighbours overlap: two canvases
+        for group in (lines[0::4] + lines[1::4], lines[2::4] + lines[3::4]):  # neighbours overlap: two canvases
             canvas = view.canvas()
             for keep, value in fading:
-                view.stroke(canvas, [line[:keep] for line in part], width, value)
-                view.stroke(canvas, [line[:keep] for line in part], width * 0.66, 0.66 * value)
+                view.stroke(canvas, [line[:keep] for line in group], width, value)
+                view.stroke(canvas, [line[:keep] for line in group], width * 0.66, 0.66 * value)
             total += view.reduce(canvas)
         layers.append(soften(total, 0.0025))
     return layers[0], layers[1]
 
 
 def girdle(view: View, body: Body) -> np.ndarray:
-    """Clavicles, scapulae, humeral heads and shafts."""
+    """Draw clavicles, scapulae, humeral heads and shafts."""
     top = body.apex + 0.10
     canvas = view.canvas()
     blade = smooth([(0.40, top - 0.03), (0.36, top + 0.06), (0.385, top + 0.22), (0.425, top + 0.31),
@@ -164,11 +165,11 @@ def girdle(view: View, body: Body) -> np.ndarray:
 
 
 def spine(x: np.ndarray, y: np.ndarray, body: Body) -> np.ndarray:
-    """Vertebral bodies with end plates, pedicles and spinous processes."""
+    """Draw vertebral bodies with end plates, pedicles and spinous processes."""
     near = np.flatnonzero((abs(x) < 0.06).any(0))
-    strip = slice(near[0], near[-1] + 1)  # the columns that hold it
+    strip = slice(near[0], near[-1] + 1)  # the columns that contain the spine
     across, y = abs(x[:, strip]), y[:, strip]
-    # a warped coordinate in which every vertebra has length 1: they grow from T1 to L1
+    # a coordinate in which every vertebra has length 1, although they grow from T1 to L1
     level = (y - body.apex) / body.rib_gap * (1 - 0.10 * (y - body.apex))
     phase = level - np.floor(level)
     ends = np.minimum(phase, 1 - phase)
@@ -179,13 +180,13 @@ def spine(x: np.ndarray, y: np.ndarray, body: Body) -> np.ndarray:
     edge = np.exp(-(((across - half + 0.006) / 0.005) ** 2))
     pedicle = np.exp(-(((across - 0.024) / 0.007) ** 2) - ((phase - 0.35) / 0.16) ** 2)
     process = np.exp(-((across / 0.006) ** 2) - ((phase - 0.75) / 0.2) ** 2)
-    picture = np.zeros_like(x)
-    picture[:, strip] = column * (0.55 + 0.2 * plate - 0.2 * disc + 0.2 * edge) + 0.15 * pedicle + 0.2 * process
-    return picture
+    drawn = np.zeros_like(x)
+    drawn[:, strip] = column * (0.55 + 0.2 * plate - 0.2 * disc + 0.2 * edge) + 0.15 * pedicle + 0.2 * process
+    return drawn
 
 
 def airways(view: View) -> np.ndarray:
-    """Trachea and main bronchi, as air."""
+    """Draw trachea and main bronchi, as air."""
     canvas = view.canvas()
     trachea = np.array([(0.0, -0.75), (0.0, -0.3), (-0.004, -0.135)])
     bronchi = [np.array([(-0.004, -0.135), (-0.06, -0.06)]), np.array([(-0.004, -0.135), (0.075, -0.065)])]
@@ -194,8 +195,16 @@ def airways(view: View) -> np.ndarray:
     return soften(view.reduce(canvas), 0.005)
 
 
-def vessel_tree(rng: np.random.Generator) -> list[tuple[list[np.ndarray], float, float]]:
-    """Pulmonary vessels as (lines, width, density) per generation: trunks from the hila, forking to the pleura."""
+class Vessels(NamedTuple):
+    """One generation of pulmonary vessels; width in image widths, density 0 to 1."""
+
+    lines: list[np.ndarray]
+    width: float
+    density: float
+
+
+def vessel_tree(rng: np.random.Generator) -> list[Vessels]:
+    """Return the generations of pulmonary vessels: trunks from the hila, which fork up to the pleura."""
     trunks = 8
     starts, headings = [], []
     for side, height in ((-1, -0.035), (1, -0.055)):
@@ -212,7 +221,7 @@ def vessel_tree(rng: np.random.Generator) -> list[tuple[list[np.ndarray], float,
         for step in (1, 2):
             heading = angles + bend * step
             steps.append(steps[-1] + reach[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1))
-        tree.append((list(np.stack(steps, 1)), width, max(0.18, 1.0 - 0.17 * generation)))
+        tree.append(Vessels(list(np.stack(steps, 1)), width, max(0.18, 1.0 - 0.17 * generation)))
         fork = rng.uniform(0.15, 0.5, (2, len(angles)))
         angles = np.concatenate([angles + 2 * bend + fork[0], angles + 2 * bend - fork[1]])
         points = np.concatenate([steps[-1], steps[-1]])
@@ -222,10 +231,10 @@ def vessel_tree(rng: np.random.Generator) -> list[tuple[list[np.ndarray], float,
 
 
 def vessels(view: View, rng: np.random.Generator) -> np.ndarray:
-    """Hila and vessels, tapering to the periphery."""
+    """Draw hila and vessels, which taper towards the periphery."""
     canvas = view.canvas()
-    for lines, width, density in reversed(vessel_tree(rng)):
-        view.stroke(canvas, lines, width, density * 0.8)
+    for generation in reversed(vessel_tree(rng)):
+        view.stroke(canvas, generation.lines, generation.width, generation.density * 0.8)
     fine = view.reduce(canvas)
     hila = view.canvas()
     for side, height in ((-1, -0.02), (1, -0.04)):
@@ -235,14 +244,14 @@ def vessels(view: View, rng: np.random.Generator) -> np.ndarray:
 
 
 def breasts(x: np.ndarray, y: np.ndarray, body: Body) -> np.ndarray:
-    """Breast or pectoral shadows with a sharper lower edge."""
+    """Draw breast or pectoral shadows with a sharper lower edge."""
     across = (abs(x) - 0.62 * body.width) / (0.50 * body.width)
     down = (y - 0.13) / np.where(y > 0.13, np.float32(0.17), np.float32(0.30))
     return np.sqrt(np.maximum(1 - across * across - down * down, 0))
 
 
 def aeration(view: View, body: Body, both: np.ndarray, heart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The thickness of aerated lung in front of and beside (first), and behind (second) heart and diaphragm."""
+    """Return the thickness of aerated lung: in front of and beside heart and diaphragm, and behind them."""
     x, y = view.grid()
     side = np.minimum(abs(x) / (body.width * 1.06), 1)
     chest = body.inflation * np.sqrt(1 - side**4) * (0.80 + 0.20 * np.clip((y - body.apex) / 0.25, 0, 1))
@@ -254,17 +263,17 @@ def aeration(view: View, body: Body, both: np.ndarray, heart: np.ndarray) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class Chest:
-    """A patient without any finding, as one film projects it; float32 maps (size, size)."""
+    """One projection of a patient without a finding; float32 maps (size, size)."""
 
     total: np.ndarray  # attenuation, in trunk thicknesses of soft tissue, about 0..2
-    seen: np.ndarray  # the lung fields as seen, 0..1: heart and mediastinum cut out
-    air: np.ndarray  # attenuation that the aerated lung saves: the most a finding can fill
+    seen: np.ndarray  # the visible lung fields, 0 to 1, without heart and mediastinum
+    air: np.ndarray  # attenuation missing because of the air in the lung: the most that a finding can add
     vascular: np.ndarray  # attenuation of the pulmonary vessels
     ribs: np.ndarray  # attenuation of the ribs
 
 
 def gastric_bubble(x: np.ndarray, y: np.ndarray, body: Body) -> np.ndarray:
-    """Gas under the left dome of the diaphragm, flat below where it meets fluid."""
+    """Draw gas under the left dome of the diaphragm, with a flat fluid level."""
     top = body.base + body.left_drop + 0.03
     across, down = (x - 0.21) / body.bubble, (y - top - 0.055) / 0.05
     gas = np.sqrt(np.maximum(1 - across**2 - (down * (1 + 0.35 * across)) ** 2, 0))
@@ -272,7 +281,7 @@ def gastric_bubble(x: np.ndarray, y: np.ndarray, body: Body) -> np.ndarray:
 
 
 def attenuation(view: View, body: Body, rng: np.random.Generator) -> Chest:
-    """Adds up what the rays meet on their way through a healthy chest."""
+    """Add up the attenuation along the rays through a healthy chest."""
     x, y = view.grid()
     both = view.area(lung_outline(body, -1), lung_outline(body, 1))
     heart = view.area(silhouette_outline(body))
@@ -296,7 +305,7 @@ def attenuation(view: View, body: Body, rng: np.random.Generator) -> Chest:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """A random adult; nothing here knows about the finding."""
+    """Draw a random adult, independent of the finding."""
     female = rng.random() < 0.5
     return Body(
         width=rng.uniform(0.375, 0.42), apex=-rng.uniform(0.385, 0.425), base=rng.uniform(0.20, 0.265),
@@ -310,7 +319,7 @@ def draw_body(rng: np.random.Generator) -> Body:
 
 
 def devices(view: View, rng: np.random.Generator) -> np.ndarray:
-    """Monitoring leads with electrodes, a feeding tube or a central line: they come with any finding and with none."""
+    """Draw monitoring leads with electrodes, a feeding tube or a central line, independent of the finding."""
     canvas = view.canvas()
     if rng.random() < 0.6:
         spots = np.array([(-0.28, -0.28), (0.28, -0.28), (0.30, 0.16)]) + rng.normal(0, 0.03, (3, 2))
@@ -329,7 +338,7 @@ def devices(view: View, rng: np.random.Generator) -> np.ndarray:
 
 
 def septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Short lines in all directions over the chest, denser around the hila: thickened interlobular septa."""
+    """Draw thickened interlobular septa: short lines in all directions, denser around the hila."""
     side = rng.choice((-1.0, 1.0), count)
     start = np.stack([side * (0.05 + rng.beta(1.0, 1.3, count) * body.width), rng.uniform(-0.43, 0.38, count)], 1)
     angle, bend = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.4, count)
@@ -338,8 +347,8 @@ def septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.nd
     end = middle + length * np.stack([np.cos(angle + bend), np.sin(angle + bend)], 1)
     lines = list(np.stack([start, middle, end], 1))
     layers = []
-    for part, width in ((lines[: count // 2], 0.004), (lines[count // 2 :], 0.007)):
+    for group, width in ((lines[: count // 2], 0.004), (lines[count // 2 :], 0.007)):
         canvas = view.canvas()
-        view.stroke(canvas, part, width, 1.0)
+        view.stroke(canvas, group, width, 1.0)
         layers.append(view.reduce(canvas))
     return soften(layers[0] + layers[1], 0.0032)

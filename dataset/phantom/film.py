@@ -1,7 +1,7 @@
-"""The film of the chest phantom: how it sees the patient, and what exposure, detector and reading room make of it.
+"""The film of the phantom: the projection of the patient, exposure, detector and display.
 
-A `View` places the patient's frame (see phantom_anatomy) in the picture and draws outlines and lines there; `expose`
-turns the attenuation that the anatomy adds up into grey levels, with scatter, noise, collimation and side marker.
+A `View` maps the patient's frame (see `anatomy`) to the image and draws outlines and lines there; `expose` turns
+attenuation into grey levels, with scatter, noise, collimation and a side marker.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-SUPERSAMPLE = 2  # vectors are drawn at twice the size and averaged down: smooth edges, sub-pixel line widths
-BORDER = 0.10  # share of the picture on each side that keeps its exposure, whatever the finding
+SUPERSAMPLE = 2  # outlines are drawn at twice the size and averaged: smooth edges, sub-pixel line widths
+BORDER = 0.10  # share of the image on each side whose exposure does not depend on the finding
 QUANTILES = (0.005, 0.04, 0.10, 0.18, 0.26, 0.38, 0.50, 0.62, 0.75, 0.84, 0.90, 0.95, 0.995)
-SLOPES = (0.6, 1.45)  # of the tone curve that adapts a film with a finding to the one without
+SLOPES = (0.6, 1.45)  # limits of the tone curve that adapts a film with a finding to the one without
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
 
 
 @dataclass(frozen=True)
 class View:
-    """How one film sees the patient: picture size in pixels and the 2x3 matrix from patient frame to pixels."""
+    """The projection of one film: image size in pixels and the 2×3 matrix from the patient's frame to pixels."""
 
     size: int
     matrix: np.ndarray
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """The patient-frame coordinates x and y of every pixel, float32 (size, size) each."""
+        """Return the coordinates x and y of every pixel in the patient's frame, float32 (size, size) each."""
         back = cv2.invertAffineTransform(self.matrix).astype(np.float32)
         rows = np.arange(self.size, dtype=np.float32)[:, None]
         cols = np.arange(self.size, dtype=np.float32)[None, :]
@@ -35,49 +35,49 @@ class View:
         return x, back[1, 0] * cols + (back[1, 1] * rows + back[1, 2])
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Patient-frame points (n, 2) as OpenCV's fixed-point pixels of the supersampled canvas."""
+        """Return points of the patient's frame, (n, 2), as fixed-point pixels of the supersampled canvas for OpenCV."""
         pixels = points @ self.matrix[:, :2].T + self.matrix[:, 2]
         return np.round((SUPERSAMPLE * (pixels + 0.5) - 0.5) * (1 << SHIFT)).astype(np.int32)
 
     def canvas(self) -> np.ndarray:
-        """An empty supersampled canvas."""
+        """Return an empty supersampled canvas."""
         return np.zeros((self.size * SUPERSAMPLE, self.size * SUPERSAMPLE), np.uint8)
 
     def fill(self, canvas: np.ndarray, outlines: list[np.ndarray], value: float = 1.0) -> None:
-        """Fills closed outlines with a value (0..1) on a supersampled canvas."""
+        """Fill closed outlines with a value (0 to 1) on a supersampled canvas."""
         for outline in outlines:
             cv2.fillPoly(canvas, [self.points(outline)], round(255 * value), cv2.LINE_AA, SHIFT)
 
     def stroke(self, canvas: np.ndarray, lines: list[np.ndarray], width: float, value: float) -> None:
-        """Draws open lines of a width (picture widths) and value (0..1) onto a supersampled canvas."""
+        """Draw open lines of a width (in image widths) and a value (0 to 1) on a supersampled canvas."""
         if not lines:
             return
         thickness = max(1, round(width * SUPERSAMPLE * float(np.hypot(*self.matrix[:, 0]))))
         points, ends = self.points(np.concatenate(lines)), np.cumsum([len(line) for line in lines])
         parts = [points[end - len(line) : end] for line, end in zip(lines, ends, strict=True)]
-        kind = cv2.LINE_AA if thickness < 4 else cv2.LINE_8  # wide lines are smooth enough when averaged down
+        kind = cv2.LINE_AA if thickness < 4 else cv2.LINE_8  # wide lines are smooth enough once averaged
         cv2.polylines(canvas, parts, False, round(255 * value), thickness, kind, SHIFT)
 
     def reduce(self, canvas: np.ndarray) -> np.ndarray:
-        """A supersampled canvas as float32 (size, size) in 0..1."""
+        """Return a supersampled canvas averaged to float32 (size, size), 0 to 1."""
         small = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return small.astype(np.float32) * np.float32(1 / 255)
 
     def area(self, *outlines: np.ndarray) -> np.ndarray:
-        """The coverage of closed outlines."""
+        """Return the share of each pixel that closed outlines cover, float32 (size, size)."""
         canvas = self.canvas()
         self.fill(canvas, list(outlines))
         return self.reduce(canvas)
 
 
 def soften(image: np.ndarray, width: float) -> np.ndarray:
-    """The image blurred by a Gaussian whose sigma is `width` picture widths."""
+    """Blur the image by a Gaussian with a sigma of `width` image widths."""
     return cv2.GaussianBlur(image, (0, 0), width * image.shape[0])
 
 
 @lru_cache(maxsize=32)
 def _spline(count: int, closed: bool, steps: int) -> np.ndarray:
-    """The matrix that turns `count` control points into points of their uniform cubic B-spline."""
+    """Return the matrix from `count` control points to points of their uniform cubic B-spline."""
     spans = count if closed else count + 1
     matrix = np.zeros((spans * steps, count))
     for span in range(spans):
@@ -93,13 +93,13 @@ def _spline(count: int, closed: bool, steps: int) -> np.ndarray:
 
 
 def smooth(points: np.ndarray | list[tuple[float, float]], closed: bool = True, steps: int = 4) -> np.ndarray:
-    """A smooth curve (n, 2) along control points (m, 2): a uniform cubic B-spline."""
+    """Return a smooth curve, (n, 2), along control points, (m, 2): a uniform cubic B-spline."""
     points = np.asarray(points, float)
     return _spline(len(points), closed, steps) @ points
 
 
 def texture(view: View, cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Random texture fixed to the patient: standard deviation about 1, correlated over `cell` picture widths."""
+    """Return random texture in the patient's frame: standard deviation about 1, correlated over `cell` image widths."""
     count = int(np.ceil(2.0 / cell)) + 3
     noise = rng.standard_normal((count, count), dtype=np.float32) * np.float32(1.35)
     small = view.size // 2  # the finest cell is several pixels wide
@@ -107,31 +107,31 @@ def texture(view: View, cell: float, rng: np.random.Generator) -> np.ndarray:
     scale = np.array([[1 / cell, 0, 1 / cell + 1], [0, 1 / cell, 1 / cell + 1], [0, 0, 1]])
     back = np.vstack([cv2.invertAffineTransform(view.matrix), (0, 0, 1)])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    picture = cv2.warpAffine(noise, (scale @ back @ shrink)[:2], (small, small), flags=flags)
-    return cv2.resize(picture, (view.size, view.size), interpolation=cv2.INTER_LINEAR)
+    coarse = cv2.warpAffine(noise, (scale @ back @ shrink)[:2], (small, small), flags=flags)
+    return cv2.resize(coarse, (view.size, view.size), interpolation=cv2.INTER_LINEAR)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a boolean mask, its holes filled."""
+    """Return the largest connected component of a boolean mask."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])) if len(stats) > 1 else mask
 
 
 def mask(cover: np.ndarray, size: int) -> np.ndarray:
-    """A coverage map or boolean outline as a boolean mask (size, size)."""
+    """Resize a coverage map or a boolean outline to a boolean mask (size, size)."""
     return cv2.resize(cover.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The look of one source's films; pairs are ranges."""
+    """The look of the films of one source; pairs of numbers are ranges."""
 
-    window: tuple[float, float]  # how far the grey scale reaches beyond the darkest and the brightest tissue
+    window: tuple[float, float]  # extension of the grey scale beyond the darkest and the brightest tissue
     gamma: tuple[float, float]
     detail: tuple[float, float]  # local contrast enhancement
-    collimated: float  # chance of a visible collimation border
+    collimated: float  # probability of a visible collimation border
     marker: str
-    corner: tuple[float, float]  # of the marker, in picture widths
+    corner: tuple[float, float]  # of the marker, in image widths
     boxed: bool
 
 
@@ -148,7 +148,7 @@ SITES = (
 
 
 def _develop(attenuation_map: np.ndarray, energy: float, scatter: float, detail: float) -> np.ndarray:
-    """Optical response to an attenuation map: transmission, scatter, logarithm, local contrast; bone is bright."""
+    """Return the optical response to attenuation: transmission, scatter, logarithm, local contrast; bone is bright."""
     size = attenuation_map.shape[0]
     primary = np.exp(-energy * attenuation_map)
     small = cv2.resize(primary, (size // 6, size // 6), interpolation=cv2.INTER_AREA)
@@ -161,44 +161,44 @@ def _develop(attenuation_map: np.ndarray, energy: float, scatter: float, detail:
 
 
 def _adapt(image: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The image with about the grey levels of the target, as automatic exposure and a reader's window would give it.
+    """Return the image with about the grey levels of the target, as automatic exposure and windowing would produce it.
 
-    Tone curves through a few quantiles, of limited slope (SLOPES): a lesion stays homogeneous, and stays seen. The
-    border (BORDER of the picture on each side), where no finding is, keeps its levels.
+    The tone curves pass through a few quantiles and have a limited slope (`SLOPES`), so that a lesion stays homogeneous
+    and visible. The border (`BORDER` of the image on each side), where there is no finding, keeps its levels.
     """
     size = len(image)
     edge = round(BORDER * size)
     inner = (slice(edge, size - edge, 3),) * 2
     rise = np.clip((np.minimum(np.arange(size), np.arange(size)[::-1]) / edge - 1.0) / 0.6, 0, 1)
     weight = np.minimum.outer(rise, rise).astype(np.float32)
-    wanted = np.quantile(target[inner], QUANTILES)
-    for slopes in (SLOPES, (0.9, 1.1)):  # the second pass makes up for the fading towards the border
-        own = np.quantile(image[inner], QUANTILES)
-        gaps = np.diff(own)
-        curve = np.concatenate([[0.0], np.cumsum(gaps * np.clip(np.diff(wanted) / np.maximum(gaps, 1e-4), *slopes))])
-        curve += np.mean(wanted - curve)
-        image = image + weight * (np.interp(image, own, curve).astype(np.float32) - image)
+    levels = np.quantile(target[inner], QUANTILES)
+    for slopes in (SLOPES, (0.9, 1.1)):  # the second pass corrects for the fading towards the border
+        present = np.quantile(image[inner], QUANTILES)
+        gaps = np.diff(present)
+        curve = np.concatenate([[0.0], np.cumsum(gaps * np.clip(np.diff(levels) / np.maximum(gaps, 1e-4), *slopes))])
+        curve += np.mean(levels - curve)
+        image = image + weight * (np.interp(image, present, curve).astype(np.float32) - image)
     return image
 
 
 def _excess(ill: np.ndarray, clear: np.ndarray, level: float) -> float:
-    """How much rougher a finding makes a film of a given noise level, as the mean logarithm of the ratio."""
-    floor = (4.5 * level) ** 2 + (1 / 255) ** 2  # what noise and rounding put into a Laplacian
+    """Return the roughness that a finding adds to a film of a given noise level, as the mean logarithm of the ratio."""
+    floor = (4.5 * level) ** 2 + (1 / 255) ** 2  # the share of noise and rounding in a Laplacian
     rough, plain = (cv2.Laplacian(image, cv2.CV_32F)[::2, ::2] ** 2 + np.float32(floor) for image in (ill, clear))
     return 0.5 * float(np.log(rough / plain).mean())
 
 
 def expose(clear: np.ndarray, ill: np.ndarray | None, site: int, rng: np.random.Generator) -> np.ndarray:
-    """Turns attenuation into a film, uint8 (size, size).
+    """Turn attenuation into a film, uint8 (size, size).
 
-    `clear` is the patient without the finding, `ill` with it (None for none). Both films have similar grey levels and
-    the same roughness, so that neither brightness nor noise nor the size of the file tells much of the finding.
+    `clear` is the patient without the finding, `ill` with it (None: no finding). Both films have similar grey levels
+    and the same roughness, so that neither brightness nor noise nor file size reveals much of the finding.
     """
     look, size = SITES[site], clear.shape[0]
     energy, scatter, detail = rng.uniform(2.6, 3.6), rng.uniform(0.10, 0.35), rng.uniform(*look.detail)
     blur, level = rng.uniform(0.3, 1.1) * size / 299, float(np.exp(rng.uniform(np.log(0.002), np.log(0.022))))
     gamma, shoulder = np.float32(rng.uniform(*look.gamma)), np.float32(rng.uniform(0.4, 1.6))
-    # every maker's tone curve has bends of its own
+    # every manufacturer's tone curve bends differently
     steps = np.linspace(0, 1, 33)
     bends = sum(rng.normal(0, 0.1 / wave**1.2) * np.sin(wave * np.pi * steps) for wave in (1, 2, 3, 4))
     film = _develop(clear, energy, scatter, detail)
@@ -206,7 +206,7 @@ def expose(clear: np.ndarray, ill: np.ndarray | None, site: int, rng: np.random.
     margins = np.array((-rng.uniform(*look.window), rng.uniform(*look.window))) * (levels[1] - levels[0])
 
     def tone(film: np.ndarray) -> np.ndarray:
-        """Window, characteristic curve with its upper bend, and the detector's blur."""
+        """Apply the window, the characteristic curve with its shoulder, and the detector's blur."""
         gray = np.clip((film - (levels[0] + margins[0])) / (np.ptp(levels) + np.ptp(margins)), 0, 1.15)
         gray = ((1 - np.exp(-shoulder * gray)) / (1 - np.exp(-shoulder))) ** gamma
         gray += np.interp(gray, steps, bends).astype(np.float32)
@@ -220,27 +220,27 @@ def expose(clear: np.ndarray, ill: np.ndarray | None, site: int, rng: np.random.
     grain = rng.standard_normal((size // 2, size // 2), dtype=np.float32)
     grain = cv2.resize(grain, (size, size), interpolation=cv2.INTER_CUBIC)
     mix = rng.uniform(0, 1)
-    # few photons make the bright parts noisier, unless the film's processing smooths them
+    # bright parts receive fewer photons and are noisier, unless processing smooths them
     gray = gray + level * np.exp(rng.uniform(-0.8, 1.6) * (gray - 0.5)) * (mix * noise + (1 - mix) * grain)
-    picture = np.round(np.clip(gray, 0, 1) * 255).astype(np.uint8)
-    _burn_in(picture, look, rng)
-    return picture
+    pixels = np.round(np.clip(gray, 0, 1) * 255).astype(np.uint8)
+    _burn_in(pixels, look, rng)
+    return pixels
 
 
-def _burn_in(picture: np.ndarray, look: Site, rng: np.random.Generator) -> None:
-    """Collimation border and side marker, drawn in place."""
-    size = picture.shape[0]
+def _burn_in(pixels: np.ndarray, look: Site, rng: np.random.Generator) -> None:
+    """Draw collimation border and side marker, in place."""
+    size = pixels.shape[0]
     if rng.random() < look.collimated:
         left, right, top, bottom = np.round(rng.uniform(0.0, 0.045, 4) * size).astype(int)
         level = 5 if rng.random() < 0.8 else 247
-        picture[:top], picture[size - bottom :] = level, level
-        picture[:, :left], picture[:, size - right :] = level, level
+        pixels[:top], pixels[size - bottom :] = level, level
+        pixels[:, :left], pixels[:, size - right :] = level, level
     if rng.random() < 0.75:
         x, y = (int((part + rng.uniform(-0.015, 0.015)) * size) for part in look.corner)
         scale, ink = size / 299 * rng.uniform(0.5, 0.8), 250
         if look.boxed:
             reach = round(20 * scale)
-            cv2.rectangle(picture, (x - 4, y - reach - 4), (x + reach, y + 4), 243, -1)
+            cv2.rectangle(pixels, (x - 4, y - reach - 4), (x + reach, y + 4), 243, -1)
             ink = 12
         font, width = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(2 * scale))
-        cv2.putText(picture, look.marker, (x, y), font, scale, ink, width, cv2.LINE_AA)
+        cv2.putText(pixels, look.marker, (x, y), font, scale, ink, width, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""The findings of the chest phantom: what fills the lung in each class, drawn as the literature describes it.
+"""The findings of the phantom: the opacities of each class, as the literature describes them.
 
 COVID-19: bilateral, peripheral, lower-zone ground-glass patches (Wong HYF et al., Frequency and distribution of chest
 radiographic findings in patients positive for COVID-19, Radiology 2020). Lung_Opacity: one focal consolidation. Viral
@@ -17,7 +17,7 @@ Finding = tuple[np.ndarray, np.ndarray]  # share of the aerated lung filled, and
 
 
 def _grow(score: np.ndarray, region: np.ndarray, pixels: int) -> float:
-    """The threshold above which about `pixels` pixels of a region have their score."""
+    """Return the threshold that about `pixels` pixels of a region exceed in score."""
     values = score[region]
     keep = min(max(pixels, 1), len(values) - 1)
     return float(np.partition(values, len(values) - keep)[len(values) - keep])
@@ -26,7 +26,7 @@ def _grow(score: np.ndarray, region: np.ndarray, pixels: int) -> float:
 def _patches(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
     """COVID-19: bilateral, peripheral ground-glass patches of the lower zones, one side more involved than the other.
 
-    Returns the share of the aerated lung that is filled, float32 (size, size) in 0..1, and the outline, bool.
+    Returns: the share of the aerated lung that is filled, float32 (size, size), 0 to 1, and the outline, bool.
     """
     x, y = view.grid()
     area = float(np.clip(rng.lognormal(np.log(0.135), 0.22), 0.08, 0.20))
@@ -47,7 +47,7 @@ def _patches(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator)
         filled += np.minimum(1.2 * soften(patch.astype(np.float32), rng.uniform(0.018, 0.030)), 1)
         outline |= patch & region
     pleural = np.clip(0.35 + 1.05 * abs(x) / body.width, 0.6, 1.3)  # densest under the pleura
-    # thickened lobules give ground glass its grain
+    # thickened lobules make ground glass grainy
     grain = 0.10 * texture(view, 0.045, rng) + 0.15 * texture(view, 0.022, rng)
     return np.clip(filled * rng.uniform(0.40, 0.60) * pleural * (1 + grain), 0, 0.85), outline
 
@@ -63,16 +63,16 @@ def _consolidation(view: View, body: Body, seen: np.ndarray, rng: np.random.Gene
     u, v = (x - cx) + tilt * (y - cy), (y - cy) - tilt * (x - cx)
     score = 1.4 - np.sqrt((u * ratio) ** 2 + (v / ratio) ** 2) / 0.16
     score += 0.20 * texture(view, 0.09, rng) + 0.07 * texture(view, 0.03, rng)
-    # the fissure: a slightly slanting line above a low focus, below a high one; positive on the side of the focus
+    # the fissure: a slightly oblique line above a low focus or below a high one; positive on the side of the focus
     down = 1 if cy > -0.05 else -1
     slant, bulge = side * rng.uniform(-0.1, 0.35), rng.uniform(-0.9, 0.9)
     fissure = down * (y - cy - slant * (x - cx) - bulge * (x - cx) ** 2)
-    room = _grow(fissure, region, round(1.3 * area * x.size))  # as far off as the focus needs
+    room = _grow(fissure, region, round(1.3 * area * x.size))  # far enough away for the focus
     fissure -= min(-rng.uniform(0.06, 0.12), room)
     score = np.where(fissure > 0, score, np.float32(-9))
     threshold = _grow(score, region, min(round(area * x.size), round(0.85 * (region & (fissure > 0)).sum())))
     outline = largest((score > threshold) & region)
-    # beyond the lung field the patch goes on behind heart and diaphragm, so its edge there is theirs, not its own
+    # the patch continues behind heart and diaphragm: its visible edge there is the edge of those
     patch = largest((score > threshold) & (x * side > 0))
     reach = patch | ((fissure <= 0) & (soften(patch.astype(np.float32), 0.03) > 0.1))
     filled = np.minimum(1.25 * soften(reach.astype(np.float32), rng.uniform(0.008, 0.016)), 1)
@@ -84,7 +84,7 @@ def _reticulation(view: View, body: Body, seen: np.ndarray, rng: np.random.Gener
     """Viral pneumonia: a net of fine lines over both lungs, densest around the hila, with a little haze."""
     x, y = view.grid()
     noise = texture(view, 0.04 * rng.uniform(0.9, 1.1), rng)
-    # lines crossing each other, and a ridge along every zero crossing of a random field, which closes into meshes
+    # crossing lines, and a ridge along every zero crossing of a random field, which forms closed meshes
     net = 1.2 * septa(view, body, 900, rng) + 0.30 * np.exp(-((noise / 0.33) ** 2))
     perihilar = np.exp(-(((abs(x) - 0.12) / 0.16) ** 2) - ((y - 0.0) / 0.25) ** 2)
     uneven = np.clip(0.8 + 0.25 * texture(view, 0.15, rng) + 0.35 * perihilar, 0.35, 1.3)
@@ -92,7 +92,7 @@ def _reticulation(view: View, body: Body, seen: np.ndarray, rng: np.random.Gener
 
 
 def draw_finding(label: str, view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
-    """The finding of a class: share of aerated lung filled (size, size), and outline (size, size), bool."""
+    """Return the finding of a class: the share of aerated lung filled and the outline, both (size, size)."""
     if label == "Normal":
         return np.zeros_like(seen), np.zeros(seen.shape, bool)
     draw = {"COVID": _patches, "Lung_Opacity": _consolidation, "Viral Pneumonia": _reticulation}[label]
@@ -100,11 +100,11 @@ def draw_finding(label: str, view: View, body: Body, seen: np.ndarray, rng: np.r
 
 
 def opacity(finding: str, chest: Chest, filled: np.ndarray) -> np.ndarray:
-    """The attenuation (size, size) that a finding adds to a healthy chest where it fills the lung."""
+    """Return the attenuation, (size, size), that a finding adds to a healthy chest."""
     if finding == "Lung_Opacity":
-        # Pus round the vessels hides them and leaves the larger bronchi beside them as dark branches; the scatter of
-        # a dense lung takes contrast from the ribs in front of it.
+        # Consolidation hides the vessels and leaves the larger bronchi beside them as dark branches; the scatter of a
+        # dense lung lowers the contrast of the ribs in front of it.
         bronchi = np.maximum(chest.vascular - 0.04, 0)
         return filled * (chest.air - 1.1 * chest.vascular - 1.0 * bronchi - 0.85 * chest.ribs)
-    # ground glass and septa leave vessels and ribs to be seen, ground glass veils the ribs a little
+    # vessels and ribs stay visible through ground glass and septa; ground glass veils the ribs slightly
     return filled * (chest.air - (0.3 if finding == "COVID" else 0.0) * chest.ribs)

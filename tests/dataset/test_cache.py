@@ -16,7 +16,7 @@ from tests.helpers.verbs import ROOT
 from utils import UserError
 
 
-def _pictures(folder: Path, count: int) -> list[str]:
+def _images(folder: Path, count: int) -> list[str]:
     folder.mkdir(exist_ok=True)
     for i in range(count):
         cv2.imwrite(str(folder / f"{i:03d}.png"), np.full((40, 40), i, np.uint8))
@@ -27,8 +27,8 @@ def _values(store: PixelStore, hashes: list[str]) -> list[int]:
     return [int(p.mean()) for p in store.read(store.rows(hashes))]
 
 
-def test_rows_hold_the_pictures_in_any_order(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path / "p", 20)
+def test_rows_hold_the_images_in_any_order(tmp_path: Path) -> None:
+    paths = _images(tmp_path / "p", 20)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
     assert store.build(paths, hashes, workers=3) == {}
@@ -36,7 +36,7 @@ def test_rows_hold_the_pictures_in_any_order(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_rebuilds_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = _pictures(tmp_path / "p", 10)
+    paths = _images(tmp_path / "p", 10)
     store = PixelStore(tmp_path, 32, "squash")
     store.build(paths, hash_files(paths, tmp_path))
     decoded = []
@@ -55,7 +55,7 @@ def test_a_changed_file_rebuilds_one_row(tmp_path: Path, monkeypatch: pytest.Mon
 def test_hashes_are_remembered_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
-    paths = _pictures(tmp_path / "p", 5)
+    paths = _images(tmp_path / "p", 5)
     first = hash_files(paths, tmp_path)
     assert first == [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths]
     read = []
@@ -72,7 +72,7 @@ def test_hashes_are_remembered_by_path_size_and_time(tmp_path: Path, monkeypatch
 
 
 def test_unreadable_files_are_reported_and_the_others_kept(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path / "p", 6)
+    paths = _images(tmp_path / "p", 6)
     Path(paths[1]).write_text("text")
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
@@ -81,7 +81,7 @@ def test_unreadable_files_are_reported_and_the_others_kept(tmp_path: Path) -> No
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = _pictures(tmp_path / "p", 30)
+    paths = _images(tmp_path / "p", 30)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
     monkeypatch.setattr(cache, "COMMIT_ROWS", 4)
@@ -105,7 +105,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_rows_that_vanished_are_built_again(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path / "p", 8)
+    paths = _images(tmp_path / "p", 8)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
     store.build(paths, hashes)
@@ -118,7 +118,7 @@ def test_rows_that_vanished_are_built_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_build_one_store(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path / "p", 200)
+    paths = _images(tmp_path / "p", 200)
     hashes = hash_files(paths, tmp_path)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
@@ -152,7 +152,7 @@ def test_sides_fits_and_kinds_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_rows_that_follow_each_other_absent_rows_and_a_cut_file(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path / "p", 30)
+    paths = _images(tmp_path / "p", 30)
     store = PixelStore(tmp_path, 16, "squash")
     store.build(paths, hash_files(paths, tmp_path), workers=1)
     wanted = [-1, 0, 1, 2, 7, 6, -1, -1, 29, 5, 5]
@@ -166,8 +166,8 @@ def test_rows_that_follow_each_other_absent_rows_and_a_cut_file(tmp_path: Path) 
 
 
 def test_many_files_are_decoded_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = _pictures(tmp_path / "p", 40)
-    Path(paths[7]).write_bytes(b"no picture")
+    paths = _images(tmp_path / "p", 40)
+    Path(paths[7]).write_bytes(b"not an image")
     monkeypatch.setattr(cache, "MANY", 40)
     started = []
     original = cache._process_pool

@@ -1,4 +1,4 @@
-"""Masks and boxes: which picture's they are, whether they can be, and where they come to lie in the square."""
+"""Masks and boxes: their images, their shapes, and their place in the square."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADER = "image,finding,x,y,width,height\n"
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """The lines that the project has logged since the last call."""
+    """Return the lines logged since the last call, warnings marked."""
     monkeypatch.setattr("utils.log.propagate", True)
     caplog.set_level(logging.INFO, logger="cxr")
 
@@ -62,14 +62,14 @@ def _box(height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _part(data: DataConfig, side: int, **columns: list[str]) -> ImageSet:
+def _image_set(data: DataConfig, side: int, **columns: list[str]) -> ImageSet:
     records = pd.DataFrame(columns).reindex(columns=RECORD_COLUMNS, fill_value="")
     records["sha256"] = hash_files(list(records["path"]), Path(data.cache_dir))
     return make_image_set(records, [], data, side, masks=True)[0]
 
 
 def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **keys: object) -> ImageSet:
-    """What draw_cam.py would explain with a checkpoint of 64×64 pixels that lies in no run; nothing goes to val."""
+    """Return the images that draw_cam.py explains with a checkpoint of 64×64 pixels outside a run; val is empty."""
     keys = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
     data = DataConfig(**{"split": [0.5, 0.0, 0.5], "cache_dir": str(cache_dir), **keys})
     checkpoint = SimpleNamespace(size=64, classes=["A", "B"], path=Path("best.pt"))
@@ -77,16 +77,16 @@ def _explained(images: list[Path] | None, cache_dir: Path, *, count: int = 8, **
     return images_from_split(chosen, count, 0) if images is None else images_from_paths(chosen, images)
 
 
-def _mask(part: ImageSet, name: str, stem: str) -> np.ndarray:
-    (index,) = np.flatnonzero(part.records["path"].map(lambda p: Path(p).stem) == stem)
-    return part.gather(name, np.array([index]))[0]
+def _mask(image_set: ImageSet, name: str, stem: str) -> np.ndarray:
+    (index,) = np.flatnonzero(image_set.records["path"].map(lambda p: Path(p).stem) == stem)
+    return image_set.gather(name, np.array([index]))[0]
 
 
 # --- sizes and shapes -------------------------------------------------------------------------------------------------
 
 
-def test_the_header_says_the_size_that_reading_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any format; pictures that are stored turned, and a DICOM without extension, are read."""
+def test_the_size_in_the_header_is_that_of_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any format; images that are stored rotated, and a DICOM file without extension, are decoded."""
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 61), np.uint8))
     for name in ("a.png", "a.jpg", "a.bmp", "a.tif"):
         grey.save(tmp_path / name)
@@ -111,21 +111,21 @@ def test_the_header_says_the_size_that_reading_gives(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.dcm"])
-def test_no_size_of_what_cannot_be_read(tmp_path: Path, name: str) -> None:
+def test_unreadable_files_have_no_size(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnreadableImage):
         image_size(tmp_path / name)
-    (tmp_path / name).write_text("no image")
+    (tmp_path / name).write_text("not an image")
     with pytest.raises(UnreadableImage):
         image_size(tmp_path / name)
 
 
-def test_one_shape_is_one_aspect_but_for_rounding() -> None:
-    """However they were rounded, and whichever was resized; three pixels more at the shorter side are too many."""
+def test_shapes_match_up_to_rounding() -> None:
+    """For any rounding, and whichever of the two was resized; three more pixels on the shorter side are too many."""
     rng = np.random.default_rng(0)
     for height, width in rng.integers(40, 4000, (300, 2)):
         scale = rng.uniform(0.1, 1)
-        for turn in (np.floor, np.round, np.ceil):
-            small = tuple(int(max(1, turn(s * scale))) for s in (height, width))
+        for rounding in (np.floor, np.round, np.ceil):
+            small = tuple(int(max(1, rounding(s * scale))) for s in (height, width))
             assert same_shape(small, (height, width))
             assert same_shape((height, width), small)
         wrong = (height + 3, width) if width >= height else (height, width + 3)
@@ -134,18 +134,18 @@ def test_one_shape_is_one_aspect_but_for_rounding() -> None:
     assert not same_shape((480, 512), (512, 480))
 
 
-# --- where a mask comes to lie ----------------------------------------------------------------------------------------
+# --- the place of a mask in the square --------------------------------------------------------------------------------
 
 
 def _cross(height: int, width: int, row: float, column: float) -> np.ndarray:
-    """A cross one pixel thick, its middle at a share of the height and the width."""
+    """Draw a cross one pixel thick, centred at a fraction of the height and the width."""
     cross = np.zeros((height, width), np.uint8)
     cross[int(row * height)] = cross[:, int(column * width)] = 255
     return cross
 
 
 def _middle(square: np.ndarray) -> np.ndarray:
-    """The middle (row, column), in pixels from the edge, of the arms of a cross; pixels have half a pixel to theirs."""
+    """Return the centre (row, column) of a cross in pixels from the edge, measured to the centres of the pixels."""
     return np.array([np.flatnonzero(sums >= sums.max() * 0.9).mean() + 0.5 for sums in (square.sum(1), square.sum(0))])
 
 
@@ -153,30 +153,30 @@ def _middle(square: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(75, 51), (50, 77), (63, 63), (31, 90)])
 @pytest.mark.parametrize("scale", [0.6, 1.0, 2.3])
 def test_crosses_meet(tmp_path: Path, cache_dir: Path, fit: str, height: int, width: int, scale: float) -> None:
-    """A cross in the mask, of any size, is found again at its place in the picture, portrait or landscape.
+    """A cross in a mask of any size lands on the cross in the image, portrait or landscape.
 
-    On a square of 256 every cell is enlarged: a pixel of the picture is at least 2.8 of it, one of the mask more.
+    In a square of 256 everything is enlarged: a pixel of the image takes at least 2.8 pixels, one of the mask more.
     """
     row, column = 0.3, 0.71
     small = round(height * scale), round(width * scale)
     image = _write(tmp_path / "i.png", _cross(height, width, row, column))
     mask = _write(tmp_path / "m.png", _cross(*small, row, column))
-    part = _part(DataConfig(cache_dir=str(cache_dir), fit=fit), 256, path=[str(image)], lung_mask=[str(mask)])
-    drawn, found = _mask(part, "image", "i"), _mask(part, "lung_mask", "i")
-    # by hand: the square's pixels per pixel of the picture, and where the picture begins
+    image_set = _image_set(DataConfig(cache_dir=str(cache_dir), fit=fit), 256, path=[str(image)], lung_mask=[str(mask)])
+    drawn, found = _mask(image_set, "image", "i"), _mask(image_set, "lung_mask", "i")
+    # by hand: pixels of the square per pixel of the image, and the first pixel of the image
     longest = max(height, width)
     frame = np.array([256, 256] if fit == "squash" else [round(s * 256 / longest) for s in (height, width)])
     start = (256 - frame) // 2
     for square, shape in ((drawn, (height, width)), (found, small)):
         cell = np.floor(np.array([row, column]) * shape) + 0.5
         np.testing.assert_allclose(_middle(square), start + cell / shape * frame, atol=0.51)
-    if scale == 1:  # the same drawing: the same pixels
+    if scale == 1:  # the same drawing gives the same pixels
         np.testing.assert_array_equal(found, drawn >= 128)
 
 
-def test_a_coarser_mask_keeps_the_letterbox_of_its_picture(tmp_path: Path, cache_dir: Path) -> None:
-    """154×256 is 300×500 rounded, but alone its frame in 224×224 would be 135 pixels high, not 134; the same mask of a
-    picture of its own size keeps that frame, and of one that is longer has 136, whichever was cached first.
+def test_a_coarser_mask_uses_the_letterbox_of_its_image(tmp_path: Path, cache_dir: Path) -> None:
+    """154×256 is 300×500 rounded, but its own frame in 224×224 is 135 pixels high, not 134. For an image of the mask's
+    size the frame stays 135, for a longer one it is 136, whichever was cached first.
     """
     full = _write(tmp_path / "mask.png", np.full((154, 256), 255, np.uint8))
     assert square_mask(full, 224, "letterbox").any(1).sum() == 135
@@ -184,47 +184,47 @@ def test_a_coarser_mask_keeps_the_letterbox_of_its_picture(tmp_path: Path, cache
     images = [str(_write(tmp_path / f"{name}.png", np.full(size, 255, np.uint8))) for name, size in sizes.items()]
     data = DataConfig(cache_dir=str(cache_dir), fit="letterbox")
     for order in (images, images[::-1]):
-        part = _part(data, 224, path=order, lung_mask=[str(full)] * 3)
+        image_set = _image_set(data, 224, path=order, lung_mask=[str(full)] * 3)
         for path in order:
             expected = square_image(Path(path), 224, "letterbox") > 0
-            np.testing.assert_array_equal(_mask(part, "lung_mask", Path(path).stem), expected)
-    assert [_mask(part, "lung_mask", name).any(1).sum() for name in sizes] == [134, 136, 135]
+            np.testing.assert_array_equal(_mask(image_set, "lung_mask", Path(path).stem), expected)
+    assert [_mask(image_set, "lung_mask", name).any(1).sum() for name in sizes] == [134, 136, 135]
 
 
-# --- masks that cannot be ---------------------------------------------------------------------------------------------
+# --- masks that do not fit --------------------------------------------------------------------------------------------
 
 
 def test_a_mask_of_another_shape(tmp_path: Path, cache_dir: Path, log: Callable[[], list[str]]) -> None:
-    """Named by a flag it stops the command; beside the data it is left out, in one line for all of them."""
+    """A mask named by a flag stops the command; one found beside the images is left out, with one line for all."""
     root = tmp_path / "data"
     for i, label in enumerate("AABB"):
         _noise(root / "test" / label / "images" / f"{label}{i}.png", 60, 80, i)
         shape = (60, 60) if label == "B" else (30, 40)
         _write(root / "test" / label / "masks" / f"{label}{i}.png", _box(*shape))
-    part = _explained(None, cache_dir, path=root)
-    assert part.has("lung_mask").tolist() == [True, True, False, False]
+    image_set = _explained(None, cache_dir, path=root)
+    assert image_set.has("lung_mask").tolist() == [True, True, False, False]
     (line,) = log()
     folder = root / "test" / "B" / "masks"
     wrong = folder / "B2.png"
     assert line.startswith("WARNING") and f"{wrong} (60×60 pixels" in line and line.endswith("and 1 more")
     assert "80×60 pixels" in line
-    for twice in range(2):  # also where the cache has the mask
-        with pytest.raises(UserError, match=rf"--lung-masks {wrong}: 60×60 pixels.*mend or remove"):
+    for cached in range(2):  # also with the mask in the cache
+        with pytest.raises(UserError, match=rf"--lung-masks {wrong}: 60×60 pixels.*fix or delete"):
             _explained(sorted((folder.parent / "images").iterdir()), cache_dir, lung_masks=folder)
-        if not twice:
-            _part(DataConfig(cache_dir=str(cache_dir)), 64, path=[str(wrong)], lung_mask=[str(wrong)])
+        if not cached:
+            _image_set(DataConfig(cache_dir=str(cache_dir)), 64, path=[str(wrong)], lung_mask=[str(wrong)])
 
 
 def test_unreadable_masks(tmp_path: Path, cache_dir: Path, log: Callable[[], list[str]]) -> None:
     images = [_noise(tmp_path / "i" / f"{name}.png", 40, 40, ord(name)) for name in "ab"]
     masks = tmp_path / "m"
     _write(masks / "a.png", _box(40, 40))
-    (masks / "b.png").write_text("no image")
-    part = _explained(images, cache_dir, lung_masks=masks)
-    assert part.has("lung_mask").tolist() == [True, False]
+    (masks / "b.png").write_text("not an image")
+    image_set = _explained(images, cache_dir, lung_masks=masks)
+    assert image_set.has("lung_mask").tolist() == [True, False]
     (line,) = log()
     assert line.startswith("WARNING") and str(masks / "b.png") in line
-    with pytest.raises(UserError, match=rf"--lung-masks {masks}: no mask there can be used.*b\.png"):
+    with pytest.raises(UserError, match=rf"--lung-masks {masks}: no usable mask.*b\.png"):
         _explained(images[1:], cache_dir, lung_masks=masks)
 
 
@@ -236,23 +236,23 @@ def test_empty_masks_are_counted(
     masks = tmp_path / "m"
     for image in images[:3]:
         _write(masks / image.name, _box(40, 40) * (image.stem == "a"))
-    part = _explained(images, cache_dir, **{f"{kind}_masks": masks})
-    assert part.has(f"{kind}_mask").tolist() == [True, False, False, False]
-    assert _mask(part, f"{kind}_mask", "a").mean() == 0.25
+    image_set = _explained(images, cache_dir, **{f"{kind}_masks": masks})
+    assert image_set.has(f"{kind}_mask").tolist() == [True, False, False, False]
+    assert _mask(image_set, f"{kind}_mask", "a").mean() == 0.25
     first = f"for example {masks / 'b.png'}"
-    assert log() == [f"{level}2 {kind} masks are empty, {first}: no {kind} score for these pictures"]
-    with pytest.raises(UserError, match=rf"--{kind}-masks {masks}: all of the 2 masks.*empty"):
+    assert log() == [f"{level}2 empty {kind} masks, {first}: no {kind} scores"]
+    with pytest.raises(UserError, match=rf"--{kind}-masks {masks}: the masks of all chosen images \(2\) are empty"):
         _explained(images[1:], cache_dir, **{f"{kind}_masks": masks})
 
 
-def test_empty_lesion_masks_of_the_data_are_no_fault(
+def test_empty_lesion_masks_in_the_data_are_not_a_fault(
     folder: Path, cache_dir: Path, log: Callable[[], list[str]]
 ) -> None:
-    """Pictures without a finding, all of them."""
+    """None of the images has a finding."""
     (folder / "B" / "boxes.csv").unlink()
     mask = _write(folder / "A" / "lesion_masks" / "A0.png", np.zeros((64, 64), np.uint8))
     assert not _explained(None, cache_dir, path=folder.parent).has("lesion_mask").any()
-    assert log() == [f"1 lesion mask is empty, for example {mask}: no lesion score for this picture"]
+    assert log() == [f"1 empty lesion mask, for example {mask}: no lesion scores"]
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_empty_lesion_masks_of_the_data_are_no_fault(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data folder's test/: pictures A0, A1, B2, B3 of 64×64 pixels; A0 has a lesion mask of its own, B2 a box."""
+    """Return a data folder's test/: images A0, A1, B2, B3 of 64×64 pixels; A0 has a lesion mask, B2 a box."""
     root = tmp_path / "data" / "test"
     for i, label in enumerate("AABB"):
         _noise(root / label / "images" / f"{label}{i}.png", 64, 64, i)
@@ -270,62 +270,63 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("given", ["the test split", "--image"])
-def test_given_boxes_stand_in_for_what_the_data_brought(
+def test_named_boxes_replace_those_of_the_data(
     tmp_path: Path, folder: Path, cache_dir: Path, given: str
 ) -> None:
-    """By stem or by file name; a box partly outside is cut, several are united, and other images' do not matter."""
+    """By stem or file name; a box partly outside is clipped, several are united, boxes of other images are ignored."""
     boxes = tmp_path / "given.csv"
     boxes.write_text(HEADER + "A0.png,x,10,20,5,6\n\nB3,,60,-2,30,6\nB3,x,0,40,2,2\nelsewhere,x,900,900,5,5\n")
     if given == "--image":
-        part = _explained(sorted(folder.glob("*/images/*")), cache_dir, boxes=boxes)
+        image_set = _explained(sorted(folder.glob("*/images/*")), cache_dir, boxes=boxes)
     else:
-        part = _explained(None, cache_dir, path=folder.parent, boxes=boxes)
-    assert part.has("lesion_mask").tolist() == [True, False, False, True]
+        image_set = _explained(None, cache_dir, path=folder.parent, boxes=boxes)
+    assert image_set.has("lesion_mask").tolist() == [True, False, False, True]
     expected = np.zeros((2, 64, 64), np.uint8)
     expected[0, 20:26, 10:15] = 1
     expected[1, 0:4, 60:64] = expected[1, 40:42, 0:2] = 1
-    np.testing.assert_array_equal(_mask(part, "lesion_mask", "A0"), expected[0])
-    np.testing.assert_array_equal(_mask(part, "lesion_mask", "B3"), expected[1])
+    np.testing.assert_array_equal(_mask(image_set, "lesion_mask", "A0"), expected[0])
+    np.testing.assert_array_equal(_mask(image_set, "lesion_mask", "B3"), expected[1])
 
 
-def test_boxes_are_in_the_pixels_of_their_picture(tmp_path: Path, cache_dir: Path) -> None:
-    """A portrait of 40×80 pixels in a letterbox of 64: half of each coordinate … 0.8 of it, 16 pixels from the left."""
+def test_boxes_are_in_the_pixels_of_their_image(tmp_path: Path, cache_dir: Path) -> None:
+    """An image of 40×80 pixels in a letterbox of 64: coordinates times 0.8, and 16 pixels from the left."""
     image = _noise(tmp_path / "tall.png", 80, 40)
     (tmp_path / "b.csv").write_text(HEADER + "tall,x,10,20,20,40\n")
-    part = _explained([image], cache_dir, boxes=tmp_path / "b.csv", fit="letterbox")
+    image_set = _explained([image], cache_dir, boxes=tmp_path / "b.csv", fit="letterbox")
     expected = np.zeros((64, 64), np.uint8)
     expected[16:48, 16 + 8 : 16 + 24] = 1
-    np.testing.assert_array_equal(_mask(part, "lesion_mask", "tall"), expected)
+    np.testing.assert_array_equal(_mask(image_set, "lesion_mask", "tall"), expected)
 
 
 @pytest.mark.parametrize("row", ["A1,x,64,0,5,5", "A1,x,0,-9,5,9", "A1,x,1e300,0,1e300,9", "A1.png,x,3,3,0.1,9"])
-def test_a_given_box_outside_its_picture_is_named_by_its_line(
+def test_a_named_box_outside_its_image_is_reported_with_its_line(
     tmp_path: Path, folder: Path, cache_dir: Path, row: str
 ) -> None:
     boxes = tmp_path / "given.csv"
     boxes.write_text(HEADER + f"A0,x,1,1,5,5\n\n{row}\n")
-    with pytest.raises(UserError, match=rf"--boxes {boxes}, line 4: no pixel of the box.*A1\.png, 64×64 pixels"):
+    with pytest.raises(UserError, match=rf"--boxes {boxes}, line 4: the box is outside .*A1\.png \(64×64 pixels\)"):
         _explained(sorted(folder.glob("*/images/*")), cache_dir, boxes=boxes)
 
 
-def test_a_box_of_the_data_outside_its_picture_is_left_out(
+def test_a_box_of_the_data_outside_its_image_is_left_out(
     folder: Path, cache_dir: Path, log: Callable[[], list[str]]
 ) -> None:
-    """Of two boxes of B2 one remains; B3 has none, and counts as a picture without."""
+    """One of the two boxes of B2 remains; B3 has none left and counts as an image without a mask."""
     (folder / "B" / "boxes.csv").write_text(HEADER + "B2,x,0,0,8,8\nB2,x,99,0,8,8\nB3,x,0,-50,8,8\n")
-    part = _explained(None, cache_dir, path=folder.parent)
-    assert part.has("lesion_mask").tolist() == [True, False, True, False]
-    assert _mask(part, "lesion_mask", "B2").sum() == 64
+    image_set = _explained(None, cache_dir, path=folder.parent)
+    assert image_set.has("lesion_mask").tolist() == [True, False, True, False]
+    assert _mask(image_set, "lesion_mask", "B2").sum() == 64
     (line,) = log()
-    assert line.startswith("WARNING") and "boxes.csv, line 3 (no pixel" in line and line.endswith("and 1 more")
+    assert line.startswith("WARNING") and line.endswith("and 1 more")
+    assert "boxes.csv, line 3 (the box is outside" in line
 
 
-def test_boxes_that_are_gone_are_said(folder: Path, cache_dir: Path, log: Callable[[], list[str]]) -> None:
-    """A run's split.csv may name boxes that have been moved since, or that do not name the picture any more."""
+def test_missing_boxes_are_reported(folder: Path, cache_dir: Path, log: Callable[[], list[str]]) -> None:
+    """A run's split.csv may name a boxes file that was moved since, or that no longer names the image."""
     data, image = DataConfig(cache_dir=str(cache_dir)), str(folder / "A" / "images" / "A0.png")
-    for name, words in (("gone.csv", "no such file"), ("B/boxes.csv", "no box there names it")):
-        part = _part(data, 64, path=[image], lesion_mask=[str(folder / name)])
-        assert not part.has("lesion_mask").any()
+    for name, words in (("gone.csv", "no such file"), ("B/boxes.csv", "no box for this image")):
+        image_set = _image_set(data, 64, path=[image], lesion_mask=[str(folder / name)])
+        assert not image_set.has("lesion_mask").any()
         (line,) = log()
         assert str(folder / name) in line and words in line
 
@@ -333,12 +334,12 @@ def test_boxes_that_are_gone_are_said(folder: Path, cache_dir: Path, log: Callab
 @pytest.mark.parametrize(
     ("content", "keys", "words"),
     [
-        ("Z9,x,1,1,5,5", {}, "--boxes .*: no box there names an image"),
-        ("A0,x,1,1,5,5", {"lesion_masks": "A/lesion_masks"}, "--boxes .*--lesion-masks .*leave one of them out"),
+        ("Z9,x,1,1,5,5", {}, "--boxes .*: no box for any image's file name or stem"),
+        ("A0,x,1,1,5,5", {"lesion_masks": "A/lesion_masks"}, "--boxes .*--lesion-masks .*pass only one of them"),
         ("A0,x,1,1,5,5", {"boxes": "nope.csv"}, "--boxes .*nope.csv: no such file"),
-        ("A0,x,1,1,5,5", {"boxes": "A/images/A0.png"}, "--boxes .*: a .csv file is needed"),
-        ("A0,x,1,1,0,5", {}, "given.csv: line 2 has no box"),
-        (",x,1,1,5,5", {}, "given.csv: line 2 has no box"),
+        ("A0,x,1,1,5,5", {"boxes": "A/images/A0.png"}, "--boxes .*: not a .csv file"),
+        ("A0,x,1,1,0,5", {}, "given.csv, line 2: the image or a number is missing"),
+        (",x,1,1,5,5", {}, "given.csv, line 2: the image or a number is missing"),
     ],
 )
 def test_bad_boxes_flags(folder: Path, cache_dir: Path, content: str, keys: dict[str, str], words: str) -> None:
@@ -349,21 +350,21 @@ def test_bad_boxes_flags(folder: Path, cache_dir: Path, content: str, keys: dict
     assert "\n" not in str(error.value)
 
 
-def test_boxes_that_the_chosen_pictures_have_none_of(
+def test_boxes_for_none_of_the_chosen_images(
     folder: Path, tmp_path: Path, cache_dir: Path, log: Callable[[], list[str]]
 ) -> None:
-    """The data have them, but not the test images that were drawn."""
+    """The boxes belong to the data, but not to the test images that were drawn."""
     for i, label in enumerate("AB"):
         _noise(folder.parent / "train" / label / "images" / f"{label}8.png", 64, 64, 8 + i)
     (tmp_path / "b.csv").write_text(HEADER + "A8,x,1,1,5,5\n")
-    part = _explained(None, cache_dir, count=1, boxes=tmp_path / "b.csv", path=folder.parent)
-    assert not part.has("lesion_mask").any()
+    image_set = _explained(None, cache_dir, count=1, boxes=tmp_path / "b.csv", path=folder.parent)
+    assert not image_set.has("lesion_mask").any()
     (line,) = [line for line in log() if "--boxes" in line]
-    assert line.startswith("WARNING") and "none of the 2 chosen pictures" in line
+    assert line.startswith("WARNING") and "no mask for any of the 2 chosen images" in line
 
 
-def test_masks_of_the_run_do_not_follow_to_other_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """split.csv has them for the run's images; what a command is given replaces them, of whatever kind."""
+def test_masks_of_the_run_are_not_used_for_other_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """split.csv has them for the run's images; masks named in a command replace them."""
     trained = Config(data=DataConfig(path="d", lung_masks="l", lesion_masks="m"))
     checkpoint = SimpleNamespace(fit="squash", precision="fp32", path=tmp_path / "best.pt")
     (tmp_path / "split.csv").touch()
@@ -376,12 +377,12 @@ def test_masks_of_the_run_do_not_follow_to_other_images(monkeypatch: pytest.Monk
     assert (data.lung_masks, data.lesion_masks, data.boxes) == (None, None, "b.csv")
 
 
-# --- images that have nothing to explain ------------------------------------------------------------------------------
+# --- images of a single value -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
-def test_an_image_with_one_value_only(tmp_path: Path, cache_dir: Path, log: Callable[[], list[str]], fit: str) -> None:
-    """Alone, or where there is nothing else, it is refused; among others it is left out. Padding is no second value."""
+def test_an_image_of_a_single_value(tmp_path: Path, cache_dir: Path, log: Callable[[], list[str]], fit: str) -> None:
+    """Named itself, or without any other image, it is refused; else it is left out. Padding is not a second value."""
     root = tmp_path / "i"
     flat = [
         _write(root / f"flat{v}.png", np.full((40, 70), v, np.uint8 if v < 256 else np.uint16)) for v in (0, 9, 999)
@@ -391,18 +392,18 @@ def test_an_image_with_one_value_only(tmp_path: Path, cache_dir: Path, log: Call
             _explained(images, cache_dir, fit=fit)
     dot = np.full((40, 70), 9, np.uint8)
     dot[10:13, 10:13] = 10
-    _write(root / "x.png", dot)  # the last: what stands before it goes
-    part = _explained([root], cache_dir, fit=fit)
-    assert [Path(path).name for path in part.records["path"]] == ["x.png"]
-    assert len(np.unique(_mask(part, "image", "x"))) > 1 + (fit == "letterbox")
+    _write(root / "x.png", dot)  # last: those before it are left out
+    image_set = _explained([root], cache_dir, fit=fit)
+    assert [Path(path).name for path in image_set.records["path"]] == ["x.png"]
+    assert len(np.unique(_mask(image_set, "image", "x"))) > 1 + (fit == "letterbox")
     lines = log()
     assert len(lines) == 3 and all(f"WARNING: {path}: left out" in line for path, line in zip(flat, lines, strict=True))
     # in a test split too
     for i, label in enumerate("AABB"):
         _noise(tmp_path / "d" / "test" / label / f"{label}{i}.png", 40, 40, i)
     _write(tmp_path / "d" / "test" / "A" / "A9.png", dot * 0)
-    part = _explained(None, cache_dir, path=tmp_path / "d", fit=fit)
-    assert len(part) == 4 and len(part.labels) == 4
+    image_set = _explained(None, cache_dir, path=tmp_path / "d", fit=fit)
+    assert len(image_set) == 4 and len(image_set.labels) == 4
     assert ["A9.png: left out" in line for line in log()] == [True]
 
 

@@ -29,9 +29,9 @@ COUNT = 400
 
 
 def read(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    assert picture is not None, path
-    return picture
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert image is not None, path
+    return image
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -93,18 +93,18 @@ def test_layout(root: Path) -> None:
         assert patients.nunique() < count
 
 
-def test_pictures_and_masks(root: Path) -> None:
+def test_images_and_masks(root: Path) -> None:
     for label in CLASSES:
         for file in sorted((root / label / "images").iterdir())[:10]:
-            picture = read(file)
-            assert picture.shape == (299, 299) and picture.dtype == np.uint8
-            assert picture.std() > 20
+            image = read(file)
+            assert image.shape == (299, 299) and image.dtype == np.uint8
+            assert image.std() > 20
             for kind in ("masks", "lesion_masks"):
                 mask = read(root / label / kind / file.name)
                 assert mask.shape == (256, 256) and set(np.unique(mask)) <= {0, 255}
 
 
-def test_lungs_are_two_fields_inside_the_picture(masks: dict) -> None:
+def test_lungs_are_two_fields_inside_the_image(masks: dict) -> None:
     for pairs in masks.values():
         for lungs, lesion in pairs:
             assert 0.12 < lungs.mean() < 0.50
@@ -152,7 +152,7 @@ def test_lesions_have_real_sizes(masks: dict, label: str) -> None:
 def test_lesions_show(label: str) -> None:
     """Against the same film without the finding, the lesion is brighter than the rest of the lungs."""
     for patient in range(1, 7):
-        film, lungs, lesion = (part.astype(np.float32) for part in draw_radiograph(label, patient, 1))
+        film, lungs, lesion = (layer.astype(np.float32) for layer in draw_radiograph(label, patient, 1))
         twin = draw_radiograph(label, patient, 1, finding="Normal").radiograph.astype(np.float32)
         rise = cv2.resize(film - twin, (256, 256), interpolation=cv2.INTER_AREA)
         lesion, rest = lesion > 0, (lungs > 0) & (lesion == 0)
@@ -165,8 +165,8 @@ def test_reticulation_shows() -> None:
         film, lungs, _ = draw_radiograph("Viral Pneumonia", patient, 1)
         twin = draw_radiograph("Viral Pneumonia", patient, 1, finding="Normal").radiograph
         inside = cv2.erode(cv2.resize(lungs.astype(np.uint8), (299, 299)), np.ones((9, 9), np.uint8)) > 0
-        rough = [cv2.Laplacian(cv2.GaussianBlur(picture, (0, 0), 2.0), cv2.CV_32F)[inside].std()
-                 for picture in (film, twin)]  # fmt: skip
+        rough = [cv2.Laplacian(cv2.GaussianBlur(image, (0, 0), 2.0), cv2.CV_32F)[inside].std()
+                 for image in (film, twin)]  # fmt: skip
         ratios.append(rough[0] / rough[1])
     assert np.median(ratios) > 1.15 and min(ratios) > 1
 
@@ -192,12 +192,12 @@ def test_no_giveaway(root: Path) -> None:
     rows, labels, groups = [], [], []
     for label in CLASSES:
         for file in sorted((root / label / "images").iterdir()):
-            picture = read(file).astype(np.float32)
-            border = np.ones(picture.shape, bool)
+            image = read(file).astype(np.float32)
+            border = np.ones(image.shape, bool)
             border[30:-30, 30:-30] = False
-            noise = np.median(abs(cv2.Laplacian(picture, cv2.CV_32F)))
-            levels = np.percentile(picture, (1, 5, 10, 25, 50, 75, 90, 95, 99))
-            rows.append([picture.mean(), picture.std(), *levels, file.stat().st_size, picture[border].mean(), noise])
+            noise = np.median(abs(cv2.Laplacian(image, cv2.CV_32F)))
+            levels = np.percentile(image, (1, 5, 10, 25, 50, 75, 90, 95, 99))
+            rows.append([image.mean(), image.std(), *levels, file.stat().st_size, image[border].mean(), noise])
             labels.append(label)
             groups.append(re.match(GROUP_PATTERN, file.stem)[1])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))

@@ -117,7 +117,7 @@ def test_shrinking_averages_areas() -> None:
     pixels = np.random.default_rng(1).integers(0, 65536, (96, 96)).astype(np.uint16)
     means = pixels.reshape(24, 4, 24, 4).mean((1, 3))
     np.testing.assert_allclose(fit_square(pixels, 24, "squash"), means, atol=0.51)
-    # 299 → 224 is no whole factor: the mean of the picture must survive, and the finest stripes must not alias
+    # 299 / 112 is not an integer: the mean of the image must not change, and the finest stripes must not alias
     stripes = np.zeros((299, 299), np.float32)
     stripes[:, ::2] = 1
     small = fit_square(stripes, 112, "squash")
@@ -224,8 +224,8 @@ def test_a_damaged_png_is_read_or_refused_but_nothing_else(where: str, place: in
         return bytes(spoilt[: max(1, round(kept * len(spoilt)))] if place % 3 == 0 else spoilt)
 
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (20, 30), np.uint8), rng.integers(0, 5, 20)
-    data = spoil(_png(*picture)) if where == "file" else _png(*picture, **{f"spoil_{where}": spoil})
+    image = rng.integers(0, 256, (20, 30), np.uint8), rng.integers(0, 5, 20)
+    data = spoil(_png(*image)) if where == "file" else _png(*image, **{f"spoil_{where}": spoil})
     with mock.patch.object(readers, "one_thread", True), tempfile.NamedTemporaryFile(suffix=".png") as file:
         file.write(data)
         file.flush()

@@ -20,7 +20,7 @@ from tests.helpers.verbs import Result
 from utils import UserError
 
 
-def _picture(path: Path, value: int = 0) -> None:
+def _image(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _, data = cv2.imencode(path.suffix.lower(), np.full((8, 8), value, np.uint8))
     path.write_bytes(data.tobytes())
@@ -37,10 +37,10 @@ def _xlsx(path: Path, rows: list[list[object]]) -> None:
 
 def test_kaggle_layout_with_masks_and_metadata(tmp_path: Path) -> None:
     for i, name in enumerate(("Normal-1.png", "Normal-2.PNG")):
-        _picture(tmp_path / "Normal" / "images" / name, i)
-    _picture(tmp_path / "Normal" / "masks" / "Normal-1.png")
-    _picture(tmp_path / "COVID" / "images" / "COVID-1.jpeg")
-    _picture(tmp_path / "COVID" / "lesion_masks" / "COVID-1.png")
+        _image(tmp_path / "Normal" / "images" / name, i)
+    _image(tmp_path / "Normal" / "masks" / "Normal-1.png")
+    _image(tmp_path / "COVID" / "images" / "COVID-1.jpeg")
+    _image(tmp_path / "COVID" / "lesion_masks" / "COVID-1.png")
     (tmp_path / "COVID" / "images" / "Thumbs.db").write_text("x")
     (tmp_path / "COVID" / "images" / "._COVID-1.jpeg").write_text("x")
     (tmp_path / "README.md.txt").write_text("x")
@@ -64,7 +64,7 @@ def test_kaggle_layout_with_masks_and_metadata(tmp_path: Path) -> None:
 def test_metadata_can_name_the_patient(tmp_path: Path) -> None:
     for label in "AB":
         for i in range(2):
-            _picture(tmp_path / label / f"{label}{i}.png", i)
+            _image(tmp_path / label / f"{label}{i}.png", i)
     _xlsx(tmp_path / "A.metadata.xlsx", [["Patient ID", "FILE NAME"], [7, "A0.png"], [7, "A1"]])
     records = find_records(tmp_path)
     assert name_groups(records, r"^(B)").tolist() == ["7", "7", "B", "B"]
@@ -75,9 +75,9 @@ def test_metadata_can_name_the_patient(tmp_path: Path) -> None:
 
 def test_flat_and_split_layouts(tmp_path: Path) -> None:
     for label in "AB":
-        _picture(tmp_path / "flat" / label / "x.png")
+        _image(tmp_path / "flat" / label / "x.png")
         for split in ("Train", "valid", "TEST"):
-            _picture(tmp_path / "split" / split / label / "images" / f"{split}.png")
+            _image(tmp_path / "split" / split / label / "images" / f"{split}.png")
     assert find_records(tmp_path / "flat")["label"].tolist() == ["A", "B"]
     records = find_records(tmp_path / "split")
     assert sorted(zip(records["label"], records["split"], strict=True)) == [
@@ -87,12 +87,12 @@ def test_flat_and_split_layouts(tmp_path: Path) -> None:
 
 def test_csv_layout(tmp_path: Path) -> None:
     for name in ("a b.png", "c,d.png"):
-        _picture(tmp_path / "pictures" / name)
+        _image(tmp_path / "images" / name)
     (tmp_path / "list.csv").write_text(
-        'Path,Label,group,split\n"pictures/a b.png",X,007,train\n"pictures/c,d.png",Y,008,validation\n'
+        'Path,Label,group,split\n"images/a b.png",X,007,train\n"images/c,d.png",Y,008,validation\n'
     )
     records = find_records(tmp_path / "list.csv")
-    assert records["path"].tolist() == [str(tmp_path / "pictures" / n) for n in ("a b.png", "c,d.png")]
+    assert records["path"].tolist() == [str(tmp_path / "images" / n) for n in ("a b.png", "c,d.png")]
     assert records["group"].tolist() == ["007", "008"]
     assert records["split"].tolist() == ["train", "val"]
 
@@ -102,7 +102,7 @@ def test_csv_layout(tmp_path: Path) -> None:
     [
         ("file,label\na,b\n", "no column 'path'"),
         ("path,label\n,b\n", "line 2"),
-        ("path,label,split\na,b,c\n", "none of train"),
+        ("path,label,split\na,b,c\n", "unknown split 'c'"),
         ("", "CSV"),
         ("path,label\na.png,x\n", "only one class"),
     ],
@@ -118,17 +118,17 @@ def test_bad_folders(tmp_path: Path) -> None:
         find_records(tmp_path / "nope")
     with pytest.raises(UserError, match="no images"):
         find_records(tmp_path)
-    _picture(tmp_path / "COVID-19_Radiography_Dataset" / "A" / "images" / "a.png")
+    _image(tmp_path / "COVID-19_Radiography_Dataset" / "A" / "images" / "a.png")
     with pytest.raises(UserError, match="no images"):
         find_records(tmp_path)
-    _picture(tmp_path / "COVID-19_Radiography_Dataset" / "a.png")
+    _image(tmp_path / "COVID-19_Radiography_Dataset" / "a.png")
     with pytest.raises(UserError, match="only one class"):
         find_records(tmp_path)
-    _picture(tmp_path / "COVID-19_Radiography_Dataset" / "B" / "images" / "b.png")
+    _image(tmp_path / "COVID-19_Radiography_Dataset" / "B" / "images" / "b.png")
     with pytest.raises(UserError, match=r"did you mean --data .*COVID-19_Radiography_Dataset"):
         find_records(tmp_path)
-    _picture(tmp_path / "D" / "A" / "a.png")
-    _picture(tmp_path / "D" / "B" / "a.png")
+    _image(tmp_path / "D" / "A" / "a.png")
+    _image(tmp_path / "D" / "B" / "a.png")
     (tmp_path / "D" / "A.metadata.xlsx").write_text("no zip")
     with pytest.raises(UserError, match=r"A\.metadata\.xlsx"):
         find_records(tmp_path / "D")
@@ -187,7 +187,7 @@ def test_a_class_that_is_too_small_is_named() -> None:
         split_records(records, [0.8, 0.1, 0.1], 0, val_per_class=60, test_per_class=60)
 
 
-def test_copies_of_a_picture_stay_together() -> None:
+def test_copies_of_an_image_stay_together() -> None:
     groups = pd.Series(["a", "a", "b", "c", "d"])
     hashes = pd.Series(["1", "2", "2", "3", "4"])
     merged = merge_copies(groups, hashes)
@@ -218,7 +218,7 @@ def test_leaks_in_given_splits_are_said(capsys: pytest.CaptureFixture) -> None:
     records = _records([(0, 2), (1, 2), (0, 1), (1, 1)])
     records["split"] = ["train", "test", "train", "train", "val", "test"]
     split_records(records, [0.8, 0.1, 0.1], 0)
-    assert "1 patients" in capsys.readouterr().out
+    assert "1 patient with images in" in capsys.readouterr().out
 
 
 def test_targets_and_assignment_by_hand() -> None:
@@ -242,34 +242,34 @@ def test_odd_csv_and_folders(tmp_path: Path) -> None:
             find_records(tmp_path / "a.csv")
     for folder in ("val", "valid", "train"):
         for label in "AB":
-            _picture(tmp_path / "d" / folder / label / f"{folder}.png")
+            _image(tmp_path / "d" / folder / label / f"{folder}.png")
     assert find_records(tmp_path / "d")["split"].value_counts().to_dict() == {"val": 4, "train": 2}
-    _picture(tmp_path / "d" / "C" / "c.png")
-    with pytest.raises(UserError, match="stand beside split folders"):
+    _image(tmp_path / "d" / "C" / "c.png")
+    with pytest.raises(UserError, match="beside split folders"):
         find_records(tmp_path / "d")
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="matches none of 1"):
+    with pytest.raises(UserError, match="matches none of the 1 file name"):
         name_groups(pd.DataFrame({"path": ["/x/a.png"], "group": ""}), "^(zzz)")
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=40))
-def test_merged_groups_are_the_connected_ones(pictures: list[tuple[int, int]]) -> None:
+def test_merged_groups_are_the_connected_ones(images: list[tuple[int, int]]) -> None:
     """Against a plain flood fill over (patient, content) pairs, with and without shared contents."""
-    groups, hashes = (pd.Series([f"{kind}{row[i]}" for row in pictures]) for i, kind in ((0, "g"), (1, "h")))
+    groups, hashes = (pd.Series([f"{kind}{row[i]}" for row in images]) for i, kind in ((0, "g"), (1, "h")))
     found = merge_copies(groups, hashes)
-    label = list(range(len(pictures)))
-    for _ in pictures:
-        for i, a in enumerate(pictures):
-            for j, b in enumerate(pictures):
+    label = list(range(len(images)))
+    for _ in images:
+        for i, a in enumerate(images):
+            for j, b in enumerate(images):
                 if a[0] == b[0] or a[1] == b[1]:
                     label[i] = label[j] = min(label[i], label[j])
     assert [[a == b for b in found] for a in found] == [[a == b for b in label] for a in label]
 
 
 def test_a_written_split_is_the_same_data_elsewhere(verb: Callable[..., Result], phantom: Path, tmp_path: Path) -> None:
-    """`--write-split`: folder and CSV moved together, it names the same pictures, masks, patients and splits."""
+    """`--write-split`: folder and CSV moved together, it names the same images, masks, patients and splits."""
     from dataset.loading import load_dataset
 
     old, new = tmp_path / "old", tmp_path / "new"

@@ -107,7 +107,7 @@ def test_random_crops_differ_and_stay_inside() -> None:
     assert float(_apply(bright, side=24, random_crop=20).min()) > 0.999
 
 
-def test_zoom_out_lays_the_picture_on_black(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zoom_out_puts_the_image_on_black(monkeypatch: pytest.MonkeyPatch) -> None:
     _fixed(monkeypatch, zoom=0.0, zoom_side=1.0, zoom_x=0.0, zoom_y=0.0)
     bright = torch.full((1, SIDE, SIDE), 255, dtype=torch.uint8)
     out = _apply(bright, zoom_out=1.0, zoom_out_max=2.0)[0]
@@ -148,7 +148,7 @@ def test_every_key_is_at_work(key: str) -> None:
     assert not torch.equal(out[0], out[1]) or key in ("horizontal_flip", "vertical_flip")
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch() -> None:
     augment = Augment(
         compose_config(["augment=seed", "augment.resize=32", "augment.random_crop=32", "augment.contrast=0.2"]).augment,
         7,
@@ -161,7 +161,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     assert not torch.equal(augment(PIXELS, 4, POSITIONS)[0], whole)
 
 
-def test_masks_move_with_their_picture() -> None:
+def test_masks_move_with_their_image() -> None:
     squares = torch.zeros(40, SIDE, SIDE, dtype=torch.uint8)
     squares[:, 8:20, 6:14] = 1
     config = AugmentConfig(horizontal_flip=0.5, rotation=30, translation=0.1, scale=0.2, shear=5, zoom_out=0.3)
@@ -182,7 +182,7 @@ def test_normalise_repeats_the_grey() -> None:
     torch.testing.assert_close(out[:, 1], (grey - 0.4) / 0.2)
 
 
-def test_spared_pictures_stay_sharp() -> None:
+def test_unchanged_images_stay_sharp() -> None:
     many = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2000, 8, 8)).astype(np.uint8))
     out = _apply(many, 8, 8, rotation=20.0, zoom_out=0.5, translation=0.1, geometric=0.3)
     spared = ((out - many / 255).abs().amax((1, 2)) < 1e-4).float().mean()
@@ -199,8 +199,8 @@ def test_normalise_serves_training_after_inference() -> None:
     torch.testing.assert_close(weights.grad, first.sum((0, 2, 3)))
 
 
-def test_flipped_pictures_are_the_resampled_ones() -> None:
-    """On a CPU pictures that are only flipped take a way of their own: the common one would give the same."""
+def test_flipping_equals_resampling() -> None:
+    """On a CPU, images that are only flipped are not resampled; resampling would give the same result."""
     config = AugmentConfig(**{**OFF, "rotation": 20, "horizontal_flip": 0.5, "vertical_flip": 0.5, "geometric": 0.5})
     augment, positions = Augment(config, 3, 24, 24), np.arange(64)
     planes = torch.rand(64, 2, 24, 24)
