@@ -33,99 +33,49 @@ if TYPE_CHECKING:
     from localization.request import ExplanationRequest
 
 
+NUMBERS = {  # flag → default, help
+    "--count": (8, "images per class without --image"),
+    "--errors": (0, "add the N most confident errors in test.py's predictions for the test split"),
+    "--max-channels": (64, "channels used by Score-CAM and Ablation-CAM; limits run time"),
+    "--score-count": (16, "images for faithfulness scores, and for costly methods with random weights"),
+    "--sanity-count": (4, "images for the sanity checks"),
+}
+SWITCHES = {
+    "--score": "controls and faithfulness too: scores.csv, scores.png, controls.csv",
+    "--sanity": "sanity checks of every method, with verdicts: sanity.csv, sanity.png",
+    "--strict": "with --sanity: exit code 1 if a method fails",
+}
+SAME = ("count", "errors", "label", "score", "score_count", "sanity", "sanity_count", "max_channels")  # in the request
+
+
 def parser() -> Parser:
     parser = Parser(prog="draw_cam.py", description=__doc__)
+    add = parser.add_argument
     add_data_flags(parser)
-    several = "of two, the differences are drawn too"
-    add_checkpoint_flags(parser, several, all_runs="; 'all': every finished run")
-    _add_image_flags(parser)
-    _add_map_flags(parser)
-    _add_measure_flags(parser)
-    add_output_flag(parser, "the run's cams/")
-    parser.add_argument(
-        "--save",
-        nargs="?",
-        type=Path,
-        const=True,
-        metavar="DIR",
-        help="keep the raw images and the maps (.npy) too, in DIR (default: beside the overlays)",
-    )
-    parser.config_flag("--seed", "seed", type=int, help="for the choice of images, noise and random weights")
-    return parser
-
-
-def _add_image_flags(parser: Parser) -> None:
-    """Add the flags that choose the images and their masks."""
-    add = parser.add_argument
-    add(
-        "--image",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="images or folders of images; default: images of the test split",
-    )
-    add("--count", type=int, default=8, metavar="N", help="images per class without --image (default 8)")
-    add(
-        "--errors",
-        type=int,
-        default=0,
-        metavar="N",
-        help="add the N most confident errors in test.py's predictions for the test split (default 0)",
-    )
-    parser.config_flag("--lung-masks", "data.lung_masks")
-    parser.config_flag("--lesion-masks", "data.lesion_masks")
-    parser.config_flag("--boxes", "data.boxes", metavar="FILE")
-
-
-def _add_map_flags(parser: Parser) -> None:
-    """Add the flags that say which maps are drawn and how they are coloured."""
-    add = parser.add_argument
-    add(
-        "--method",
-        default="gradcam",
-        metavar="A,B,C",
-        help=f"{', '.join(METHODS)} (default gradcam); all: every one that the architecture supports",
-    )
+    add_checkpoint_flags(parser, "of two, the differences are drawn too", all_runs="; 'all': every finished run")
+    fallback = "images of the test split"
+    add("--image", type=Path, nargs="+", metavar="PATH", help=f"images or folders of images; default: {fallback}")
+    methods = f"{', '.join(METHODS)} (default gradcam); all: every one that the architecture supports"
+    add("--method", default="gradcam", metavar="A,B,C", help=methods)
     add("--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)")
     add("--layer", metavar="NAME,NAME", help="the target layer; several are averaged (default: the architecture's own)")
-    add(
-        "--scale",
-        choices=("image", "batch", "shared"),
-        default="image",
-        help="the top of the colours: each map's own peak (default), the highest in the batch, the highest of all",
-    )
+    tops = "the top of the colours: each map's own peak (default), the highest in the batch, the highest of all"
+    add("--scale", choices=("image", "batch", "shared"), default="image", help=tops)
     add("--colormap", default="inferno", metavar="NAME", help="a matplotlib colormap (default inferno)")
-    add(
-        "--max-channels",
-        type=int,
-        default=64,
-        metavar="N",
-        help="channels used by Score-CAM and Ablation-CAM; limits run time (default 64)",
-    )
-
-
-def _add_measure_flags(parser: Parser) -> None:
-    """Add the flags that say what is measured."""
-    add = parser.add_argument
-    add("--score", action="store_true", help="controls and faithfulness too: scores.csv, scores.png, controls.csv")
-    add(
-        "--score-count",
-        type=int,
-        default=16,
-        metavar="N",
-        help="images on which deletion, insertion, drop, increase and ROAD are scored, and on which costly methods run "
-        "with random weights (default 16)",
-    )
-    add(
-        "--tolerance",
-        type=float,
-        default=0.03,
-        metavar="SHARE",
-        help="distance from the lesion that still counts as a hit, as a share of the image's side (default 0.03)",
-    )
-    add("--sanity", action="store_true", help="sanity checks of every method, with verdicts: sanity.csv, sanity.png")
-    add("--sanity-count", type=int, default=4, metavar="N", help="images for the sanity checks (default 4)")
-    add("--strict", action="store_true", help="with --sanity: exit code 1 if a method fails")
+    reach = "distance from the lesion that counts as a hit, as a share of the image's side (default 0.03)"
+    add("--tolerance", type=float, default=0.03, metavar="SHARE", help=reach)
+    for flag, (default, text) in NUMBERS.items():
+        add(flag, type=int, default=default, metavar="N", help=f"{text} (default {default})")
+    for flag, text in SWITCHES.items():
+        add(flag, action="store_true", help=text)
+    add_output_flag(parser, "the run's cams/")
+    kept = "keep the raw images and the maps (.npy) too, in DIR (default: beside the overlays)"
+    add("--save", nargs="?", type=Path, const=True, metavar="DIR", help=kept)
+    for flag in ("--lung-masks", "--lesion-masks"):
+        parser.config_flag(flag, f"data.{flag[2:].replace('-', '_')}")
+    parser.config_flag("--boxes", "data.boxes", metavar="FILE")
+    parser.config_flag("--seed", "seed", type=int, help="for the choice of images, noise and random weights")
+    return parser
 
 
 def request_of(arguments: argparse.Namespace, config: Config) -> ExplanationRequest:
@@ -138,20 +88,13 @@ def request_of(arguments: argparse.Namespace, config: Config) -> ExplanationRequ
         raise UserError("--strict: add --sanity, whose verdicts it needs")
     return ExplanationRequest(
         images=arguments.image or (),
-        count=arguments.count,
-        errors=arguments.errors,
         methods=arguments.method.split(","),
         every_method=arguments.method.strip().lower() == "all",
         layers=[name.strip() for name in arguments.layer.split(",")] if arguments.layer else (),
-        label=arguments.label,
         style=Style(arguments.scale, arguments.colormap, arguments.tolerance),
-        score=arguments.score,
-        score_count=arguments.score_count,
-        sanity=arguments.sanity,
-        sanity_count=arguments.sanity_count,
-        max_channels=arguments.max_channels,
         batch=config.train.eval_batch,
         seed=config.seed,
+        **{name: getattr(arguments, name) for name in SAME},
     )
 
 

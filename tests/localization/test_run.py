@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from localization.methods.table import METHODS
+from localization.run import together_name
 from tests.helpers.verbs import TINY, Result
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,17 @@ def test_two_models_and_their_difference(verb: Verb, tiny_run: Path, tmp_path: P
     scores = pd.read_csv(tmp_path / "o" / "scores.csv")
     assert set(scores["model"]) == {"tiny", "other"}
     _refused(verb("draw_cam.py", "--weights", tiny_run, tiny_run), "given twice")
+
+
+def test_two_sets_of_models_get_two_folders(tmp_path: Path) -> None:
+    """Five runs whose names begin alike: the folder's name is cut, and still tells the two sets apart."""
+    names = [f"resnet18-20260102-030405-radiographs-of-the-first-hospital-{i}" for i in range(6)]
+    sets = names[:5], [*names[:4], names[5]]
+    folders = {together_name(chosen) for chosen in sets}
+    assert len(folders) == 2
+    for folder in folders:
+        assert len(folder.encode()) <= 255
+        (tmp_path / folder).mkdir()
 
 
 def test_layers_by_name(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
