@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, add_split_flag, run_verb
+from command_line import Parser, add_output_flag, add_split_flag, run_verb
 from config import Config
 from utils import UserError, log, make_folder, shown, write_csv
 
@@ -33,9 +33,7 @@ def parser() -> Parser:
     )
     add_split_flag(parser, "test")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="compare each run with this one alone")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write (default: runs/compare-A-vs-B, by the runs' names)"
-    )
+    add_output_flag(parser, "runs/compare-A-vs-B, by the runs' names")
     parser.config_flag("--save", "save", metavar="DIR", help="the folder of runs, for --list and the default --output")
     parser.config_flag("--seed", "seed", type=int, help="seed of the bootstrap")
     return parser

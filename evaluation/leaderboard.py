@@ -55,11 +55,12 @@ class Entry:
 
     @property
     def evaluated(self) -> bool:
+        """Whether there is an evaluation of the weights that the run holds now."""
         return not math.isnan(self.accuracy.value)
 
     @property
     def merit(self) -> tuple[float, float, str]:
-        """Sorts the best first; runs without an evaluation come last, by their validation accuracy."""
+        """A key that sorts the best first; runs without an evaluation come last, by their validation accuracy."""
         accuracy = -self.accuracy.value if self.evaluated else math.inf
         return accuracy, math.inf if self.valid_accuracy is None else -self.valid_accuracy, self.name
 
@@ -88,10 +89,11 @@ class Entry:
             accuracy, severe = Interval.from_json(metrics["accuracy"]), severe_warnings(metrics)
             tested = (metrics.get("evaluation") or {}).get("finished")
             resumed = [part.get("time") or "" for part in record.get("resumed") or []]
+            trained = max([record.get("finished") or "", *resumed])
         except (UserError, KeyError, TypeError, AttributeError):
             self.warnings.append(f"its {split}/metrics.json cannot be read; {remedy}")
             return
-        if tested and resumed and tested < max(record.get("finished") or "", *resumed):  # all in UTC, ISO 8601
+        if tested and resumed and tested < trained:  # both in UTC, ISO 8601
             self.warnings.append(f"it was trained further after its evaluation; {remedy}")
             return
         self.accuracy = accuracy
@@ -165,7 +167,7 @@ def _heading(group: Sequence[Entry], split: str) -> str:
     first, several, runs = group[0], len(group) > 1, count(len(group), "run")
     if not first.images:
         return f"{runs} whose {split} images are unknown" + ", so not to be compared with each other" * several
-    return f"{runs} on {'the same ' * several}{first.n} {split} images (mark {first.images})"
+    return f"{runs} on {'the same ' * several}{count(first.n, f'{split} image')} (mark {first.images})"
 
 
 def _table(group: Sequence[Entry]) -> pd.DataFrame:

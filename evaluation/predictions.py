@@ -87,7 +87,7 @@ class Predictions:
 
     @property
     def unknown_patients(self) -> int:
-        """The number of images whose patient is unknown: each counts as a patient of its own, named by the path."""
+        """The number of images whose patient is unknown: each counts as a separate patient, named by the path."""
         return int((self.table["group"] == self.table["path"]).sum())
 
     @cached_property

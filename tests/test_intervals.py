@@ -45,7 +45,7 @@ def test_wilson_is_statsmodels(n: int, share: float) -> None:
 
 
 def test_wilson_by_hand() -> None:
-    """230 of 240: the interval that the field's comparison of three networks never printed."""
+    """230 of 240: an interval that a published comparison of three networks left out."""
     low, high = wilson(230, 240)
     assert low == pytest.approx(0.9250, abs=1e-4)
     assert high == pytest.approx(0.9772, abs=1e-4)
@@ -104,8 +104,8 @@ def test_bootstrap_draws_patients() -> None:
     assert (counts.sum(1) == 50).all()
     sums = patients.resampled_sums(values, 4000, 1)
     np.testing.assert_allclose(sums[:, 0], counts @ patients.sums(values)[:, 0], rtol=1e-5, atol=1e-5)
-    own = patients.sums(values)[:, 0]
-    assert sums.std() == pytest.approx(own.std() * np.sqrt(50), rel=0.06)
+    per_patient = patients.sums(values)[:, 0]
+    assert sums.std() == pytest.approx(per_patient.std() * np.sqrt(50), rel=0.06)
     np.testing.assert_array_equal(sums, patients.resampled_sums(values, 4000, 1))
 
 
@@ -123,23 +123,23 @@ def test_delong_by_hand() -> None:
     V10 = 1, 1, 3/4: S10 = 1/48. V01 = 2/3, 1, 1, 1: S01 = 1/36. Variance = 1/48/3 + 1/36/4 = 1/72.
     """
     positive = np.array([True] * 3 + [False] * 4)
-    found = auroc(positive, np.array([0.9, 0.8, 0.4, 0.7, 0.3, 0.2, 0.1]), _single(7))
-    assert found.value == pytest.approx(11 / 12, abs=1e-12)
-    assert found.variance == pytest.approx(1 / 72, abs=1e-12)
+    ranking = auroc(positive, np.array([0.9, 0.8, 0.4, 0.7, 0.3, 0.2, 0.1]), _single(7))
+    assert ranking.value == pytest.approx(11 / 12, abs=1e-12)
+    assert ranking.variance == pytest.approx(1 / 72, abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(4, 60), st.integers(0, 10**6))
-def test_delong_is_the_double_loop(n: int, seed: int) -> None:
+def test_delong_against_a_double_loop(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     positive = np.arange(n) < max(2, n // 3)
     scores = np.round(rng.normal(size=n) + positive, 1)  # with ties
-    found = auroc(positive, scores, _single(n))
+    ranking = auroc(positive, scores, _single(n))
     value, variance = _delong_by_pairs(positive, scores)
-    assert found.value == pytest.approx(value, abs=1e-9)
-    assert found.value == pytest.approx(sk.roc_auc_score(positive, scores), abs=1e-9)
+    assert ranking.value == pytest.approx(value, abs=1e-9)
+    assert ranking.value == pytest.approx(sk.roc_auc_score(positive, scores), abs=1e-9)
     if n - positive.sum() > 1:
-        assert found.variance == pytest.approx(variance, abs=1e-9)
+        assert ranking.variance == pytest.approx(variance, abs=1e-9)
 
 
 @pytest.mark.parametrize("statistic", [auroc, average_precision])
@@ -162,8 +162,8 @@ def test_influence_is_the_derivative_by_weight(statistic, peer) -> None:
     rng = np.random.default_rng(4)
     positive = rng.random(40) < 0.4
     scores = np.round(rng.normal(size=40) + positive, 1)
-    found = statistic(positive, scores, _single(40))
-    assert found.value == pytest.approx(peer(positive, scores), abs=1e-12)
+    ranking = statistic(positive, scores, _single(40))
+    assert ranking.value == pytest.approx(peer(positive, scores), abs=1e-12)
     step = 1e-4
     for i in range(40):
         weights = np.ones(40)
@@ -171,16 +171,16 @@ def test_influence_is_the_derivative_by_weight(statistic, peer) -> None:
         more = peer(positive, scores, sample_weight=weights)
         weights[i] = 1 - step
         less = peer(positive, scores, sample_weight=weights)
-        assert found.influence[i] == pytest.approx((more - less) / (2 * step), abs=1e-6)
+        assert ranking.influence[i] == pytest.approx((more - less) / (2 * step), abs=1e-6)
 
 
 def test_a_perfect_ranking_is_not_certain() -> None:
     positive = np.arange(30) < 10
-    found = auroc(positive, -np.arange(30.0), _single(30))
-    assert (found.value, found.high) == (1, 1)
-    assert 0.7 < found.low < 0.95
+    perfect = auroc(positive, -np.arange(30.0), _single(30))
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert 0.7 < perfect.low < 0.95
     few = auroc(np.arange(6) < 2, -np.arange(6.0), _single(6))
-    assert few.low < found.low
+    assert few.low < perfect.low
     perfect = average_precision(positive, -np.arange(30.0), _single(30))
     assert perfect.low == pytest.approx(wilson(10, 10)[0])
     assert np.isnan(auroc(np.zeros(5, bool), np.arange(5.0), _single(5)).value)
@@ -204,7 +204,7 @@ def test_newcombe_solves_its_equation(value: float) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 4), st.integers(0, 10**6))
-def test_the_mean_over_patients_is_the_clustered_regression_on_a_constant(count: int, most: int, seed: int) -> None:
+def test_the_mean_over_patients_against_clustered_regression(count: int, most: int, seed: int) -> None:
     """statsmodels' ordinary least squares with clustered errors; with one image each, SciPy's t interval."""
     import statsmodels.api as sm
     from scipy import stats
@@ -212,14 +212,14 @@ def test_the_mean_over_patients_is_the_clustered_regression_on_a_constant(count:
     rng = np.random.default_rng(seed)
     groups = rng.permutation(np.repeat(np.arange(count), rng.integers(1, most + 1, count)))
     values = rng.exponential(size=len(groups)) + rng.normal(size=count)[groups]
-    found = mean_over_patients(values, groups)
+    interval = mean_over_patients(values, groups)
     fit = sm.OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    np.testing.assert_allclose(found, (values.mean(), *fit.conf_int()[0]), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(interval, (values.mean(), *fit.conf_int()[0]), rtol=1e-9, atol=1e-12)
     if most == 1:
-        np.testing.assert_allclose(found[1:], stats.ttest_1samp(values, 0).confidence_interval(), rtol=1e-9)
+        np.testing.assert_allclose(interval[1:], stats.ttest_1samp(values, 0).confidence_interval(), rtol=1e-9)
 
 
-def test_the_mean_over_patients_of_little() -> None:
+def test_the_mean_over_few_patients() -> None:
     nothing = np.array([np.nan])
     assert np.isnan(mean_over_patients(nothing, np.array(["a"]))).all()
     assert np.isnan(mean_over_patients(nothing[:0], nothing[:0])).all()
@@ -296,6 +296,6 @@ def test_intervals_cover(images: int) -> None:
         sys.path.pop(0)
     true = simulation.truth(2.2, 200_000)
     rows = simulation.coverage((2.2, 240, images), 200, False, true)
-    found = {row["metric"]: row["ours"] for row in rows}
+    coverage = {row["metric"]: row["ours"] for row in rows}
     for name in ("accuracy", "macro_f1", "auroc", "balanced_accuracy", "mcc", "macro_auroc"):
-        assert found[name] >= 0.90, (name, found[name])
+        assert coverage[name] >= 0.90, (name, coverage[name])

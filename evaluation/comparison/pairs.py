@@ -76,8 +76,8 @@ def compare(
     >>> def run(*p_ill):
     ...     table = pd.DataFrame({"path": list("abcdef"), "label": ["ill"] * 3 + ["well"] * 3, "p_ill": p_ill})
     ...     return Predictions(table.assign(p_well=1 - table["p_ill"]), ["ill", "well"])
-    >>> found = compare({"new": run(0.9, 0.8, 0.7, 0.2, 0.1, 0.3), "old": run(0.9, 0.2, 0.3, 0.4, 0.1, 0.8)})
-    >>> accuracy = found.pairs[0].differences["accuracy"]
+    >>> comparison = compare({"new": run(0.9, 0.8, 0.7, 0.2, 0.1, 0.3), "old": run(0.9, 0.2, 0.3, 0.4, 0.1, 0.8)})
+    >>> accuracy = comparison.pairs[0].differences["accuracy"]
     >>> accuracy.value, accuracy.p
     (0.5, 0.25)
     """
@@ -108,7 +108,7 @@ def _compare_aligned(
         images=f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients unknown)'}",
         unknown_patients=first.unknown_patients,
         support=dict(zip(first.classes, first.support.tolist(), strict=True)),
-        runs={name: {m: Interval.from_json(found[m]) for m in COMPARED} for name, found in metrics.items()},
+        runs={name: {m: Interval.from_json(values[m]) for m in COMPARED} for name, values in metrics.items()},
         pairs=pairs,
         distrusted=distrusted,
     )
@@ -119,15 +119,15 @@ def _pair(names: tuple[str, str], a: _Run, b: _Run, seed: int) -> Pair:
     confusions = [confusion_matrix(run.labels, run.predicted, len(run.classes)) for run in runs]
     values = class_metrics(confusions[0]) - class_metrics(confusions[1])
     limits = bootstrap_limits(values, (a.resampled, b.resampled), first.support, first.patients, seed)
-    found = {
+    differences = {
         metric: Difference(value=float(value), low=float(low), high=float(high))
         for metric, value, low, high in zip(RESAMPLED, values, *limits, strict=True)
     }
     if any((c.sum(axis) > 0).sum() < 2 for c in confusions for axis in (0, 1)):
-        found["mcc"] = Difference(value=np.nan)  # all images, or all answers, are of one class
+        differences["mcc"] = Difference(value=np.nan)  # all images, or all predictions, are of one class
     right = first.correct.astype(np.int64) - second.correct
-    found["accuracy"].p = sign_flip_test(first.patients.sums(right).round())
-    *by_class, found["macro_auroc"] = delong_test(a.rankings, b.rankings, first.labels, first.patients)
-    found |= {f"auroc {name}": part for name, part in zip(first.classes, by_class, strict=True)}
+    differences["accuracy"].p = sign_flip_test(first.patients.sums(right).round())
+    *by_class, differences["macro_auroc"] = delong_test(a.rankings, b.rankings, first.labels, first.patients)
+    differences |= {f"auroc {name}": part for name, part in zip(first.classes, by_class, strict=True)}
     only_a, only_b = int((right > 0).sum()), int((right < 0).sum())
-    return Pair(a=names[0], b=names[1], only_a=only_a, only_b=only_b, differences=found)
+    return Pair(a=names[0], b=names[1], only_a=only_a, only_b=only_b, differences=differences)

@@ -13,7 +13,7 @@ from evaluation.comparison.records import TESTS, Comparison, Pair
 from evaluation.metrics.table import SMALL
 from evaluation.phrases import p_text, words
 from intervals import RESAMPLES
-from utils import write_csv, write_json
+from utils import count, write_csv, write_json
 
 HEADLINE = ("accuracy", "macro_f1", "macro_auroc")
 COLUMNS = ("a", "b", "metric", "difference", "low", "high", "p", "p_holm")
@@ -52,11 +52,11 @@ def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
 
 
 def cautions(comparison: Comparison) -> list[str]:
-    """Return sentences on samples too small to rank runs by, and on patients that the tests cannot know."""
+    """Return sentences about samples too small to rank runs by, and about unknown patients."""
     small = ", ".join(f"{name} ({n})" for name, n in comparison.support.items() if n < SMALL)
     n, unknown, sentences = comparison.n, comparison.unknown_patients, []
     if n < FEW or small:
-        parts = [f"only {n} images"] * (n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
+        parts = [f"only {count(n, 'image')}"] * (n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
         sentences.append(f"Caution: {'; '.join(parts)}: too few to rank by, and DeLong's p is rough.")
     if unknown:
         which = "the images" if unknown == n else f"{unknown} of {n} images"
@@ -77,7 +77,7 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def format_tables(comparison: Comparison) -> str:
-    """Return the runs and the differences of every pair as tables for a terminal."""
+    """Return the metrics of the runs, then the differences of every pair, as tables for a terminal."""
     corrected = len(comparison.pairs) > 1
     runs = {
         name: {"images": comparison.n, **{words(metric): run[metric].text() for metric in HEADLINE}}
@@ -91,7 +91,8 @@ def format_tables(comparison: Comparison) -> str:
             columns=["difference", "p", "p (Holm)"],
         )
         table = table if corrected else table.drop(columns="p (Holm)")
-        head = f"{pair.a} - {pair.b}   (only the first is right: {pair.only_a} images, only the second: {pair.only_b})"
+        only_a, only_b = count(pair.only_a, "image"), count(pair.only_b, "image")
+        head = f"{pair.a} - {pair.b}   (only the first is right: {only_a}, only the second: {only_b})"
         blocks.append(f"{head}\n{table.to_string()}")
     if corrected:
         blocks.append(f"Each p below is Holm's, over {len(comparison.pairs)} pairs.")

@@ -43,7 +43,7 @@ def plot_forest(comparison: Comparison, path: Path) -> None:
 def forest_figure(comparison: Comparison) -> Figure:
     """Draw the runs' accuracy, macro F1 and macro AUROC (above) and every pair's differences in them (below).
 
-    A difference that its corrected test tells from 0 is filled; macro F1 has no test, and a mark of its own.
+    A difference that its corrected test tells from 0 is filled; macro F1 has no test and a different mark.
     """
     from matplotlib.figure import Figure
 

@@ -95,7 +95,7 @@ def _curve_figure(curves: list[Curve], labels: tuple[str, str], area: str) -> Fi
     if not shown:
         axes[0, 0].text(0.5, 0.5, "no class has images on both sides", ha="center", transform=axes[0, 0].transAxes)
     if left_out:
-        figure.suptitle(f"{len(left_out)} of {len(curves) - 1} classes are not shown (no room)", fontsize=10)
+        figure.suptitle(f"not shown (no room): {len(left_out)} of {len(curves) - 1} classes", fontsize=10)
     figure.supxlabel(labels[0], fontsize=10)
     figure.supylabel(labels[1], fontsize=10)
     return figure

@@ -64,7 +64,7 @@ def class_curves(predictions: Predictions, metrics: dict[str, Any]) -> dict[str,
         chance = float(positive.mean())
         curves["precision_recall"].append(_precision_recall(name, recall, precision, row["average_precision"], chance))
     areas = {"roc": metrics["macro_auroc"], "precision_recall": metrics["macro_average_precision"]}
-    return {name: [*found, *_mean(found, areas[name])] for name, found in curves.items()}
+    return {name: [*by_class, *_mean(by_class, areas[name])] for name, by_class in curves.items()}
 
 
 def _roc(name: str, false_alarms: _Rates, recall: _Rates, area: dict[str, float | None]) -> Curve:

@@ -1,4 +1,4 @@
-"""Every metric of `metrics.json`, a row each, with its 95 % interval; all are computed once, over all predictions."""
+"""The table of metrics, a row each, and `compute_metrics`: every metric with its 95 % interval, over all images."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class ClassValues(NamedTuple):
 
 
 class Sample:
-    """Predictions as the rows of `PER_CLASS` and `OVERALL` read them.
+    """Predictions in the form that the rows of `PER_CLASS` and `OVERALL` read.
 
     Attributes:
-        truth, answer: (n, classes) bool, whether the class is the true one, the predicted one.
+        truth, predicted: (n, classes) bool, whether an image is of the class, predicted as the class.
         confusion: (classes, classes), rows = true, columns = predicted.
         per_class: the rows of `PER_CLASS`.
     """
@@ -58,7 +58,7 @@ class Sample:
         self.predictions, self.resamples, self.seed = predictions, resamples, seed
         self.patients: Patients = predictions.patients
         numbers = np.arange(len(predictions.classes))
-        self.truth, self.answer = predictions.labels[:, None] == numbers, predictions.predicted[:, None] == numbers
+        self.truth, self.predicted = predictions.labels[:, None] == numbers, predictions.predicted[:, None] == numbers
         self.confusion = confusion_matrix(predictions.labels, predictions.predicted, len(numbers))
         self.per_class = {name: metric(self) for name, metric in PER_CLASS.items()}
 
@@ -82,8 +82,8 @@ def _proportion(sample: Sample, hits: np.ndarray, members: np.ndarray) -> ClassV
 
 
 def _f1(sample: Sample) -> ClassValues:
-    """Return F1 = 2J / (1 + J), where J is the share of hits among the images that truth or answer give the class."""
-    hits, members = sample.truth & sample.answer, sample.truth | sample.answer
+    """Return F1 = 2J / (1 + J), where J is the share of hits among the images of, or predicted as, the class."""
+    hits, members = sample.truth & sample.predicted, sample.truth | sample.predicted
     share, low, high, influence = _proportion(sample, hits, members)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = 2 * hits.sum(0) / (hits.sum(0) + members.sum(0))
@@ -105,9 +105,9 @@ def _accuracy(sample: Sample) -> Interval:
 
 
 def _mcc(sample: Sample) -> Interval:
-    """Return the Matthews correlation; undefined where all images, or all answers, are of one class.
+    """Return the Matthews correlation; undefined if all images, or all predictions, are of one class.
 
-    Where no answer is wrong nothing varies: the lower limit is then what evenly spread errors would give at the
+    If no image is misclassified, nothing varies; the lower limit is then what evenly spread errors would give at the
     accuracy's lower limit, (K·accuracy - 1) / (K - 1).
     """
     confusion, patients = sample.confusion, sample.patients
@@ -152,10 +152,10 @@ def _calibration_error(sample: Sample, bins_of: Callable[[np.ndarray], np.ndarra
 
 # A metric is a function and a row here. A row of PER_CLASS has a value for every class, one-versus-rest.
 PER_CLASS: dict[str, Callable[[Sample], ClassValues]] = {
-    "accuracy": lambda s: _proportion(s, s.truth == s.answer, np.ones_like(s.truth)),
-    "precision": lambda s: _proportion(s, s.truth & s.answer, s.answer),
-    "recall": lambda s: _proportion(s, s.truth & s.answer, s.truth),
-    "specificity": lambda s: _proportion(s, ~(s.truth | s.answer), ~s.truth),
+    "accuracy": lambda s: _proportion(s, s.truth == s.predicted, np.ones_like(s.truth)),
+    "precision": lambda s: _proportion(s, s.truth & s.predicted, s.predicted),
+    "recall": lambda s: _proportion(s, s.truth & s.predicted, s.truth),
+    "specificity": lambda s: _proportion(s, ~(s.truth | s.predicted), ~s.truth),
     "f1": _f1,
     "auroc": lambda s: _ranking(s, auroc),
     "average_precision": lambda s: _ranking(s, average_precision),
@@ -198,7 +198,8 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
 
     Raises
     ------
-    Nothing of its own: what is wrong with a table is found when its `Predictions` is built.
+    UserError
+        Not here: a table is checked when its `Predictions` is built.
 
     Examples
     --------

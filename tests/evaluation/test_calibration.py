@@ -12,7 +12,7 @@ from evaluation.metrics import temperature as t
 
 
 def _model(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and labels of a model that is perfectly calibrated once its logits are divided by `temperature`."""
+    """Return probabilities and labels of a model that dividing its logits by `temperature` calibrates perfectly."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(n, 4))
     true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -25,9 +25,9 @@ def test_ece_by_hand() -> None:
     """Two bins of ten: 0.95 sure and 0.8 right (gap 0.15), 0.55 sure and 0.6 right (gap 0.05)."""
     confidence = np.repeat([0.95, 0.55], 10)
     correct = np.array([1] * 8 + [0] * 2 + [1] * 6 + [0] * 4, bool)
-    found = c.expected_calibration_error(confidence, correct, c.equal_width(confidence, 10))
-    assert found == pytest.approx(0.5 * 0.15 + 0.5 * 0.05)
-    assert c.expected_calibration_error(confidence, correct, c.equal_mass(confidence, 2)) == pytest.approx(found)
+    error = c.expected_calibration_error(confidence, correct, c.equal_width(confidence, 10))
+    assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.05)
+    assert c.expected_calibration_error(confidence, correct, c.equal_mass(confidence, 2)) == pytest.approx(error)
     assert c.expected_calibration_error(confidence, correct, c.equal_mass(confidence, 1)) == pytest.approx(0.05)
     assert c.expected_calibration_error(np.ones(5), np.ones(5, bool), c.equal_width(np.ones(5))) == 0
 
@@ -44,36 +44,36 @@ def test_bins(values: list[float], bins: int) -> None:
         assert counts.max() - counts.min() <= 1
 
 
-def test_a_perfect_model_s_error_is_not_zero_and_is_foretold() -> None:
-    """ECE of perfectly calibrated models of 300 images: the mean and the 95th percentile that one of them foretells."""
-    found = []
+def test_the_error_of_a_perfect_model_is_predicted_and_not_zero() -> None:
+    """ECE of perfectly calibrated models of 300 images: the mean and the 95th percentile predicted from one of them."""
+    errors = []
     for seed in range(300):
         probabilities, labels = _model(300, 1, seed)
         confidence = probabilities.max(1)
-        found.append(
+        errors.append(
             c.expected_calibration_error(confidence, probabilities.argmax(1) == labels, c.equal_width(confidence))
         )
     confidence = _model(300, 1)[0].max(1)
     mean, p95 = c.perfect_error(confidence, c.equal_width(confidence))
     assert mean > 0.03
-    assert mean == pytest.approx(np.mean(found), rel=0.1)
-    assert p95 == pytest.approx(np.quantile(found, 0.95), rel=0.15)
+    assert mean == pytest.approx(np.mean(errors), rel=0.1)
+    assert p95 == pytest.approx(np.quantile(errors, 0.95), rel=0.15)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_the_temperature_is_found(temperature: float) -> None:
+def test_the_temperature_is_recovered(temperature: float) -> None:
     probabilities, labels = _model(20_000, temperature)
-    found = t.fit_temperature(probabilities, labels)
-    assert found == pytest.approx(temperature, rel=0.04)
-    before, after = (c.log_losses(p, labels).mean() for p in (probabilities, t.scale(probabilities, found)))
+    fitted = t.fit_temperature(probabilities, labels)
+    assert fitted == pytest.approx(temperature, rel=0.04)
+    before, after = (c.log_losses(p, labels).mean() for p in (probabilities, t.scale(probabilities, fitted)))
     assert after <= before + 1e-12
-    for other in (found * 0.99, found * 1.01):
+    for other in (fitted * 0.99, fitted * 1.01):
         assert c.log_losses(t.scale(probabilities, other), labels).mean() >= after - 1e-12
 
 
 @settings(max_examples=30)
 @given(st.floats(0.1, 10), st.integers(0, 1000))
-def test_scaling_divides_the_logits_and_keeps_the_winner(temperature: float, seed: int) -> None:
+def test_scaling_divides_the_logits_and_keeps_the_argmax(temperature: float, seed: int) -> None:
     logits = np.random.default_rng(seed).normal(size=(20, 5))
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum(1, keepdims=True)
@@ -90,7 +90,7 @@ def test_certain_probabilities_stay_finite() -> None:
     assert 0.05 <= t.fit_temperature(certain, np.array([0, 1])) <= 20
 
 
-def test_a_table_of_few_digits_does_not_run_away() -> None:
+def test_few_digits_change_the_temperature_little() -> None:
     """Probabilities rounded to 3 digits, some true ones to 0: the temperature stays near that of the full table."""
     probabilities, labels = _model(3000, 2.0)
     rounded = np.round(probabilities, 3)
@@ -98,12 +98,12 @@ def test_a_table_of_few_digits_does_not_run_away() -> None:
     assert t.fit_temperature(rounded, labels) == pytest.approx(t.fit_temperature(probabilities, labels), rel=0.15)
 
 
-def test_certain_answers_stay_nearly_certain() -> None:
+def test_certain_predictions_stay_nearly_certain() -> None:
     """A one-hot table at a temperature of nearly 1 is nearly one-hot."""
     assert t.scale(np.eye(4), 1.001).max(1).min() > 0.99
 
 
-def test_what_validation_cannot_decide_is_no_temperature() -> None:
+def test_no_temperature_if_validation_cannot_decide_it() -> None:
     import pandas as pd
 
     from evaluation.predictions import Predictions
@@ -121,11 +121,11 @@ def test_what_validation_cannot_decide_is_no_temperature() -> None:
     assert t.temperature_from_validation(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"])).value > 0
 
 
-def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_uncalibrated() -> None:
-    """Images three times over, 80 patients: the 95th percentile is passed in about one of twenty samples."""
+def test_a_calibrated_model_with_several_images_per_patient_rarely_fails_the_test() -> None:
+    """80 patients with three equal images each: about one of twenty samples exceeds the 95th percentile."""
     from intervals import Patients
 
-    passed = []
+    exceeded = []
     patients = Patients(np.repeat(np.arange(80), 3))
     for seed in range(200):
         probabilities, labels = (np.repeat(part, 3, axis=0) for part in _model(80, 1, seed))
@@ -133,11 +133,11 @@ def test_a_calibrated_model_with_several_images_per_patient_is_seldom_called_unc
         index = c.equal_width(confidence)
         effect = patients.design_effect(correct - confidence)
         assert effect == pytest.approx(3, rel=0.05)
-        passed.append(
+        exceeded.append(
             c.expected_calibration_error(confidence, correct, index)
             > c.perfect_error(confidence, index, effect, 300)[1]
         )
-    assert np.mean(passed) < 0.12
+    assert np.mean(exceeded) < 0.12
 
 
 def test_reliability_bins_by_hand() -> None:

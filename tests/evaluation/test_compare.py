@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -36,32 +35,31 @@ from evaluation.comparison.records import RESAMPLED, TESTS
 from evaluation.comparison.report import cautions
 from evaluation.figures.forest import forest_figure
 from evaluation.predictions import Predictions
-from tests.helpers.verbs import Result
+from tests.helpers.verbs import Verb, refused
 from utils import UserError
 
-Verb = Callable[..., Result]
 CLASSES = ["COVID", "Lung_Opacity", "Normal"]
 
 
 def table(n: int, seed: int, shift: float = 1.5, images: int = 1, digits: int = 3) -> pd.DataFrame:
-    """Predictions of n images, `images` per patient; two seeds are two models of the same images.
+    """Return predictions of n images, `images` per patient; two seeds are two models on the same images.
 
-    Probabilities have so many digits (few make ties) and sum to 1.
+    Probabilities have `digits` digits (few make ties) and sum to 1.
     """
     labels = np.repeat(np.random.default_rng(0).integers(0, len(CLASSES), -(-n // images)), images)[:n]
     scores = np.random.default_rng(seed).normal(size=(n, len(CLASSES))) + shift * np.eye(len(CLASSES))[labels]
     powered = np.exp(scores)
     probabilities = np.floor(powered / powered.sum(1, keepdims=True) * 10**digits)
     probabilities[np.arange(n), scores.argmax(1)] += 10**digits - probabilities.sum(1)
-    found = pd.DataFrame({"path": [f"/data/{i:05d}.png" for i in range(n)], "sha256": [f"{i:064x}" for i in range(n)]})
-    found["label"] = np.array(CLASSES)[labels]
-    found[[f"p_{name}" for name in CLASSES]] = probabilities / 10**digits
-    found["group"] = [f"patient {i // images}" for i in range(n)]
-    return found
+    frame = pd.DataFrame({"path": [f"/data/{i:05d}.png" for i in range(n)], "sha256": [f"{i:064x}" for i in range(n)]})
+    frame["label"] = np.array(CLASSES)[labels]
+    frame[[f"p_{name}" for name in CLASSES]] = probabilities / 10**digits
+    frame["group"] = [f"patient {i // images}" for i in range(n)]
+    return frame
 
 
-def predictions(found: pd.DataFrame, classes: list[str] = CLASSES) -> Predictions:
-    return Predictions(found.copy(), list(classes))
+def predictions(frame: pd.DataFrame, classes: list[str] = CLASSES) -> Predictions:
+    return Predictions(frame.copy(), list(classes))
 
 
 def two(n: int, images: int = 1) -> dict[str, Predictions]:
@@ -83,8 +81,8 @@ def test_one_image_per_patient_is_mcnemar(only_a: int, only_b: int, both: int) -
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=10))
 def test_sign_flips_by_enumeration(differences: list[int]) -> None:
-    found = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=len(differences))]
-    expected = np.mean(np.array(found) >= abs(sum(differences)))
+    totals = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    expected = np.mean(np.array(totals) >= abs(sum(differences)))
     assert sign_flip_test(np.array(differences)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -104,7 +102,7 @@ def test_small_chances_are_exact() -> None:
     assert sign_flip_test(differences) == pytest.approx(exact, rel=1e-10)
 
 
-def test_a_whole_database_is_quick_and_its_tail_is_there() -> None:
+def test_sign_flips_of_many_images_keep_their_tail() -> None:
     assert sign_flip_test(np.repeat([1, -1], [600, 400])) == pytest.approx(
         float(Fraction(2 * sum(comb(1000, k) for k in range(401)), 2**1000)), rel=1e-10
     )
@@ -115,7 +113,7 @@ def test_a_whole_database_is_quick_and_its_tail_is_there() -> None:
 
 @settings(max_examples=15, deadline=None)  # statsmodels collects garbage in every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
+def test_holm_against_statsmodels(p: list[float]) -> None:
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
 
 
@@ -127,7 +125,7 @@ def test_holm_leaves_out_what_has_no_test() -> None:
 
 
 def textbook(positive: np.ndarray, a: np.ndarray, b: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
-    """AUROC difference and its variance by double loops: DeLong 1988, and Obuchowski 1997 for several images of one."""
+    """Return an AUROC and the variance of a difference by double loops (DeLong 1988, Obuchowski 1997 for patients)."""
     x, y = np.flatnonzero(positive), np.flatnonzero(~positive)
     components = np.zeros((2, len(positive)))
     for scores, sign in ((a, 1), (b, -1)):
@@ -147,24 +145,24 @@ def textbook(positive: np.ndarray, a: np.ndarray, b: np.ndarray, patients: np.nd
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_delong_is_the_textbook_s(images: int) -> None:
+def test_delong_against_the_textbook(images: int) -> None:
     runs = {name: predictions(table(60, seed, 1.0, images, 1)) for name, seed in (("a", 1), ("b", 2))}
     a, b = runs["a"], runs["b"]
-    found = delong_test(rankings(a), rankings(b), a.labels, a.patients)
+    differences = delong_test(rankings(a), rankings(b), a.labels, a.patients)
     for i in range(len(CLASSES)):
         value, variance = textbook(
             a.labels == i, a.probabilities[:, i], b.probabilities[:, i], a.table["group"].to_numpy()
         )
         z = value / np.sqrt(variance)
-        assert found[i].value == pytest.approx(value, abs=1e-12)
-        assert found[i].z == pytest.approx(z, abs=1e-9)
-        assert found[i].p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=1e-9)
+        assert differences[i].value == pytest.approx(value, abs=1e-12)
+        assert differences[i].z == pytest.approx(z, abs=1e-9)
+        assert differences[i].p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=1e-9)
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_mean_auroc_agrees_with_the_jackknife(images: int) -> None:
-    found = {name: table(160, seed, 1.5, images) for name, seed in (("a", 1), ("b", 2))}
-    runs = {name: predictions(part) for name, part in found.items()}
+    tables = {name: table(160, seed, 1.5, images) for name, seed in (("a", 1), ("b", 2))}
+    runs = {name: predictions(part) for name, part in tables.items()}
     a = runs["a"]
     macro = delong_test(rankings(a), rankings(runs["b"]), a.labels, a.patients)[-1]
 
@@ -183,7 +181,7 @@ def test_the_mean_auroc_agrees_with_the_jackknife(images: int) -> None:
     assert macro.value / macro.z == pytest.approx(deviation, rel=0.04)
 
 
-def test_where_delong_has_no_variance() -> None:
+def test_delong_without_variance() -> None:
     a = predictions(table(50, 1))
     same = delong_test(rankings(a), rankings(a), a.labels, a.patients)
     assert all(part.value == 0 and part.p == 1 and part.low < 0 < part.high for part in same)
@@ -191,9 +189,9 @@ def test_where_delong_has_no_variance() -> None:
     constant = perfect.copy()
     for name in CLASSES:
         perfect[f"p_{name}"], constant[f"p_{name}"] = (a.table["label"] == name).astype(float), 1 / 3
-    found = delong_test(rankings(predictions(perfect)), rankings(predictions(constant)), a.labels, a.patients)
-    assert [part.value for part in found] == [0.5] * 4
-    assert all(np.isnan(part.p) and not part.significant for part in found)
+    differences = delong_test(rankings(predictions(perfect)), rankings(predictions(constant)), a.labels, a.patients)
+    assert [part.value for part in differences] == [0.5] * 4
+    assert all(np.isnan(part.p) and not part.significant for part in differences)
     lonely = predictions(table(50, 1).assign(label=["COVID", *["Normal"] * 49]))
     *by_class, macro = delong_test(rankings(lonely), rankings(a), lonely.labels, lonely.patients)
     assert all(np.isnan(part.p) for part in (*by_class, macro))
@@ -205,7 +203,7 @@ def test_where_delong_has_no_variance() -> None:
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 5), st.integers(1, 60), st.integers(0, 10**6))
-def test_stacked_metrics_are_scikit_learn_s(classes: int, n: int, seed: int) -> None:
+def test_stacked_metrics_against_scikit_learn(classes: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels, predicted = rng.integers(0, classes, (2, n))
     present = np.unique(labels)
@@ -221,13 +219,13 @@ def test_stacked_metrics_are_scikit_learn_s(classes: int, n: int, seed: int) -> 
 
 def test_resampled_confusions_are_those_of_the_drawn_images() -> None:
     runs = list(two(40, images=3).values())
-    found = resampled_confusions(runs, 5, seed=7)
+    resampled = resampled_confusions(runs, 5, seed=7)
     patients = runs[0].patients
     for draw, weights in enumerate(np.concatenate(list(patients.resamples(5, 7)))):
         rows = np.repeat(np.arange(40), weights[patients.number].astype(int))
         for i, run in enumerate(runs):
             confusion = sk.confusion_matrix(run.labels[rows], run.predicted[rows], labels=range(3))
-            np.testing.assert_array_equal(found[draw, i], confusion)
+            np.testing.assert_array_equal(resampled[draw, i], confusion)
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -236,16 +234,16 @@ def test_at_large_n_the_intervals_are_the_normal_ones(images: int) -> None:
     differences = compare(runs, resamples=4000).pairs[0].differences
     ranked = differences["macro_auroc"]
     assert (ranked.high - ranked.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * ranked.value / ranked.z, rel=0.04)
-    found = differences["accuracy"]
+    accuracy = differences["accuracy"]
     d = runs["a"].patients.sums(runs["a"].correct * 1.0 - runs["b"].correct)
     deviation = np.sqrt(((d - d.mean()) ** 2).sum()) / 4000
-    assert found.value == pytest.approx(d.sum() / 4000)
-    assert (found.high - found.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * deviation, rel=0.04)
-    assert (found.high + found.low) / 2 == pytest.approx(found.value)
+    assert accuracy.value == pytest.approx(d.sum() / 4000)
+    assert (accuracy.high - accuracy.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * deviation, rel=0.04)
+    assert (accuracy.high + accuracy.low) / 2 == pytest.approx(accuracy.value)
 
 
-def test_agreement_on_a_small_set_is_no_proof() -> None:
-    """Two runs with the same answers to 60 images: a difference of 3 of them cannot be excluded (rule of three)."""
+def test_agreement_on_few_images_proves_little() -> None:
+    """Two runs that agree on 60 images: a difference of 3 of them cannot be excluded (rule of three)."""
     pair = compare(align({"a": predictions(table(60, 1)), "b": predictions(table(60, 1))})).pairs[0]
     for metric in RESAMPLED:
         assert pair.differences[metric].value == 0
@@ -264,15 +262,15 @@ def test_a_single_patient_has_no_interval() -> None:
 def test_one_class_alone_has_no_correlation() -> None:
     one = table(40, 1).assign(label="Normal")
     runs = align({"a": predictions(one), "b": predictions(table(40, 2).assign(label="Normal"))})
-    found = compare(runs, resamples=50)
-    assert found.pairs[0].differences["mcc"].text() == "-"
-    assert np.isnan(found.runs["a"]["mcc"].value)
-    assert not np.isnan(found.pairs[0].differences["accuracy"].low)
-    assert forest_figure(found).axes
+    comparison = compare(runs, resamples=50)
+    assert comparison.pairs[0].differences["mcc"].text() == "-"
+    assert np.isnan(comparison.runs["a"]["mcc"].value)
+    assert not np.isnan(comparison.pairs[0].differences["accuracy"].low)
+    assert forest_figure(comparison).axes
 
 
-def test_the_simulation_of_coverage() -> None:
-    """Limits beside the usual ones for every metric, and every pair of models as different as the table says."""
+def test_the_coverage_simulation() -> None:
+    """Limits beside the usual ones for every metric, and a pair of models as different as its setting says."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     try:
         import coverage_of_differences as simulation
@@ -281,8 +279,8 @@ def test_the_simulation_of_coverage() -> None:
     setting = (3.25, 2.7, 0.5, 240, 3)
     first, second = simulation.draw((*setting[:3], 30_000, 1), np.random.default_rng(0))
     assert 0.02 < first.correct.mean() - second.correct.mean() < 0.06
-    found = simulation.coverage(setting, 3, np.zeros(5))
-    assert found["held"].shape == (2, 5) and 0.04 < found["apart"] < 0.12
+    result = simulation.coverage(setting, 3, np.zeros(5))
+    assert result["held"].shape == (2, 5) and 0.04 < result["apart"] < 0.12
     ours, usual = simulation.limits(simulation.draw(setting, np.random.default_rng(1)))
     assert (ours[0] < ours[1]).all() and (usual[0] <= usual[1]).all()
     assert (simulation.coverage(setting, 3, np.full(5, 9.0))["held"] == 0).all()
@@ -291,10 +289,10 @@ def test_the_simulation_of_coverage() -> None:
 # Matching.
 
 
-def flat(found: object) -> dict[tuple[str, str], list[float]]:
+def flat(comparison: object) -> dict[tuple[str, str], list[float]]:
     return {
         (pair.a + pair.b, metric): list(vars(difference).values())
-        for pair in found.pairs
+        for pair in comparison.pairs
         for metric, difference in pair.differences.items()
     }
 
@@ -303,21 +301,21 @@ def flat(found: object) -> dict[tuple[str, str], list[float]]:
 def test_order_of_rows_and_classes_changes_nothing(images: int) -> None:
     a, b = table(90, 1, images=images), table(90, 2, images=images)
     straight = flat(compare(align({"a": predictions(a), "b": predictions(b)})))
-    shuffled = b.sample(frac=1, random_state=1), ["Normal", "COVID", "Lung_Opacity"]
+    reordered = b.sample(frac=1, random_state=1), ["Normal", "COVID", "Lung_Opacity"]
     for first, second in (
-        (predictions(a), predictions(*shuffled)),
+        (predictions(a), predictions(*reordered)),
         (predictions(a.sample(frac=1, random_state=2), CLASSES[::-1]), predictions(b)),
         (predictions(a), predictions(b.assign(path=b["path"].str.replace("data", "elsewhere")))),  # by sha256
         (predictions(a), predictions(b.drop(columns="sha256"))),  # by path
         (predictions(a), predictions(b.drop(columns="group"))),
     ):
-        found = flat(compare(align({"a": first, "b": second})))
-        assert found.keys() == straight.keys()
+        shuffled = flat(compare(align({"a": first, "b": second})))
+        assert shuffled.keys() == straight.keys()
         for key, numbers in straight.items():
-            np.testing.assert_allclose(found[key], numbers, atol=1e-12, err_msg=str(key))
+            np.testing.assert_allclose(shuffled[key], numbers, atol=1e-12, err_msg=str(key))
 
 
-def test_b_with_a_is_a_with_b_turned_round() -> None:
+def test_swapping_two_runs_changes_the_signs() -> None:
     runs = two(80)
     there = compare(runs).pairs[0]
     back = compare(dict(reversed(runs.items()))).pairs[0]
@@ -339,7 +337,9 @@ def test_pairs_baseline_and_holm() -> None:
     assert against.pairs[0].differences["accuracy"].p_holm <= every.pairs[1].differences["accuracy"].p_holm
 
 
-def test_patients_of_two_opinions(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disagreement_about_patients_is_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("utils.log.propagate", True)
     a = table(30, 1, images=3)
     b = table(30, 2, images=3).assign(group=[f"p{i // 2}" for i in range(30)])
@@ -352,20 +352,20 @@ def test_patients_of_two_opinions(caplog: pytest.LogCaptureFixture, monkeypatch:
     assert not caplog.text
 
 
-def test_unknown_patients_are_not_called_patients() -> None:
+def test_unknown_patients_are_not_counted_as_patients() -> None:
     """Runs whose paths differ are matched by content: an image of an unknown patient stays one in every table."""
     whole = table(160, 1, images=2)
-    for named, said in ((0, "160 images (patients unknown)"), (120, "160 images (120 of 60 patients, 40 of unknown")):
+    for named, images in ((0, "160 images (patients unknown)"), (120, "160 images (120 of 60 patients, 40 of unknown")):
         a = whole.assign(group=[*whole["group"][:named], *[""] * (160 - named)])
         b = table(160, 2, images=2).drop(columns="group").assign(path=whole["path"] + "x")
         for runs in ({"a": a, "b": b}, {"b": b, "a": a}):
             aligned = align({name: predictions(part) for name, part in runs.items()})
-            found = compare(aligned, resamples=50)
-            assert found.images.startswith(said) and found.unknown_patients == 160 - named
+            comparison = compare(aligned, resamples=50)
+            assert comparison.images.startswith(images) and comparison.unknown_patients == 160 - named
             assert [run.patients.count for run in aligned.values()] == [named // 2 + 160 - named] * 2
-            heading = forest_figure(found).get_suptitle()
-            assert said in heading and "independent" in heading
-            text = " ".join(cautions(found))
+            heading = forest_figure(comparison).get_suptitle()
+            assert images in heading and "independent" in heading
+            text = " ".join(cautions(comparison))
             assert ("the images are unknown" if not named else "40 of 160 images are unknown") in text
             assert "independent" in text
     assert compare(two(60), resamples=50).images == "60 images of 60 patients"
@@ -388,7 +388,7 @@ FALSE = [CLASSES[CLASSES.index(A["label"][0]) - 1], *A["label"][1:]]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "classes", "said"),
+    ("wrong", "classes", "expected"),
     [
         (A.iloc[2:], CLASSES, ("(matched by sha256)", "2 only in a (such as /data/00000.png)", "0 only in b")),
         (
@@ -405,13 +405,13 @@ FALSE = [CLASSES[CLASSES.index(A["label"][0]) - 1], *A["label"][1:]]
     ],
     ids=["fewer", "others", "labels", "classes"],
 )
-def test_what_cannot_be_compared(wrong: pd.DataFrame, classes: list[str], said: tuple[str, ...]) -> None:
+def test_runs_that_cannot_be_compared(wrong: pd.DataFrame, classes: list[str], expected: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         align({"a": predictions(A), "b": predictions(wrong, classes)})
-    assert all(words in str(error.value) for words in (*said, "a and b")), error.value
+    assert all(words in str(error.value) for words in (*expected, "a and b")), error.value
 
 
-# The picture.
+# The figure.
 
 
 @pytest.mark.parametrize("count", [2, 4, 10])
@@ -433,28 +433,21 @@ def test_nothing_in_the_forest_plot_overlaps(count: int) -> None:
 # The verb.
 
 
-def write_run(folder: Path, found: pd.DataFrame, kind: str = "test") -> Path:
-    (folder / kind).mkdir(parents=True)
-    found.to_csv(folder / kind / "predictions.csv", index=False)
+def write_run(folder: Path, frame: pd.DataFrame, split: str = "test") -> Path:
+    (folder / split).mkdir(parents=True)
+    frame.to_csv(folder / split / "predictions.csv", index=False)
     (folder / "config.yaml").touch()
     return folder
-
-
-def refused(result: Result, *said: str) -> None:
-    assert result.code == 2, result
-    assert len(result.err.strip().splitlines()) == 1, result.err
-    assert all(words in result.err for words in said), result.err
-    assert "Traceback" not in result.err
 
 
 def test_the_verb(verb: Verb, tmp_path: Path) -> None:
     a = write_run(tmp_path / "run a", table(80, 1, 3.0))
     b = write_run(tmp_path / "b", table(80, 2, 0.5))
-    other = tmp_path / "theirs.csv"
+    other = tmp_path / "other.csv"
     table(80, 3, 1.0)[["path", "label", *(f"p_{name}" for name in CLASSES)]].to_csv(other, index=False)
     result = verb("compare.py", a, b / "test", other, "--save", tmp_path / "runs")
     assert result.code == 0, result.err
-    folder = tmp_path / "runs" / "compare-run a-vs-b-vs-theirs"
+    folder = tmp_path / "runs" / "compare-run a-vs-b-vs-other"
     assert {path.name for path in folder.iterdir()} == {"comparison.csv", "comparison.json", "forest.png"}
     assert "run a is better than b in accuracy and macro AUROC" in result.out
     assert "Caution: only 80 images; fewer than 30 images of" in result.out
@@ -462,9 +455,9 @@ def test_the_verb(verb: Verb, tmp_path: Path) -> None:
     rows = pd.read_csv(folder / "comparison.csv")
     assert rows.columns.tolist() == ["a", "b", "metric", "difference", "low", "high", "p", "p_holm"]
     assert len(rows) == 3 * (5 + len(CLASSES))
-    found = json.loads((folder / "comparison.json").read_text())
-    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("run a", "b"), ("run a", "theirs"), ("b", "theirs")]
-    first = found["pairs"][0]
+    content = json.loads((folder / "comparison.json").read_text())
+    assert [(pair["a"], pair["b"]) for pair in content["pairs"]] == [("run a", "b"), ("run a", "other"), ("b", "other")]
+    first = content["pairs"][0]
     right = {
         name: (part["label"] == part.filter(like="p_").idxmax(axis=1).str[2:])
         for name, part in (("a", table(80, 1, 3.0)), ("b", table(80, 2, 0.5)))
@@ -482,7 +475,7 @@ def test_the_verb(verb: Verb, tmp_path: Path) -> None:
     assert "p (Holm)" not in again.out
 
 
-def test_a_run_that_was_trained_on_the_images_is_not_better(verb: Verb, tmp_path: Path) -> None:
+def test_a_run_trained_on_the_images_is_not_called_better(verb: Verb, tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", table(160, 1, 3.0)), write_run(tmp_path / "b", table(160, 2, 0.5))
     severe, mild = "The model was trained on 9 of these 160 images.", "Small."
     warnings = [{"level": "caution", "text": mild}, {"level": "severe", "text": severe}]
@@ -492,9 +485,9 @@ def test_a_run_that_was_trained_on_the_images_is_not_better(verb: Verb, tmp_path
         result = verb("compare.py", *order, "--output", out)
         assert f"WARNING: a: {severe}" in result.out and mild not in result.out
         assert "better than" not in result.out and "a scores higher than b in accuracy" in result.out
-    found = json.loads((out / "comparison.json").read_text())
-    assert found["warnings"] == {"a": [severe]}
-    assert "do not trust a" in found["pairs"][0]["verdict"]
+    content = json.loads((out / "comparison.json").read_text())
+    assert content["warnings"] == {"a": [severe]}
+    assert "do not trust a" in content["pairs"][0]["verdict"]
     figure = forest_figure(compare(two(60), resamples=50, distrusted={"a": [severe]}))
     assert "Do not trust a" in figure.get_suptitle()
     (a / "test" / "metrics.json").write_text(json.dumps({"warnings": []}))
@@ -504,7 +497,7 @@ def test_a_run_that_was_trained_on_the_images_is_not_better(verb: Verb, tmp_path
     refused(verb("compare.py", a, b, "--output", out), "b/test/metrics.json")
 
 
-def test_the_default_folder_is_a_name_that_file_systems_take() -> None:
+def test_the_default_folder_has_a_valid_distinct_name() -> None:
     """Three names of 40 CJK letters are 360 bytes; names that only differ at their ends keep two folders."""
     for letter in ("x", "影"):
         folders = {default_folder([letter * 40, letter * 39, letter * 38 + end], "val", "b") for end in "ab"}
@@ -513,7 +506,7 @@ def test_the_default_folder_is_a_name_that_file_systems_take() -> None:
     assert default_folder(["a", "x/b"], "test", None) == "compare-a-vs-x-b"
 
 
-def test_names_are_as_short_as_they_can_be(verb: Verb, tmp_path: Path) -> None:
+def test_names_are_as_short_as_possible(verb: Verb, tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, table(40, i)) for i, name in enumerate(("x/one", "y/one", "y/two"))]
     out = tmp_path / "out"
     assert verb("compare.py", *paths, "--output", out).code == 0

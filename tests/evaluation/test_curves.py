@@ -28,11 +28,11 @@ def _random(n: int, seed: int = 0, images: int = 1, shift: float = 1.5) -> Predi
 
 
 @pytest.mark.parametrize("n", [40, 3000])
-def test_curves_lie_on_scikit_learn_s(n: int) -> None:
-    found = _random(n)
-    curves = class_curves(found, compute_metrics(found, resamples=0))
-    for number, name in enumerate(found.classes):
-        positive, scores = found.labels == number, found.probabilities[:, number]
+def test_curves_against_scikit_learn(n: int) -> None:
+    predictions = _random(n)
+    curves = class_curves(predictions, compute_metrics(predictions, resamples=0))
+    for number, name in enumerate(predictions.classes):
+        positive, scores = predictions.labels == number, predictions.probabilities[:, number]
         roc = next(c for c in curves["roc"] if c.name == name)
         fpr, tpr, _ = sk.roc_curve(positive, scores, drop_intermediate=False)
         points = set(zip(fpr.round(12), tpr.round(12), strict=True))
@@ -58,23 +58,23 @@ def test_the_roc_band_covers(images: int) -> None:
     true = np.interp(GRID[list(places)], fpr, tpr)
     inside = []
     for seed in range(150):
-        found = _random(120, seed, images)
-        curve = class_curves(found, compute_metrics(found, resamples=0))["roc"][0]
+        predictions = _random(120, seed, images)
+        curve = class_curves(predictions, compute_metrics(predictions, resamples=0))["roc"][0]
         inside.append([curve.low[p] <= t <= curve.high[p] for p, t in zip(places, true, strict=True)])
     assert (np.mean(inside, axis=0) >= 0.93).all()
 
 
 def test_a_band_does_not_close_on_a_flawless_model() -> None:
-    found = _random(60, shift=40)
-    curves = class_curves(found, compute_metrics(found, resamples=0))
+    predictions = _random(60, shift=40)
+    curves = class_curves(predictions, compute_metrics(predictions, resamples=0))
     assert curves["roc"][0].area["value"] == 1
     assert curves["roc"][0].low[40] < 0.95
     assert (curves["roc"][0].high >= curves["roc"][0].low).all()
 
 
 def test_one_class_has_no_curve() -> None:
-    found = _random(50).subset(_random(50).labels == 0)
-    curves = class_curves(found, compute_metrics(found))
+    predictions = _random(50).subset(_random(50).labels == 0)
+    curves = class_curves(predictions, compute_metrics(predictions))
     assert curves == {"roc": [], "precision_recall": []}
     assert roc_figure(curves["roc"]).axes
     assert precision_recall_figure(curves["precision_recall"]).axes
@@ -83,8 +83,8 @@ def test_one_class_has_no_curve() -> None:
 def test_operating_points_by_hand() -> None:
     """Validation: COVID scores 0.9, 0.8, 0.6, 0.3, so 0.75 needs three of four: threshold 0.6.
 
-    Test: 0.7, 0.6 and 0.5 are COVID, 0.65 and 0.1 are not: 2 of 3 found, 1 of 2 spared. At a prevalence of 0.1 PPV is
-    0.1·2/3 / (0.1·2/3 + 0.9·1/2) and NPV 0.9·1/2 / (0.9·1/2 + 0.1·1/3).
+    Test: 0.7, 0.6 and 0.5 are COVID, 0.65 and 0.1 are not: 2 of 3 detected, 1 of 2 spared. At a prevalence of 0.1 PPV
+    is 0.1·2/3 / (0.1·2/3 + 0.9·1/2) and NPV 0.9·1/2 / (0.9·1/2 + 0.1·1/3).
     """
 
     def table(scores: list[float], covid: int) -> Predictions:
@@ -127,11 +127,11 @@ def test_predictive_values_cover() -> None:
 
 
 def test_subgroups_by_hand() -> None:
-    found = _random(90, seed=2)
-    table = found.table.assign(
-        source=np.repeat(["A", "B", ""], 30), sex=np.tile(["f", "m"], 45), note=found.table["path"]
+    predictions = _random(90, seed=2)
+    table = predictions.table.assign(
+        source=np.repeat(["A", "B", ""], 30), sex=np.tile(["f", "m"], 45), note=predictions.table["path"]
     )
-    tables = subgroups(Predictions(table, found.classes))
+    tables = subgroups(Predictions(table, predictions.classes))
     assert sorted(tables) == ["sex", "source"]  # the notes differ from image to image
     assert [row["value"] for row in tables["source"]] == ["A", "B", "(unknown)"]
     for row, value in zip(tables["sex"], ("f", "m"), strict=True):
@@ -147,10 +147,10 @@ def test_subgroups_by_hand() -> None:
 
 
 def test_no_source_is_dropped() -> None:
-    """Of 25 sources the 20 largest have a row, the others one together; a column of 25 other values has none."""
-    found = _random(300, seed=5)
+    """Of 25 sources the 20 largest have a row, the others one together; another column of 25 values has none."""
+    predictions = _random(300, seed=5)
     source = [f"s{i // 12:02}" for i in range(300)]
-    tables = subgroups(Predictions(found.table.assign(source=source, ward=source), found.classes))
+    tables = subgroups(Predictions(predictions.table.assign(source=source, ward=source), predictions.classes))
     assert list(tables) == ["source"]
     assert len(tables["source"]) == 21
     assert sum(row["n"] for row in tables["source"]) == 300
@@ -168,7 +168,7 @@ def test_patients_count_once() -> None:
             "p_y": [0.1, 0.6, 0.8, 0.5, 0.5, 0.2],
         }
     )
-    found = per_patient(Predictions(frame, ["x", "y"]))
-    assert (found["n"], found["mixed"]) == (3, 1)
-    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    result = per_patient(Predictions(frame, ["x", "y"]))
+    assert (result["n"], result["mixed"]) == (3, 1)
+    assert result["accuracy"]["value"] == pytest.approx(2 / 3)
     assert per_patient(_random(10)) is None

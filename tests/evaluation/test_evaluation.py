@@ -25,7 +25,7 @@ HAND = np.array([[57, 2, 1, 0], [1, 52, 6, 1], [0, 3, 57, 0], [0, 0, 2, 58]])
 
 
 def _predictions(confusion: np.ndarray, classes: list[str], rng: np.random.Generator) -> Predictions:
-    """Predictions with this confusion matrix, every image of a patient of its own."""
+    """Return predictions with this confusion matrix, each image of a different patient."""
     pairs = [(t, p) for t, p in np.ndindex(confusion.shape) for _ in range(confusion[t, p])]
     logits = rng.normal(size=(len(pairs), len(classes)))
     for row, (_, predicted) in zip(logits, pairs, strict=True):
@@ -43,29 +43,29 @@ def _predictions(confusion: np.ndarray, classes: list[str], rng: np.random.Gener
 
 
 def test_hand_worked_table() -> None:
-    """COVID: TP 57, FN 3, FP 1, TN 179. The seed project printed precision and recall the other way round."""
+    """COVID: TP 57, FN 3, FP 1, TN 179. The seed project swapped precision and recall."""
     rows = compute_metrics(_predictions(HAND, CLASSES, np.random.default_rng(0)))["per_class"].values()
-    found = {name: [row[name]["value"] for row in rows] for name in PER_CLASS}
-    np.testing.assert_allclose(found["recall"], [57 / 60, 52 / 60, 57 / 60, 58 / 60])
-    np.testing.assert_allclose(found["precision"], [57 / 58, 52 / 57, 57 / 66, 58 / 59])
-    np.testing.assert_allclose(found["specificity"], [179 / 180, 175 / 180, 171 / 180, 179 / 180])
-    np.testing.assert_allclose(found["accuracy"], [236 / 240, 227 / 240, 228 / 240, 237 / 240])
-    np.testing.assert_allclose(found["f1"], [114 / 118, 104 / 117, 114 / 126, 116 / 119])
+    values = {name: [row[name]["value"] for row in rows] for name in PER_CLASS}
+    np.testing.assert_allclose(values["recall"], [57 / 60, 52 / 60, 57 / 60, 58 / 60])
+    np.testing.assert_allclose(values["precision"], [57 / 58, 52 / 57, 57 / 66, 58 / 59])
+    np.testing.assert_allclose(values["specificity"], [179 / 180, 175 / 180, 171 / 180, 179 / 180])
+    np.testing.assert_allclose(values["accuracy"], [236 / 240, 227 / 240, 228 / 240, 237 / 240])
+    np.testing.assert_allclose(values["f1"], [114 / 118, 104 / 117, 114 / 126, 116 / 119])
 
 
 def test_hand_worked_headline() -> None:
-    found = compute_metrics(_predictions(HAND, CLASSES, np.random.default_rng(0)))
-    assert found["confusion"] == HAND.tolist()
-    assert found["n"] == 240
-    assert found["accuracy"]["value"] == pytest.approx(224 / 240)
-    assert found["balanced_accuracy"]["value"] == pytest.approx((57 + 52 + 57 + 58) / 240)
-    assert found["macro_f1"]["value"] == pytest.approx((114 / 118 + 104 / 117 + 114 / 126 + 116 / 119) / 4)
-    assert found["per_class"]["COVID"]["support"] == 60
+    metrics = compute_metrics(_predictions(HAND, CLASSES, np.random.default_rng(0)))
+    assert metrics["confusion"] == HAND.tolist()
+    assert metrics["n"] == 240
+    assert metrics["accuracy"]["value"] == pytest.approx(224 / 240)
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx((57 + 52 + 57 + 58) / 240)
+    assert metrics["macro_f1"]["value"] == pytest.approx((114 / 118 + 104 / 117 + 114 / 126 + 116 / 119) / 4)
+    assert metrics["per_class"]["COVID"]["support"] == 60
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(5, 200), st.integers(0, 10**6))
-def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
+def test_metrics_against_scikit_learn(classes: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     names = [f"class {i}" for i in range(classes)]
     labels = rng.integers(0, classes, n)
@@ -74,34 +74,34 @@ def test_equal_to_scikit_learn(classes: int, n: int, seed: int) -> None:
         {"path": np.arange(n).astype(str), "sha256": "0", "group": "", "source": "", "label": np.array(names)[labels]}
     )
     predictions = Predictions(prediction_table(records, softmax(logits, records), names), names)
-    found = compute_metrics(predictions, resamples=50)
+    metrics = compute_metrics(predictions, resamples=50)
     probabilities = predictions.probabilities
-    for row in [found[m] for m in OVERALL] + [row[m] for row in found["per_class"].values() for m in PER_CLASS]:
+    for row in [metrics[m] for m in OVERALL] + [row[m] for row in metrics["per_class"].values() for m in PER_CLASS]:
         if row["low"] is not None and row["value"] is not None:
             assert row["low"] <= row["value"] + 1e-12
             assert row["value"] <= row["high"] + 1e-12
     predicted = probabilities.argmax(1)
     present = np.unique(labels)
-    assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted), abs=1e-12)
-    assert found["balanced_accuracy"]["value"] == pytest.approx(
+    assert metrics["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(
         sk.recall_score(labels, predicted, labels=present, average="macro"), abs=1e-12
     )
-    assert found["macro_f1"]["value"] == pytest.approx(
+    assert metrics["macro_f1"]["value"] == pytest.approx(
         sk.f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12
     )
     if len(present) > 1 and len(np.unique(predicted)) > 1:
-        assert found["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-9)
+        assert metrics["mcc"]["value"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-9)
     else:  # 0/0
-        assert found["mcc"]["value"] is None
-    assert found["log_loss"]["value"] == pytest.approx(
+        assert metrics["mcc"]["value"] is None
+    assert metrics["log_loss"]["value"] == pytest.approx(
         sk.log_loss(labels, probabilities, labels=range(classes)), abs=1e-9
     )
-    assert found["brier"]["value"] == pytest.approx(
+    assert metrics["brier"]["value"] == pytest.approx(
         ((probabilities - np.eye(classes)[labels]) ** 2).sum(1).mean(), abs=1e-9
     )
-    np.testing.assert_array_equal(found["confusion"], sk.confusion_matrix(labels, predicted, labels=range(classes)))
+    np.testing.assert_array_equal(metrics["confusion"], sk.confusion_matrix(labels, predicted, labels=range(classes)))
     for i, name in enumerate(names):
-        row, truth = found["per_class"][name], labels == i
+        row, truth = metrics["per_class"][name], labels == i
         assert row["support"] == truth.sum()
         if truth.any() and not truth.all():
             assert row["auroc"]["value"] == pytest.approx(sk.roc_auc_score(truth, probabilities[:, i]), abs=1e-9)
@@ -120,7 +120,7 @@ def test_confusion_is_true_by_predicted() -> None:
     np.testing.assert_array_equal(confusion_matrix(np.array([0, 0, 1]), np.array([1, 1, 0]), 2), [[0, 2], [1, 0]])
 
 
-def test_predictions_come_back_exactly(tmp_path: Path) -> None:
+def test_predictions_are_read_back_exactly(tmp_path: Path) -> None:
     table = _predictions(HAND[:2, :2], ["NA", "007"], np.random.default_rng(1)).table
     table["group"] = ["00012"] * len(table)
     write_predictions(table, tmp_path / "predictions.csv")
@@ -132,14 +132,14 @@ def test_predictions_come_back_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.table["p_NA"], table["p_NA"])
 
 
-def test_another_program_s_table_needs_little(tmp_path: Path) -> None:
-    (tmp_path / "theirs.csv").write_text("path,label,p_b,p_a\n1.png,a,0.2,0.8\n2.png,b,0.9,0.1\n")
-    found = read_predictions(tmp_path / "theirs.csv")
-    assert found.classes == ["b", "a"]
-    assert found.table["predicted"].tolist() == ["a", "b"]
-    assert found.table["confidence"].tolist() == [0.8, 0.9]
-    assert found.patients.count == 2
-    assert compute_metrics(found)["accuracy"]["value"] == 1
+def test_a_table_of_another_program_needs_few_columns(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("path,label,p_b,p_a\n1.png,a,0.2,0.8\n2.png,b,0.9,0.1\n")
+    predictions = read_predictions(tmp_path / "table.csv")
+    assert predictions.classes == ["b", "a"]
+    assert predictions.table["predicted"].tolist() == ["a", "b"]
+    assert predictions.table["confidence"].tolist() == [0.8, 0.9]
+    assert predictions.patients.count == 2
+    assert compute_metrics(predictions)["accuracy"]["value"] == 1
 
 
 @pytest.mark.parametrize(
@@ -178,15 +178,15 @@ def test_diverged_scores_are_refused() -> None:
 def test_written_metrics_and_text(tmp_path: Path) -> None:
     import json
 
-    found = compute_metrics(_predictions(HAND, CLASSES, np.random.default_rng(0)))
-    write_metrics(found, tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    metrics = compute_metrics(_predictions(HAND, CLASSES, np.random.default_rng(0)))
+    write_metrics(metrics, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     table = pd.read_csv(tmp_path / "metrics.csv", index_col="class")
     assert table.loc["COVID", "recall"] == 57 / 60
     assert table.loc["COVID", "recall_low"] < 57 / 60 < table.loc["COVID", "recall_high"]
     assert table["support"].tolist() == [60] * 4
-    assert [len(row) for row in per_class_rows(found)] == [23] * 4
-    text = format_metrics(found)
+    assert [len(row) for row in per_class_rows(metrics)] == [23] * 4
+    text = format_metrics(metrics)
     assert "224 of 240" in text
     assert "0.95 [0.86, 0.98]" in text  # 57 of 60, as the README quotes it
     assert "too small to rank" not in text
@@ -195,14 +195,14 @@ def test_written_metrics_and_text(tmp_path: Path) -> None:
     assert with_limits({"value": None, "low": None, "high": None}) == "-"
 
 
-def test_a_flawless_model_is_not_said_to_be_certain() -> None:
+def test_a_flawless_model_is_not_certain() -> None:
     """60 of 60 right: no interval collapses to a point, and one patient alone gives none."""
     perfect = np.diag([20, 25, 15])
     predictions = _predictions(perfect, ["a", "b", "c"], np.random.default_rng(0))
-    found = compute_metrics(predictions)
+    metrics = compute_metrics(predictions)
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "mcc"):
-        assert found[name]["value"] == found[name]["high"] == 1
-        assert 0.8 < found[name]["low"] < 1
+        assert metrics[name]["value"] == metrics[name]["high"] == 1
+        assert 0.8 < metrics[name]["low"] < 1
     one = Predictions(predictions.table.assign(group="one"), predictions.classes)  # what one patient shows of others
     assert compute_metrics(one)["mcc"]["low"] is None
     assert compute_metrics(one)["accuracy"]["low"] < 0.25
@@ -211,18 +211,18 @@ def test_a_flawless_model_is_not_said_to_be_certain() -> None:
 def test_rounded_tables_have_the_log_loss_of_scikit_learn() -> None:
     """Zeros and ones in a table of few digits: kept 2.2e-16 away from the ends, on both sides."""
     frame = pd.DataFrame({"path": list("abcd"), "label": ["x", "x", "y", "y"], "p_x": [1, 0.7, 0.2, 1.0]})
-    found = compute_metrics(Predictions(frame.assign(p_y=1 - frame["p_x"]), ["x", "y"]))
+    metrics = compute_metrics(Predictions(frame.assign(p_y=1 - frame["p_x"]), ["x", "y"]))
     probabilities = np.stack([frame["p_x"], 1 - frame["p_x"]], 1)
-    assert found["log_loss"]["value"] == pytest.approx(sk.log_loss([0, 0, 1, 1], probabilities), abs=1e-9)
-    assert found["brier"]["high"] <= 2
+    assert metrics["log_loss"]["value"] == pytest.approx(sk.log_loss([0, 0, 1, 1], probabilities), abs=1e-9)
+    assert metrics["brier"]["high"] <= 2
 
 
 def test_one_class_alone_has_no_ranking_and_no_correlation() -> None:
     predictions = _predictions(HAND, CLASSES, np.random.default_rng(0))
-    found = compute_metrics(predictions.subset(predictions.labels == 0))
-    assert found["mcc"]["value"] is None
-    assert found["macro_average_precision"]["value"] is found["macro_auroc"]["value"] is None
-    assert found["accuracy"]["value"] == 57 / 60
+    metrics = compute_metrics(predictions.subset(predictions.labels == 0))
+    assert metrics["mcc"]["value"] is None
+    assert metrics["macro_average_precision"]["value"] is metrics["macro_auroc"]["value"] is None
+    assert metrics["accuracy"]["value"] == 57 / 60
 
 
 def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:

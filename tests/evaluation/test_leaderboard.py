@@ -1,11 +1,11 @@
-"""The leaderboard of hand-made run folders, where everything is known, and of a real run."""
+"""The leaderboard of hand-made run folders and of a real run."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +14,8 @@ from sklearn.metrics import accuracy_score
 
 from command_line import start_logging
 from evaluation.leaderboard import format_leaderboard, groups, read_runs
-from tests.helpers.verbs import Result
+from tests.helpers.verbs import Verb
 
-Verb = Callable[..., Result]
 IMAGES = [("aa", "COVID"), ("bb", "Normal"), ("cc", "Normal")]
 
 
@@ -30,7 +29,7 @@ def _make(
     tested: str = "2026-01-02T00:00:00Z",
     **record: object,
 ) -> Path:
-    """A run folder whose evaluation says `accuracy`; `valid` are (loss, accuracy) of its epochs of 30 seconds."""
+    """Write a run folder with this accuracy; `valid` has (loss, accuracy) of its epochs of 30 seconds."""
     run = parent / name
     run.mkdir(parents=True)
     facts = {"status": "finished", "model": "resnet18", "init": "none", "data": "here", "commit": "abc"}
@@ -63,7 +62,7 @@ def test_sorted_by_accuracy_then_by_validation(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["a", "b", "untested-best", "untested"]
 
 
-def test_what_a_row_says(tmp_path: Path) -> None:
+def test_the_contents_of_a_row(tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.8, valid=[(2.0, 0.1), (0.5, 0.75), (0.6, 0.9)], model="vgg16", init="w.pt", commit="c0ffee")
     (entry,) = read_runs(tmp_path)
     assert (entry.model, entry.init, entry.commit, entry.status, entry.n) == ("vgg16", "w.pt", "c0ffee", "finished", 3)
@@ -87,28 +86,28 @@ def test_an_interrupted_run_has_a_row(tmp_path: Path) -> None:
     assert a.warnings == b.warnings == []
 
 
-def test_other_images_are_another_table(tmp_path: Path) -> None:
+def test_different_images_have_separate_tables(tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.5)
     _make(tmp_path, "same", images=IMAGES[::-1])  # the split is the same, in another order
     _make(tmp_path, "other", 0.99, images=[*IMAGES[:2], ("dd", "Normal")])
     _make(tmp_path, "labels", 0.98, images=[*IMAGES[:2], ("cc", "COVID")])
     entries = read_runs(tmp_path)
-    found = [[entry.path.name for entry in group] for group in groups(entries)]
-    assert found == [["a", "same"], ["other"], ["labels"]]
+    names = [[entry.path.name for entry in group] for group in groups(entries)]
+    assert names == [["a", "same"], ["other"], ["labels"]]
     text = format_leaderboard(entries)
     assert "2 runs on the same 3 test images" in text
     assert "a ranking across them means nothing" in text
     assert "python compare.py" not in text  # nowhere are there two to compare
 
 
-def test_the_images_evaluated_count_not_those_of_the_split(tmp_path: Path) -> None:
+def test_groups_follow_the_evaluated_images_not_the_split(tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.5)
     fewer = _make(tmp_path, "b", 0.5)
     pd.DataFrame(IMAGES[:2], columns=["sha256", "label"]).to_csv(fewer / "test" / "predictions.csv", index=False)
     assert len(groups(read_runs(tmp_path))) == 2
 
 
-def test_images_that_are_not_known_are_no_common_ground(tmp_path: Path) -> None:
+def test_unknown_images_are_not_comparable(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (_make(tmp_path, name, 0.5) / "test" / "predictions.csv").write_text("label\nNormal\n")
     text = format_leaderboard(read_runs(tmp_path))
@@ -116,13 +115,13 @@ def test_images_that_are_not_known_are_no_common_ground(tmp_path: Path) -> None:
     assert "python compare.py" not in text
 
 
-def test_two_on_the_same_images_are_to_be_tested(tmp_path: Path) -> None:
+def test_two_runs_on_the_same_images_suggest_a_comparison(tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.5)
     _make(tmp_path, "b", 0.6)
     assert "python compare.py RUN RUN" in format_leaderboard(read_runs(tmp_path))
 
 
-def test_severe_warnings_go_with_the_number(verb: Verb, tmp_path: Path) -> None:
+def test_severe_warnings_are_printed(verb: Verb, tmp_path: Path) -> None:
     _make(tmp_path, "a", 0.99, severe=["trained on these"])
     result = verb("compare.py", "--list", "--save", tmp_path)
     assert result.code == 0, result.err
@@ -142,7 +141,7 @@ def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path: Path) -> None
         assert "it was trained further after its evaluation" in entry.warnings[0]
 
 
-def test_of_a_search_the_trials_are_listed_whose_weights_are_kept(tmp_path: Path) -> None:
+def test_trials_with_weights_are_listed(tmp_path: Path) -> None:
     _make(tmp_path, "alone", 0.5)
     for number in ("0000", "0001", "0007"):
         _make(tmp_path / "tune-x" / "trials", number, 0.9 if number == "0007" else None)

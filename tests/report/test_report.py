@@ -329,7 +329,7 @@ def test_every_class_has_its_curve_up_to_a_limit(size: int, panels: int, left_ou
         boxes = [ax.title.get_window_extent() for ax in drawn.axes if ax.get_title()]
         assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     heading = figure.get_suptitle()
-    assert heading == (f"{left_out} of {size} classes are not drawn, for want of room" if left_out else "")
+    assert heading == (f"not shown (no room): {left_out} of {size} classes" if left_out else "")
 
 
 def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
