@@ -253,12 +253,12 @@ def agreement_table() -> None:
         run = train(compose_config(list(TRAINING), {"save": folder}, None))
         checkpoint = load_checkpoint(run / "best.pt")
         chosen = select(compose_config([], {}, None), run, {})
-        part = chosen.dataset().images("test")
+        image_set = chosen.dataset().images("test")
         model = checkpoint.model().to(chosen.device)
     architecture = checkpoint.architecture
     layers = find_layers(model, architecture, checkpoint.size)
     maps = {"fp32": [], "bf16": []}
-    for item in part.batches(chosen.device, 32, architecture):
+    for item in image_set.batches(chosen.device, 32, architecture):
         targets = None
         for precision, found in maps.items():
             cut = cut_pass(model, layers, item.inputs, targets, precision)

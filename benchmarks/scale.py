@@ -89,15 +89,15 @@ def measure(data: str, cache: str, pipe) -> None:
     split = timed("split", lambda: split_records(records, DataConfig().split, 0), 5)
     training = records[split == "train"].reset_index(drop=True)
     classes = sorted(records["label"].unique())
-    part = ImageSet(
+    image_set = ImageSet(
         records=training, classes=classes, stores={"image": (store, store.rows(training["sha256"]))}
     )
 
     def batches(order: np.ndarray):
-        return part.batches(device, BATCH, Normalisation((0.5,), (0.25,)), Schedule(order))
+        return image_set.batches(device, BATCH, Normalisation((0.5,), (0.25,)), Schedule(order))
 
     def set_up() -> np.ndarray:
-        order = epoch_order(part.labels, "weighted", 0, 1)
+        order = epoch_order(image_set.labels, "weighted", 0, 1)
         next(batches(order))
         return order
 

@@ -44,10 +44,10 @@ def _prepared(model: str, images: int, batch: int, size: int) -> tuple[Learner, 
 
     flags = {"model": model, "init": "none", "train.batch": batch, "data.size": size}
     training = prepare(compose_config([f"data.phantom_count={_phantom_count(images)}"], flags, None))
-    part = training.dataset.images("train")
-    assert len(part) >= images
-    stores = {name: (store, rows[:images]) for name, (store, rows) in part.stores.items()}
-    return training.learner, replace(part, records=part.records.iloc[:images], stores=stores)
+    image_set = training.dataset.images("train")
+    assert len(image_set) >= images
+    stores = {name: (store, rows[:images]) for name, (store, rows) in image_set.stores.items()}
+    return training.learner, replace(image_set, records=image_set.records.iloc[:images], stores=stores)
 
 
 def _phantom_count(images: int) -> int:
@@ -58,7 +58,7 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
     from training.compilation import training_forward
     from training.loop import train_epoch
 
-    learner, part = _prepared(model, images, batch, size)
+    learner, image_set = _prepared(model, images, batch, size)
     learner.config.train.compile = compiled
     learner.forward = training_forward(learner, steps=images // batch)
     learner.config.train.epochs = 1000  # only as many as there are rounds are trained
@@ -67,7 +67,7 @@ def ours(model: str, images: int, batch: int, size: int, compiled: str = "off") 
 
     def epoch() -> float:
         began = time.perf_counter()
-        train_epoch(learner, part, next(epochs))
+        train_epoch(learner, image_set, next(epochs))
         finish(learner.device)
         return images / (time.perf_counter() - began)
 
@@ -93,8 +93,8 @@ def _bare_step(
 
 
 def bare(model: str, images: int, batch: int, size: int) -> Work:
-    learner, part = _prepared(model, images, batch, size)
-    item = next(iter(part.batches(learner.device, batch, learner.architecture)))
+    learner, image_set = _prepared(model, images, batch, size)
+    item = next(iter(image_set.batches(learner.device, batch, learner.architecture)))
     step = _bare_step(learner.model.train(), learner.optimizer, item.inputs, item.labels, learner.precision)
 
     def steps() -> float:
@@ -142,11 +142,11 @@ def epochs_table(models: list[str], images: int | None, batch: int, size: int, r
     rows, measured = [], {}
     for model in models:
         count = images or (GPU_IMAGES if torch.cuda.is_available() else IMAGES.get(model, 64))
-        learner, part = _prepared(model, count, batch, size)  # draws the phantom, fills the cache, measures precision
+        learner, image_set = _prepared(model, count, batch, size)  # fills the cache, measures precision
         precision = learner.precision
         del learner
         with tempfile.TemporaryDirectory() as folder:
-            link_images(list(part.records["path"]), list(part.records["label"]), Path(folder))
+            link_images(list(image_set.records["path"]), list(image_set.records["label"]), Path(folder))
             compiled = (
                 [Contestant("compiled", ours, model, count, batch, size, "on")] if torch.cuda.is_available() else []
             )
