@@ -234,10 +234,9 @@ class _Recorder(TorchFunctionMode):
         key: torch.Tensor,
         value: torch.Tensor,
         attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
+        *_dropout_and_causality: Any,
         scale: float | None = None,
-        enable_gqa: bool = False,
+        **_others: Any,
     ) -> torch.Tensor:
         """What `scaled_dot_product_attention` computes, weights written out; no classifier of pictures is causal."""
         with torch.autocast(query.device.type, enabled=False):
