@@ -18,7 +18,7 @@ from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
 from localization.request import ExplanationRequest
 from localization.sanity.checks import Finding, run_sanity
-from localization.sanity.randomise import MOST_PICTURES, fully_randomised
+from localization.sanity.randomise import MOST_IMAGES, fully_randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
 from localization.scoring.summary import SummaryRow, summarise, write_summary
@@ -131,7 +131,7 @@ def _sample(model: ExplainedModel, images: ImageSet, count: int, seed: int) -> B
 
 def _statistics(model: ExplainedModel, images: ImageSet, seed: int) -> torch.Tensor:
     """Return the inputs from which randomised models estimate the statistics of batch normalisation."""
-    return _sample(model, images, MOST_PICTURES, derived_seed(seed, 1)).inputs
+    return _sample(model, images, MOST_IMAGES, derived_seed(seed, 1)).inputs
 
 
 def _make_controls(model: ExplainedModel, images: ImageSet, request: ExplanationRequest) -> Controls:

@@ -32,10 +32,10 @@ class RecordedAttention:
     Attributes:
         weights: of each block (n, heads, N, N) float32; a row, over its last axis, sums to 1. Where the classifier
             pools the tokens by attention (SigLIP), the last is (n, heads, 1, N).
-        gradients: the same shapes, of each picture's target score with respect to them.
+        gradients: the same shapes, of each image's target score with respect to them.
         readout: (n, rows of the last block), sums to 1: the tokens that the classifier reads, all of them alike.
-        prefix: tokens before those of the picture.
-        grid: (h, w) of the picture's tokens.
+        prefix: tokens before those of the image.
+        grid: (h, w) of the image's tokens.
         scores: (n, classes) float32, before the softmax.
     """
 
@@ -47,7 +47,7 @@ class RecordedAttention:
     scores: torch.Tensor
 
     def maps(self, rows: torch.Tensor) -> torch.Tensor:
-        """The picture's part of (n, N) as (n, h, w)."""
+        """The image's part of (n, N) as (n, h, w)."""
         return rows[:, self.prefix :].unflatten(1, self.grid).float()
 
 
@@ -142,7 +142,7 @@ def record_attention(
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Why the architecture has no attention to roll out; empty where it has. Found by passes of one noise picture."""
+    """Why the architecture has no attention to roll out; empty where it has. Found by passes of one noise image."""
     recorder = _Recorder(keep=False)
     image = noise_image(model, architecture, size)
     with torch.no_grad(), evaluating(model), recorder:
@@ -151,7 +151,7 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
     if not shapes:
         return "it has no attention between tokens"
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
-        return "its attention lies in windows or groups of tokens: none sees the whole picture"
+        return "its attention lies in windows or groups of tokens: none sees the whole image"
     _, _, rows, columns = shapes[0]
     if rows == columns and not recorder.grid_of(rows):
         return f"its attention is over {rows} items that are not the places of a grid (channels, for instance)"
@@ -185,9 +185,9 @@ def _apart(before: torch.Tensor, after: torch.Tensor) -> bool:
     return torch.autograd.grad(after, before, seeds, retain_graph=True, allow_unused=True)[0] is None
 
 
-def _by_head(block: torch.Tensor, pictures: int) -> torch.Tensor:
+def _by_head(block: torch.Tensor, images: int) -> torch.Tensor:
     """(n · heads, N, N), as nn.MultiheadAttention computes it, or (n, heads, N, N), as the latter."""
-    return block if block.ndim == 4 else block.unflatten(0, (pictures, -1))
+    return block if block.ndim == 4 else block.unflatten(0, (images, -1))
 
 
 class _Recorder(TorchFunctionMode):
@@ -238,7 +238,7 @@ class _Recorder(TorchFunctionMode):
         scale: float | None = None,
         **_others: Any,
     ) -> torch.Tensor:
-        """What `scaled_dot_product_attention` computes, weights written out; no classifier of pictures is causal."""
+        """What `scaled_dot_product_attention` computes, weights written out; no classifier of images is causal."""
         with torch.autocast(query.device.type, enabled=False):
             similarity = query.float() @ key.float().mT * (query.shape[-1] ** -0.5 if scale is None else scale)
             if attn_mask is not None and attn_mask.dtype == torch.bool:

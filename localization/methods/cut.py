@@ -6,7 +6,7 @@ No backward hooks, no gradients of parameters, a batch at a time; the model is l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class Features:
     Attributes:
         activations: (n, channels, h, w) float32 (of a float64 model float64), the layer's output, after its ReLU where
             it has one.
-        gradients: the same shape, of each picture's target score with respect to them.
+        gradients: the same shape, of each image's target score with respect to them.
     """
 
     activations: torch.Tensor
@@ -41,7 +41,7 @@ class CutPass:
     Attributes:
         features: of each layer.
         scores: (n, classes) float32, before the softmax.
-        targets: (n,) int64, the class explained in each picture.
+        targets: (n,) int64, the class explained in each image.
     """
 
     features: list[Features]
@@ -65,8 +65,7 @@ def cut(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.T
         def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
             if not isinstance(output, torch.Tensor):
                 raise UserError(f"--layer {layer.name}: its output is no tensor")
-            activation = F.relu(output) if layer.relu_after else output
-            activation = _widened(activation)
+            activation = _widened(F.relu(output) if layer.relu_after else output)
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
             kept[layer.name] = activation
@@ -75,13 +74,10 @@ def cut(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.T
 
         return hook
 
-    handles = [model.get_submodule(layer.name).register_forward_hook(hook_of(layer)) for layer in layers]
-    try:
-        with evaluating(model):
-            yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for layer in layers:
+            hooks.enter_context(model.get_submodule(layer.name).register_forward_hook(hook_of(layer)))
+        yield kept
 
 
 def cut_pass(
@@ -100,7 +96,7 @@ def cut_pass(
 
     Works inside callers' `no_grad` and `inference_mode`. Raises: `UserError` for a layer whose output is no grid.
     """
-    picture = (inputs.shape[-2], inputs.shape[-1])
+    image = (inputs.shape[-2], inputs.shape[-1])
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -111,11 +107,11 @@ def cut_pass(
         targets = scores.argmax(1) if targets is None else targets.to(scores.device).clone()  # no inference tensor
         outputs = [kept[layer.name] for layer in layers]
         for layer, output in zip(layers, outputs, strict=True):
-            layer.to_maps(output.detach(), picture)
-        # The pictures of a batch do not see each other in evaluation mode: the gradient of the sum is each one's own.
+            layer.to_maps(output.detach(), image)
+        # The images of a batch do not see each other in evaluation mode: the gradient of the sum is each one's own.
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), outputs)
     features = [
-        Features(*(layer.to_maps(t.detach(), picture) for t in pair))
+        Features(*(layer.to_maps(t.detach(), image) for t in pair))
         for layer, *pair in zip(layers, outputs, gradients, strict=True)
     ]
     return CutPass(features, scores.detach(), targets)

@@ -86,9 +86,9 @@ def _weighted(weights: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
 
 
 def _first_component(values: torch.Tensor) -> torch.Tensor:
-    """Each cell's projection on the first principal axis of the cells of its picture: (n, h, w), signed, rectified.
+    """Each cell's projection on the first principal axis of the cells of its image: (n, h, w), signed, rectified.
 
-    NaN for a picture with a value that is not finite.
+    NaN for a image with a value that is not finite.
     """
     finite = values.isfinite().flatten(1).all(1)[:, None, None]
     values = values.where(finite[..., None], 0)

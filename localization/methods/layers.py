@@ -1,4 +1,4 @@
-"""Which layer a class activation map is taken from, and how that layer's output lies on the picture.
+"""Which layer a class activation map is taken from, and how that layer's output lies on the image.
 
 A layer's output is a grid in one of three forms, and none of them needs a word from the user: `maps` (n, channels, h,
 w) of CNNs, `maps_last` (n, h, w, channels) of Swin, `tokens` (n, prefix + h·w, channels) of ViT, where the prefix holds
@@ -8,7 +8,7 @@ the class token, the distillation token and the registers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +28,7 @@ class Layer:
     Attributes:
         name: dotted name of the module.
         form: `maps`, `maps_last` or `tokens`.
-        prefix: tokens before those of the picture.
+        prefix: tokens before those of the image.
         relu_after: a functional ReLU follows it in `forward` (DenseNet): the rectified map is meant.
     """
 
@@ -37,8 +37,8 @@ class Layer:
     prefix: int = 0
     relu_after: bool = False
 
-    def to_maps(self, output: torch.Tensor, picture: tuple[int, int]) -> torch.Tensor:
-        """The layer's output as (n, channels, h, w). `picture`, the input's (height, width), decides a tokens' grid.
+    def to_maps(self, output: torch.Tensor, image: tuple[int, int]) -> torch.Tensor:
+        """The layer's output as (n, channels, h, w). `image`, the input's (height, width), decides a tokens' grid.
 
         Raises: `UserError` for an output that is no such grid.
         """
@@ -47,7 +47,7 @@ class Layer:
         if self.form == "maps_last" and output.ndim == 4:
             return output.permute(0, 3, 1, 2)
         if self.form == "tokens" and output.ndim == 3:
-            grid = _token_grid(output.shape[1] - self.prefix, picture)
+            grid = _token_grid(output.shape[1] - self.prefix, image)
             if grid is not None:
                 return output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
         raise UserError(
@@ -64,9 +64,9 @@ class Layer:
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], 1)
 
 
-def _token_grid(count: int, picture: tuple[int, int]) -> tuple[int, int] | None:
-    """The grid (h, w) of `count` tokens with the picture's aspect; None where no grid has it."""
-    height, width = picture
+def _token_grid(count: int, image: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid (h, w) of `count` tokens with the image's aspect; None where no grid has it."""
+    height, width = image
     if count < 1:
         return None
     rows = round((count * height / width) ** 0.5)
@@ -175,21 +175,17 @@ def _probe_pass(
 
         return hook
 
-    modules = [(n, m) for n, m in model.named_modules() if n and not isinstance(m, _NO_FEATURES) and not _inner(m)]
-    handles = [module.register_forward_hook(note(name)) for name, module in modules]
-    if architecture.head:
-        head = model.get_submodule(architecture.head)
-        handles.append(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            scores = model(noise_image(model, architecture, size).requires_grad_())
-            seen = read[-1] if read else scores
-            weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1)).to(seen)
-            gradients = torch.autograd.grad((seen * weights).sum(), list(outputs.values()), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, gradients
+    with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        for name, module in model.named_modules():
+            if name and not isinstance(module, _NO_FEATURES) and not _inner(module):
+                hooks.enter_context(module.register_forward_hook(note(name)))
+        if architecture.head:
+            head = model.get_submodule(architecture.head)
+            hooks.enter_context(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
+        scores = model(noise_image(model, architecture, size).requires_grad_())
+        seen = read[-1] if read else scores
+        weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1)).to(seen)
+        return outputs, torch.autograd.grad((seen * weights).sum(), list(outputs.values()), allow_unused=True)
 
 
 def noise_image(model: nn.Module, architecture: Architecture, size: int) -> torch.Tensor:
@@ -210,7 +206,7 @@ def _attention_names(model: nn.Module) -> list[str]:
 
 
 def _layer_of(name: str, output: torch.Tensor, size: int, grids: list[tuple[int, int]]) -> Layer | None:
-    """How the output for one square picture is a grid; `grids` are those of the maps before it. None: it is none."""
+    """How the output for one square image is a grid; `grids` are those of the maps before it. None: it is none."""
     if len(output) != 1:
         return None  # windows lie along the first axis
     if output.ndim == 4:

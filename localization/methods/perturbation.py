@@ -1,7 +1,7 @@
-"""Maps from what the score does when a part of the picture or of a layer is taken away: no gradient is needed.
+"""Maps from what the score does when a part of the image or of a layer is taken away: no gradient is needed.
 
 Each method is a function of an `Explanation` and returns maps (n, h, w) float32 ≥ 0, not rescaled, on its own grid. The
-score is the class score before the softmax. One picture is worked on at a time, `settings.batch` copies of it in a
+score is the class score before the softmax. One image is worked on at a time, `settings.batch` copies of it in a
 forward pass, so that its map does not depend on the batch it stands in.
 """
 
@@ -25,7 +25,7 @@ from localization.methods.layers import Layer, evaluating
 def score_cam(explanation: Explanation) -> torch.Tensor:
     """Score-CAM (Wang 2020, algorithm 1): ReLU(Σ_k α_k A_k), α the softmax over channels of the scores of x ⊙ H_k.
 
-    H_k is channel k enlarged to the picture and stretched to [0, 1]; x is the normalised picture, so that what H_k
+    H_k is channel k enlarged to the image and stretched to [0, 1]; x is the normalised image, so that what H_k
     hides becomes the mean of the pixels that the network was made for. The paper's baseline score is common to all
     channels and cancels in the softmax. A channel that is constant has no H_k: it adds nothing. The channels are those
     `settings.max_channels` with the largest Grad-CAM weights, and the softmax is over them.
@@ -35,16 +35,16 @@ def score_cam(explanation: Explanation) -> torch.Tensor:
 
 def _score_cam(explanation: Explanation, features: Features) -> torch.Tensor:
     maps = []
-    for picture, target, activations, gradients in zip(
+    for image, target, activations, gradients in zip(
         explanation.inputs, explanation.targets, features.activations, features.gradients, strict=True
     ):
         varies = activations.amax((1, 2)) != activations.amin((1, 2))
         channels = _heaviest(gradients, varies, explanation.settings.max_channels)
         scores = [gradients.new_zeros(0)]
         for part in channels.split(explanation.settings.batch) if len(channels) else ():
-            large = F.interpolate(activations[part][None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
+            large = F.interpolate(activations[part][None], image.shape[1:], mode="bilinear", align_corners=False)[0]
             low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
-            hidden = picture * ((large - low) / (high - low))[:, None]
+            hidden = image * ((large - low) / (high - low))[:, None]
             scores.append(explanation.predict(hidden)[:, target])
         maps.append(F.relu(torch.einsum("k,khw->hw", torch.cat(scores).softmax(0), activations[channels])))
     return torch.stack(maps)
@@ -54,7 +54,7 @@ def ablation_cam(explanation: Explanation) -> torch.Tensor:
     """Ablation-CAM (Desai and Ramaswamy 2020, eq. 5): ReLU(Σ_k w_k A_k), w_k = (y − y_k) / |y|, y_k without channel k.
 
     A channel is taken away by zeros in the layer's output. The paper divides by y and takes it to be positive; a
-    negative one would turn every sign, hence |y|, a mere factor of the picture's. A channel that is 0 everywhere adds
+    negative one would turn every sign, hence |y|, a mere factor of the image's. A channel that is 0 everywhere adds
     nothing and costs nothing. Always in float32: one channel's part of a score is lost in bfloat16's 8 bits.
 
     If the model allows it, only the part behind the layer is run for a channel: the cost is then that of
@@ -70,61 +70,58 @@ def ablation_cam(explanation: Explanation) -> torch.Tensor:
 def _ablation_cam(explanation: Explanation, layer: Layer, features: Features, targets: torch.Tensor) -> torch.Tensor:
     most, copies = explanation.settings.max_channels, explanation.settings.batch
     tail_only = _takes_copies(explanation, layer, features)
-    if tail_only:  # as many numbers at the layer as in a batch of pictures
+    if tail_only:  # as many numbers at the layer as in a batch of images
         copies *= max(1, explanation.inputs[0].numel() // features.activations[0].numel())
         most = max(most, int(most / (_share_behind(explanation, layer) + 1 / copies)))
     maps = []
-    for picture, target, activations, gradients in zip(
+    for image, target, activations, gradients in zip(
         explanation.inputs, targets, features.activations, features.gradients, strict=True
     ):
         channels = _heaviest(gradients, activations.flatten(1).any(1), most)
         weights = []
-        for part in channels.split(max(1, copies - 1)):  # the first row is the picture as it is
+        for part in channels.split(max(1, copies - 1)):  # the first row is the image as it is
             kept = torch.ones(1 + len(part), len(activations), dtype=torch.bool, device=part.device)
             kept[torch.arange(1, 1 + len(part), device=part.device), part] = False
-            score = _ablated(explanation, layer, picture, kept, tail_only)[:, target]
+            score = _ablated(explanation, layer, image, kept, tail_only)[:, target]
             weights.append((score[0] - score[1:]) / score[0].abs().clamp_min(torch.finfo(score.dtype).tiny))
         maps.append(F.relu(torch.einsum("k,khw->hw", torch.cat(weights), activations[channels])))
     return torch.stack(maps)
 
 
 def _takes_copies(explanation: Explanation, layer: Layer, features: Features) -> bool:
-    """Whether what lies behind the layer takes a batch of edited copies of one picture's output.
+    """Whether what lies behind the layer takes a batch of edited copies of one image's output.
 
     It mostly does: a branch that went round the layer (a transformer's residual) is broadcast. Some code fixes the
     batch's size beforehand, and then there is an error or other scores than by the safe way; both are tried here, with
     the layer's output as it is and with nothing in it.
     """
-    picture, channels = explanation.inputs[0], features.activations.shape[1]
-    kept = torch.tensor([[True], [False]], device=picture.device).expand(2, channels)
+    image, channels = explanation.inputs[0], features.activations.shape[1]
+    kept = torch.tensor([[True], [False]], device=image.device).expand(2, channels)
     try:
-        quick = _ablated(explanation, layer, picture, kept, tail_only=True)
+        quick = _ablated(explanation, layer, image, kept, tail_only=True)
     except (RuntimeError, ValueError, AssertionError):  # whatever a model says to a batch that it did not expect
         return False
-    safe = _ablated(explanation, layer, picture, kept, tail_only=False)
+    safe = _ablated(explanation, layer, image, kept, tail_only=False)
     accuracy = 1e-3 * float(safe.nan_to_num().abs().max())
     return quick.shape == safe.shape and torch.allclose(quick, safe, rtol=1e-3, atol=accuracy, equal_nan=True)
 
 
 def _ablated(
-    explanation: Explanation, layer: Layer, picture: torch.Tensor, kept: torch.Tensor, tail_only: bool
+    explanation: Explanation, layer: Layer, image: torch.Tensor, kept: torch.Tensor, tail_only: bool
 ) -> torch.Tensor:
-    """The scores (k, classes) of one picture where row i of `kept` (k, channels) says which channels the layer has.
+    """The scores (k, classes) of one image where row i of `kept` (k, channels) says which channels the layer has.
 
     Args:
-        tail_only: the picture goes to the layer once and only what lies behind it sees k copies.
+        tail_only: the image goes to the layer once and only what lies behind it sees k copies.
     """
-    size = (picture.shape[-2], picture.shape[-1])
+    size = (image.shape[-2], image.shape[-1])
 
     def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         # before a ReLU of `forward` (DenseNet's) as good as behind it: what is 0 stays 0
         return layer.with_maps(output, layer.to_maps(output, size).masked_fill(~kept[:, :, None, None], 0))
 
-    handle = explanation.model.get_submodule(layer.name).register_forward_hook(edit)
-    try:
-        return explanation.predict(picture[None] if tail_only else picture.expand(len(kept), -1, -1, -1))
-    finally:
-        handle.remove()
+    with explanation.model.get_submodule(layer.name).register_forward_hook(edit):
+        return explanation.predict(image[None] if tail_only else image.expand(len(kept), -1, -1, -1))
 
 
 class _Work(TorchDispatchMode):
@@ -144,15 +141,11 @@ class _Work(TorchDispatchMode):
 
 def _share_behind(explanation: Explanation, layer: Layer) -> float:
     """Which share of a forward pass's operations comes after the layer, in [0, 1]."""
-    work, until = _Work(), []
-    module = explanation.model.get_submodule(layer.name)
-    handle = module.register_forward_hook(lambda *_: until.append(work.operations))
-    try:
-        # outside of inference mode, in which linear layers would reach the count whole
-        with torch.inference_mode(False), torch.no_grad(), evaluating(explanation.model), work:
-            explanation.model(torch.zeros_like(explanation.inputs[:1]))
-    finally:
-        handle.remove()
+    model, work, until = explanation.model, _Work(), []
+    hook = model.get_submodule(layer.name).register_forward_hook(lambda *_: until.append(work.operations))
+    # outside inference mode, where linear layers are dispatched whole and would not be counted
+    with hook, torch.inference_mode(False), torch.no_grad(), evaluating(model), work:
+        model(torch.zeros_like(explanation.inputs[:1]))
     return 1 - until[-1] / max(1, work.operations)
 
 
@@ -167,11 +160,11 @@ def occlusion(explanation: Explanation) -> torch.Tensor:
     windows = _windows(explanation.settings.cells, *explanation.inputs.shape[-2:])
     places = explanation.settings.cells - 1
     drops = []
-    for picture, target in zip(explanation.inputs, explanation.targets, strict=True):
+    for image, target in zip(explanation.inputs, explanation.targets, strict=True):
         scores = []
         for start in range(0, len(windows), explanation.settings.batch):
             part = windows[start : start + explanation.settings.batch]
-            covered = picture.repeat(len(part), 1, 1, 1)
+            covered = image.repeat(len(part), 1, 1, 1)
             for copy, window in zip(covered, part, strict=True):
                 copy[:, *window] = 0
             scores.append(explanation.predict(covered)[:, target])
@@ -193,7 +186,7 @@ def _heaviest(gradients: torch.Tensor, counted: torch.Tensor, most: int) -> torc
     """The channels, of those `counted`, with the largest Grad-CAM weights |mean gradient|, `most` of them.
 
     Args:
-        gradients: (channels, h, w) of one picture.
+        gradients: (channels, h, w) of one image.
         counted: (channels,) booleans.
     """
     channels = counted.nonzero()[:, 0]

@@ -1,7 +1,7 @@
-"""Maps of single pixels: the score's gradient with respect to the picture, along a path, under noise, or guided.
+"""Maps of single pixels: the score's gradient with respect to the image, along a path, under noise, or guided.
 
 Each method is a function of an `Explanation` and returns maps (n, height, width) float32 ≥ 0, not rescaled, on the
-input's own grid. One picture is worked on at a time, so that its map does not depend on the batch it stands in.
+input's own grid. One image is worked on at a time, so that its map does not depend on the batch it stands in.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from localization.methods.gradients import grad_cam, mean_of_layers
 from localization.methods.layers import evaluating, noise_image
 from pretrained_models import Architecture
 
-NOISE = 0.15  # standard deviation of SmoothGrad's noise as a share of the picture's range
+NOISE = 0.15  # standard deviation of SmoothGrad's noise as a share of the image's range
 COMPLETE = 0.01  # what the attributions' sum may miss, as a share of the score's change along the path
 
 
 def integrated_gradients(explanation: Explanation) -> torch.Tensor:
-    """Integrated gradients (Sundararajan 2017) from black to the picture, the channels summed, rectified."""
+    """Integrated gradients (Sundararajan 2017) from black to the image, the channels summed, rectified."""
     return F.relu(attributions(explanation).sum(1))
 
 
 def attributions(explanation: Explanation) -> torch.Tensor:
     """(n, channels, height, width), signed: (x − black) ∫₀¹ ∂score/∂x at black + t (x − black) dt (eq. 1).
 
-    Over a picture they should sum to score(x) − score(black) (completeness). The integral is the midpoint rule's over
+    Over a image they should sum to score(x) − score(black) (completeness). The integral is the midpoint rule's over
     `settings.steps` nodes; where that misses completeness by more than 1 %, over three times as many, the first among
     them; and where that does too, the nodes are weighted anew, see `_Path.completed`. (Along the path the slope of a
-    deep network turns hundreds of times, most of all in dark pictures: Gauss and Legendre's rule, made for smooth
+    deep network turns hundreds of times, most of all in dark images: Gauss and Legendre's rule, made for smooth
     functions, was further from the integral than the midpoint rule of as many nodes.)
     """
-    pictures, targets, steps = explanation.inputs, explanation.targets, explanation.settings.steps
-    black = explanation.black.to(pictures)[:, None, None].expand_as(pictures[0])
-    changes = (explanation.predict(pictures) - explanation.predict(black[None])).gather(1, targets[:, None])[:, 0]
+    images, targets, steps = explanation.inputs, explanation.targets, explanation.settings.steps
+    black = explanation.black.to(images)[:, None, None].expand_as(images[0])
+    changes = (explanation.predict(images) - explanation.predict(black[None])).gather(1, targets[:, None])[:, 0]
     coarse = (torch.arange(steps) + 0.5) / steps
     finer = ((torch.arange(3 * steps) + 0.5) / (3 * steps)).view(-1, 3)[:, [0, 2]].flatten()
     found = []
-    for picture, target, change in zip(pictures, targets, changes.double(), strict=True):
-        path = _Path(explanation, black, picture, target)
+    for image, target, change in zip(images, targets, changes.double(), strict=True):
+        path = _Path(explanation, black, image, target)
         path.walk(coarse)
         if path.misses(change):
             path.walk(finer)
@@ -54,25 +54,25 @@ def attributions(explanation: Explanation) -> torch.Tensor:
 
 
 class _Path:
-    """The attributions (x − black) ⊙ ∂score/∂x at nodes of the straight path from black to one picture.
+    """The attributions (x − black) ⊙ ∂score/∂x at nodes of the straight path from black to one image.
 
     Their sum at a node is the score's slope there, d score / dt.
     """
 
     def __init__(
-        self, explanation: Explanation, black: torch.Tensor, picture: torch.Tensor, target: torch.Tensor
+        self, explanation: Explanation, black: torch.Tensor, image: torch.Tensor, target: torch.Tensor
     ) -> None:
-        self.explanation, self.black, self.picture, self.target = explanation, black, picture, target
-        self.total = torch.zeros_like(picture, dtype=torch.float64)
+        self.explanation, self.black, self.image, self.target = explanation, black, image, target
+        self.total = torch.zeros_like(image, dtype=torch.float64)
         self.steep = torch.zeros_like(self.total)  # the sum of slope × attributions
         self.slopes = self.total.new_zeros(0)
 
     def walk(self, nodes: torch.Tensor) -> None:
         """Add nodes t in [0, 1]."""
-        for part in nodes.to(self.picture).split(self.explanation.settings.batch):
-            points = torch.lerp(self.black, self.picture, part[:, None, None, None])
+        for part in nodes.to(self.image).split(self.explanation.settings.batch):
+            points = torch.lerp(self.black, self.image, part[:, None, None, None])
             gradients = self.explanation.score_gradients(points, self.target.expand(len(part)))
-            here = gradients.double() * (self.picture - self.black)
+            here = gradients.double() * (self.image - self.black)
             slopes = here.sum((1, 2, 3))
             self.total += here.sum(0)
             self.steep += torch.einsum("s,schw->chw", slopes, here)
@@ -102,27 +102,27 @@ class _Path:
 
 
 def smooth_grad(explanation: Explanation) -> torch.Tensor:
-    """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `settings.samples` noisy copies of the picture|.
+    """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `settings.samples` noisy copies of the image|.
 
-    The noise is normal, its standard deviation 15 % of the picture's own range. It is grey, one plane for all channels,
-    as radiographs are; the plane of a sample is a function of (seed, sample) alone, the same for every picture.
+    The noise is normal, its standard deviation 15 % of the image's own range. It is grey, one plane for all channels,
+    as radiographs are; the plane of a sample is a function of (seed, sample) alone, the same for every image.
     """
-    pictures, samples = explanation.inputs, explanation.settings.samples
-    planes = torch.cat([_noise(explanation.settings.seed, sample, pictures) for sample in range(samples)])
+    images, samples = explanation.inputs, explanation.settings.samples
+    planes = torch.cat([_noise(explanation.settings.seed, sample, images) for sample in range(samples)])
     maps = []
-    for picture, target in zip(pictures, explanation.targets, strict=True):
-        total, spread = torch.zeros_like(picture), NOISE * (picture.max() - picture.min())
+    for image, target in zip(images, explanation.targets, strict=True):
+        total, spread = torch.zeros_like(image), NOISE * (image.max() - image.min())
         for part in planes.split(explanation.settings.batch):
-            total += explanation.score_gradients(picture + spread * part, target.expand(len(part))).sum(0)
-        # a picture that is not finite has no map; ReLUs would hide it
+            total += explanation.score_gradients(image + spread * part, target.expand(len(part))).sum(0)
+        # a image that is not finite has no map; ReLUs would hide it
         maps.append((total / samples).sum(0).abs() + 0 * spread)
     return torch.stack(maps)
 
 
-def _noise(seed: int, sample: int, pictures: torch.Tensor) -> torch.Tensor:
+def _noise(seed: int, sample: int, images: torch.Tensor) -> torch.Tensor:
     """(1, 1, height, width) standard normal, the same on every device."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, sample]).generate_state(1)[0]))
-    return torch.randn(1, 1, *pictures.shape[2:], generator=generator).to(pictures)
+    return torch.randn(1, 1, *images.shape[2:], generator=generator).to(images)
 
 
 def guided_grad_cam(explanation: Explanation) -> torch.Tensor:
@@ -143,9 +143,9 @@ def guided_gradients(explanation: Explanation) -> torch.Tensor:
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black picture.
+    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black image.
 
-    It takes a ReLU that the picture passes: those of Swin V2 only make its position biases.
+    It takes a ReLU that the image passes: those of Swin V2 only make its position biases.
     """
     guided = _Guided()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:

@@ -127,11 +127,8 @@ class _Suite:
             self.images[method] += len(inputs[0])
             self.bar.update(len(inputs[0]))
 
-        handle = model.register_forward_pre_hook(hook)
-        try:
+        with model.register_forward_pre_hook(hook):
             yield
-        finally:
-            handle.remove()
 
     def _random_models(self, method: str, last: int) -> list[tuple[int, int]]:
         """Return the random models that the method is tried on, as (stage, draw)."""

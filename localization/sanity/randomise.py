@@ -6,7 +6,9 @@ Cascading randomisation (Adebayo 2018, Sanity Checks for Saliency Maps, section 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from localization.methods.layers import evaluating
 from pretrained_models import Architecture
 
 STAGES = 5
-MOST_PICTURES = 32  # from which the statistics of batch normalisation are estimated
+MOST_IMAGES = 32  # from which the statistics of batch normalisation are estimated
 
 
 def randomised(
@@ -34,21 +36,21 @@ def randomised(
       alive.
 
     Not the modules' own `reset_parameters`: the biases that those draw drown the signal in a network without
-    normalisation. VGG16's features were then the same for every picture, and against a dead network every method
+    normalisation. VGG16's features were then the same for every image, and against a dead network every method
     passes. Nor the constructor's own initialisation, which makes torchvision's ViT a head of zeros and timm's ResNets
     blocks of zeros.
 
-    Batch normalisation in those stages takes its statistics from the pictures, since those of the trained weights do
+    Batch normalisation in those stages takes its statistics from the images, since those of the trained weights do
     not fit others: activations would vanish or explode. Everything is a function of the seed, and a parameter that is
     random in two stages is the same in both.
 
     Args:
-        inputs: (n, channels, height, width) float32, normalised, on the model's device: pictures for the order of the
+        inputs: (n, channels, height, width) float32, normalised, on the model's device: images for the order of the
             modules (the first) and for the statistics (at most 32).
         stage: 0 gives a plain copy, `STAGES` an entirely random model.
     """
     with torch.inference_mode(False), torch.no_grad():
-        inputs = inputs[:MOST_PICTURES].clone()
+        inputs = inputs[:MOST_IMAGES].clone()
         fresh = copy.deepcopy(model).eval()
         names = [name for group in stages(fresh, architecture, inputs)[:stage] for name in group]
         numbers = {id(parameter): number for number, parameter in enumerate(fresh.parameters())}
@@ -69,28 +71,23 @@ def stages(model: nn.Module, architecture: Architecture, inputs: torch.Tensor, c
     """Names of the modules with parameters of their own, in at most `count` stages from the head downwards.
 
     The first stage is the classifier head alone; the others hold about equally many modules, in the order in which a
-    forward pass of the first picture enters them, the last first. A module that is entered again counts where it is
+    forward pass of the first image enters them, the last first. A module that is entered again counts where it is
     entered last; one that is never entered, as its parent reads its weights (the projection in nn.MultiheadAttention),
     counts with that parent.
     """
     entered: dict[str, int] = {}
+    count_entered = itertools.count()
 
-    def note(name: str):
+    def note(name: str) -> Callable:
         def hook(_module: nn.Module, _inputs: object) -> None:
-            entered.pop(name, None)
-            entered[name] = len(order)
-            order.append(name)
+            entered[name] = next(count_entered)
 
         return hook
 
-    order: list[str] = []
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            model(inputs[:1].clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.no_grad():
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(note(name)))
+        model(inputs[:1].clone())
 
     def place(name: str) -> int:
         while name not in entered:
