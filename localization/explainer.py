@@ -1,4 +1,4 @@
-"""A model and the methods that can explain it."""
+"""`Explainer`: a model, its target layers, and the methods that it allows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Explainer:
     Parameters
     ----------
     model : nn.Module
-        Maps images (n, channels, size, size) to class scores (n, classes). Its weights, modes and hooks stay as they
-        are.
+        Returns class scores (n, classes) for images (n, channels, size, size). It is not changed: its weights, its
+        mode and its hooks stay as they are.
     mean, std : sequence of float
         Normalisation of each channel for pixels in [0, 1]; their length is the number of channels.
     size : int
@@ -38,19 +38,21 @@ class Explainer:
     settings : Settings, optional
         Precision, seed and cost of the methods.
     architecture : Architecture, optional
-        The architecture in `pretrained_models` that the model was built as; gives its name and head. Default: both are
-        found in the model.
+        Architecture of `pretrained_models` that the model was built as, for its name and head. Default: both are found
+        in the model.
 
     Attributes
     ----------
     layers : tuple of Layer
         The target layers; empty if the model has no feature map.
+    available : list of str
+        The keys of `METHODS` that the model allows.
 
     Raises
     ------
     UserError
-        If the model returns no class scores for such an image, or if a layer does not exist, gives no feature map or
-        has no influence on the scores.
+        If the model does not return class scores, or if a layer does not exist, gives no feature map or does not
+        influence the scores.
 
     Examples
     --------
@@ -84,7 +86,7 @@ class Explainer:
         architecture: Architecture | None = None,
     ) -> None:
         self.model, self.size, self.settings = model, size, settings or Settings()
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.mean, self.std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
         bare = Architecture(name=type(model).__name__, head="", size=size, mean=tuple(mean), std=tuple(std))
         self.class_count = _class_count(model, bare)
         self.architecture = architecture or replace(bare, head=_find_head(model, self.class_count))
@@ -110,7 +112,7 @@ class Explainer:
         layers: Layers = None,
         settings: Settings | None = None,
     ) -> Explainer:
-        """Return the explainer of a model that was built as `architecture`, with that one's normalisation."""
+        """Return the explainer of a model that was built as `architecture`, with its normalisation."""
         normalisation = {"mean": architecture.mean, "std": architecture.std}
         return cls(model, size=size, layers=layers, settings=settings, architecture=architecture, **normalisation)
 
@@ -151,7 +153,7 @@ class Explainer:
         return name
 
     def explain(self, inputs: torch.Tensor, targets: torch.Tensor | None = None) -> Explanation:
-        """Return the explanation of a batch, which computes maps: `METHODS[name].function(explanation)`.
+        """Return the explanation of a batch, from which `METHODS[name].function` computes the maps of a method.
 
         Methods that are given the same explanation share its passes through the model.
 

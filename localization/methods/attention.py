@@ -1,7 +1,7 @@
-"""What transformers attend to: attention rollout and gradient rollout, from one recorded pass.
+"""Attention rollout and gradient rollout of transformers, both from one recorded pass.
 
-The attention of every block is recorded while the model runs as it is: a `TorchFunctionMode` (one thread's own) sees
-the three calls by which torchvision's and timm's models compute it. Nothing is copied, patched or hooked.
+The attention of every block is recorded while the unmodified model runs: a `TorchFunctionMode`, which affects only its
+own thread, intercepts the three calls with which torchvision's and timm's models compute attention.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _PART_BYTES = 2**27  # of recorded attention at a time; the gradients need as mu
 
 @dataclass(kw_only=True)
 class RecordedAttention:
-    """The attention of every block in one pass, N tokens, and what the scores owe to it.
+    """The attention over N tokens of every block in one pass, and the gradients with respect to it.
 
     Attributes:
-        weights: of each block (n, heads, N, N) float32; a row, over its last axis, sums to 1. Where the classifier
-            pools the tokens by attention (SigLIP), the last is (n, heads, 1, N).
-        gradients: the same shapes, of each image's target score with respect to them.
-        readout: (n, rows of the last block), sums to 1: the tokens that the classifier reads, all of them alike.
-        prefix: tokens before those of the image.
+        weights: for each block (n, heads, N, N) float32; the last axis sums to 1. If the classifier pools the tokens by
+            attention (SigLIP), the last entry is (n, heads, 1, N).
+        gradients: the same shapes: ∂score/∂weights for the target class of each image.
+        readout: (n, rows of the last block), sums to 1: equal weights on the tokens that the classifier reads.
+        prefix: number of tokens before those of the image.
         grid: (h, w) of the image's tokens.
         scores: (n, classes) float32, before the softmax.
     """
@@ -47,23 +47,23 @@ class RecordedAttention:
     scores: torch.Tensor
 
     def maps(self, rows: torch.Tensor) -> torch.Tensor:
-        """The image's part of (n, N) as (n, h, w)."""
+        """Return the image tokens' part of rows (n, N) as maps (n, h, w)."""
         return rows[:, self.prefix :].unflatten(1, self.grid).float()
 
 
 @dataclass
 class AttentionPass:
-    """Both methods' maps, each (n, h, w): the attention itself is too large to keep for a whole batch."""
+    """The maps (n, h, w) of both methods; the attention itself would be too large to keep for a whole batch."""
 
     rollout: torch.Tensor
     gradient_rollout: torch.Tensor
 
 
 def rolled_out(weights: Iterable[torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
-    """How much of each token (n, N) the read ones hold, after Abnar and Zuidema 2020.
+    """Return how much of each token the tokens that the classifier reads contain (n, N) (Abnar and Zuidema 2020).
 
-    The heads are averaged, the residual connection counts as much as the attention, ½A + ½I, and the blocks are
-    multiplied. Pooling by attention has no residual connection. The `weights` are those of `RecordedAttention`.
+    The heads are averaged, attention and residual connection count equally (½A + ½I), and the blocks are multiplied.
+    Pooling by attention has no residual connection. For `weights` and `readout` see `RecordedAttention`.
     """
     product = None
     for block in weights:
@@ -77,10 +77,10 @@ def rolled_out(weights: Iterable[torch.Tensor], readout: torch.Tensor) -> torch.
 def relevance(
     weights: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor], readout: torch.Tensor
 ) -> torch.Tensor:
-    """The relevance of each token (n, N) for the target, after Chefer 2021 (Generic attention-model explainability).
+    """Return the relevance of each token (n, N) for the target (Chefer 2021, Generic attention-model explainability).
 
-    Ā = mean over the heads of ReLU(∇A ⊙ A) (eq. 5); R ← R + Ā R from R = I (eq. 6); what the read tokens hold without
-    the identity that R began with.
+    Ā is the mean over the heads of ReLU(∇A ⊙ A) (eq. 5). R starts as I and becomes R + Ā R in each block (eq. 6). The
+    result is the rows of R − I of the tokens that the classifier reads.
     """
     total = start = None
     for block, gradient in zip(weights, gradients, strict=True):
@@ -96,40 +96,40 @@ def relevance(
 def attention_pass(
     model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, precision: str = "fp32"
 ) -> AttentionPass:
-    """Both methods' maps of `inputs` (n, channels, height, width) for `targets` (n,), in parts that fit in memory."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    """Return the maps of `inputs` (n, channels, height, width) for `targets` (n,), in parts that fit in memory."""
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     done, count = 0, 1
     while done < len(inputs):
         part = slice(done, done + count)
         recorded = record_attention(model, inputs[part], targets[part], precision)
-        rows = rolled_out(recorded.weights, recorded.readout)
-        relevant = relevance(recorded.weights, recorded.gradients, recorded.readout)
-        found.append((recorded.maps(rows), recorded.maps(relevant)))
-        done += len(rows)
-        count = max(1, _PART_BYTES * len(rows) // sum(4 * block.numel() for block in recorded.weights))
-    return AttentionPass(*(torch.cat(maps) for maps in zip(*found, strict=True)))
+        contents = rolled_out(recorded.weights, recorded.readout)
+        relevances = relevance(recorded.weights, recorded.gradients, recorded.readout)
+        parts.append((recorded.maps(contents), recorded.maps(relevances)))
+        done += len(contents)
+        count = max(1, _PART_BYTES * len(contents) // sum(4 * block.numel() for block in recorded.weights))
+    return AttentionPass(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
 
 def record_attention(
     model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, precision: str = "fp32"
 ) -> RecordedAttention:
-    """One forward and one backward pass of an architecture that `why_not` says nothing against.
+    """Record one forward and one backward pass of a model for which `why_not` gives no reason.
+
+    It also works inside a caller's `no_grad` or `inference_mode`, and leaves the model unchanged.
 
     Args:
         inputs: (n, channels, height, width) float32, normalised, on the model's device.
         targets: (n,) int64 classes to explain.
-        precision: of the autocast; the attention itself is computed in float32.
-
-    Works inside callers' `no_grad` and `inference_mode`; the model is left as it was found.
+        precision: autocast precision; the attention itself is always computed in float32.
     """
     recorder, scores = _pass_with_graph(model, inputs, precision)
-    # NaN passes through zeros, those of a new head too, and reaches no token that has no part in the scores: the rows
-    # that it reaches in the last block are the tokens that the classifier reads.
+    # NaN propagates even through a head of zeros, but only to tokens on which the scores depend: the rows that it
+    # reaches in the last block are the tokens that the classifier reads.
     poison = torch.full_like(scores, torch.nan)
     (reached,) = torch.autograd.grad(scores, recorder.weights[-1], poison, retain_graph=True)
     read = _by_head(reached, len(inputs)).isnan().any(3).any(1).float()
-    wanted = F.one_hot(targets.to(scores.device), scores.shape[1]).to(scores)
-    gradients = torch.autograd.grad(scores, recorder.weights, wanted)
+    selected = F.one_hot(targets.to(scores.device), scores.shape[1]).to(scores)
+    gradients = torch.autograd.grad(scores, recorder.weights, selected)
     prefix, grid = recorder.grid_of(recorder.shapes[-1][-1])
     return RecordedAttention(
         weights=[_by_head(block.detach(), len(inputs)).float() for block in recorder.weights],
@@ -142,7 +142,7 @@ def record_attention(
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Why the architecture has no attention to roll out; empty where it has. Found by passes of one noise image."""
+    """Return why attention cannot be rolled out in this model, found by passes of one noise image; empty if it can."""
     recorder = _Recorder(keep=False)
     image = noise_image(model, architecture, size)
     with torch.no_grad(), evaluating(model), recorder:
@@ -151,27 +151,27 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
     if not shapes:
         return "it has no attention between tokens"
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
-        return "its attention lies in windows or groups of tokens: none sees the whole image"
+        return "its attention is limited to windows or groups of tokens, so no token sees the whole image"
     _, _, rows, columns = shapes[0]
     if rows == columns and not recorder.grid_of(rows):
-        return f"its attention is over {rows} items that are not the places of a grid (channels, for instance)"
+        return f"its attention is over {rows} items that are not positions of a grid (such as channels)"
     pooled_by_attention = len(shapes) > 1 and shapes[-1][2] == 1
     for _, _, rows, columns in shapes[:-1] if pooled_by_attention else shapes:
         if rows != columns:
             return f"its tokens do not all attend to each other (in one block, {rows} of them to {columns})"
     counts = list(dict.fromkeys(shape[3] for shape in shapes))
     if len(counts) > 1:
-        return f"its blocks do not all attend over the same tokens ({', then '.join(map(str, counts))} of them)"
+        return f"its blocks attend over different numbers of tokens ({', then '.join(map(str, counts))})"
     if recorder.mixed:
-        return "convolutions mix its tokens between one attention and the next"
+        return "convolutions mix its tokens between attention blocks"
     weights = _pass_with_graph(model, image)[0].weights
-    if any(_apart(before, after) for before, after in pairwise(weights)):
-        return "several attentions stand side by side in its blocks, which have no product"
+    if any(_independent(before, after) for before, after in pairwise(weights)):
+        return "its blocks hold parallel attention branches, which cannot be multiplied"
     return ""
 
 
 def _pass_with_graph(model: nn.Module, inputs: torch.Tensor, precision: str = "fp32") -> tuple[_Recorder, torch.Tensor]:
-    """A forward pass whose graph holds the attention of every block; the scores are (n, classes) float32."""
+    """Return the recorder and the scores (n, classes) of a pass whose graph holds the attention of every block."""
     recorder = _Recorder(keep=True)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), autocast(inputs.device, precision):
         leaf = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
@@ -179,26 +179,26 @@ def _pass_with_graph(model: nn.Module, inputs: torch.Tensor, precision: str = "f
             return recorder, model(leaf).float()
 
 
-def _apart(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """Whether `after` is no function of `before`: they are not of one block and a later one."""
+def _independent(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Return whether `after` does not depend on `before`, as in parallel branches."""
     seeds = torch.zeros_like(after)
     return torch.autograd.grad(after, before, seeds, retain_graph=True, allow_unused=True)[0] is None
 
 
-def _by_head(block: torch.Tensor, images: int) -> torch.Tensor:
-    """(n · heads, N, N), as nn.MultiheadAttention computes it, or (n, heads, N, N), as the latter."""
-    return block if block.ndim == 4 else block.unflatten(0, (images, -1))
+def _by_head(block: torch.Tensor, count: int) -> torch.Tensor:
+    """Return attention (n, heads, N, N) or, from nn.MultiheadAttention, (n · heads, N, N) as (n, heads, N, N)."""
+    return block if block.ndim == 4 else block.unflatten(0, (count, -1))
 
 
 class _Recorder(TorchFunctionMode):
-    """Records attention while a model runs, in the three ways in which models compute it.
+    """Records attention while a model runs, whichever of the three calls computes it.
 
     Attributes:
-        shapes: of each attention, (n, heads, rows, columns) where it is between tokens.
-        weights: the same tensors, each the very one in the graph, (n · heads, N, N) from nn.MultiheadAttention; empty
-            unless they are to be kept.
-        grids: (h, w) of the convolutions' outputs: the patch embedding's among them.
-        mixed: whether a convolution over more than one place came between two of them.
+        keep: whether to keep the weights.
+        shapes: of every attention; (n, heads, rows, columns) if it is between tokens.
+        weights: the tensors in the graph, (n · heads, N, N) from nn.MultiheadAttention; empty without `keep`.
+        grids: (h, w) of the outputs of all convolutions, the patch embedding's among them.
+        mixed: whether a convolution over more than one position came between two attentions.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -234,11 +234,11 @@ class _Recorder(TorchFunctionMode):
         key: torch.Tensor,
         value: torch.Tensor,
         attn_mask: torch.Tensor | None = None,
-        *_dropout_and_causality: Any,
+        *_dropout_and_causal: Any,
         scale: float | None = None,
         **_others: Any,
     ) -> torch.Tensor:
-        """What `scaled_dot_product_attention` computes, weights written out; no classifier of images is causal."""
+        """Compute `scaled_dot_product_attention` with explicit weights; image classifiers are never causal."""
         with torch.autocast(query.device.type, enabled=False):
             similarity = query.float() @ key.float().mT * (query.shape[-1] ** -0.5 if scale is None else scale)
             if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -250,18 +250,18 @@ class _Recorder(TorchFunctionMode):
             return (weights @ value.float()).to(value.dtype)
 
     def _with_weights(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple:
-        """nn.MultiheadAttention, made to tell its weights: those that it returns are a view of those that it used."""
-        asked = kwargs.get("need_weights", True)
+        """Run nn.MultiheadAttention with its weights returned: they are a view of the tensor in the graph."""
+        need_weights = kwargs.get("need_weights", True)
         output, weights = func(*args, **kwargs | {"need_weights": True, "average_attn_weights": False})
         self._note(weights._base, weights.shape)
-        if not asked:
+        if not need_weights:
             return output, None
         return output, weights.mean(1) if kwargs.get("average_attn_weights", True) else weights
 
     def grid_of(self, tokens: int) -> tuple[int, tuple[int, int]] | None:
-        """`token_prefix` of `tokens`; None where its grid is not the output of one of the convolutions, if any ran."""
-        found = token_prefix(tokens, self.grids)
-        return None if found and self.grids and found[1] not in self.grids else found
+        """Return `token_prefix` of `tokens`; None if convolutions ran and none of them has that grid."""
+        split = token_prefix(tokens, self.grids)
+        return None if split and self.grids and split[1] not in self.grids else split
 
     def _note(self, weights: torch.Tensor, shape: tuple[int, ...]) -> None:
         self.mixed = self.mixed or self._convolved

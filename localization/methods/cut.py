@@ -1,6 +1,6 @@
 """A forward pass whose graph is cut at the target layers: one backward pass of the tail alone gives every gradient.
 
-No backward hooks, no gradients of parameters, a batch at a time; the model is left as it was found.
+There are no backward hooks and no gradients of parameters; a whole batch is one pass, and the model is left unchanged.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import nn
 from localization.methods.layers import Layer, evaluating
 from utils import UserError, autocast
 
-# The smallest lift that makes 0 positive without changing any other activation: see `cut`.
+# Makes 0 positive without changing any other activation: see `cut`.
 _ABOVE_ZERO = 1e-30
 
 
 @dataclass
 class Features:
-    """What a pass gives at one layer.
+    """The activations and gradients of one layer.
 
     Attributes:
-        activations: (n, channels, h, w) float32 (of a float64 model float64), the layer's output, after its ReLU where
-            it has one.
-        gradients: the same shape, of each image's target score with respect to them.
+        activations: (n, channels, h, w) float32 (float64 for a float64 model), the layer's output, rectified if a ReLU
+            in `forward` follows.
+        gradients: the same shape: ∂score/∂activations for the target class of each image.
     """
 
     activations: torch.Tensor
@@ -36,10 +36,10 @@ class Features:
 
 @dataclass
 class CutPass:
-    """What one pass through a cut model gives.
+    """The result of one pass through a cut model.
 
     Attributes:
-        features: of each layer.
+        features: one entry per layer.
         scores: (n, classes) float32, before the softmax.
         targets: (n,) int64, the class explained in each image.
     """
@@ -51,20 +51,20 @@ class CutPass:
 
 @contextmanager
 def cut(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut `model` at `layers` while the block runs: after a forward pass their outputs stand under their names.
+    """Cut `model` at `layers` while the block runs; yield a mapping from layer name to output, filled by each pass.
 
-    The first layer's output becomes a leaf of a new graph, a later one's stays a part of it. What a layer passes on is
-    a copy, so that an in-place ReLU behind it (VGG's, DenseNet's) cannot change what was kept. Where `forward` itself
-    rectifies the layer's output (`relu_after`, DenseNet), the rectified map is the target: the copy is then raised by
-    1e-30, which changes no sum in float32 or bfloat16, but lets the second ReLU, whose derivative at exactly 0 is 0,
-    pass the gradient on as if it were not there.
+    The first layer's output becomes a leaf of a new graph; a later layer's output stays part of that graph. A layer
+    passes on a copy of its output, so that an in-place ReLU after it (VGG, DenseNet) cannot change what was kept. If
+    `forward` itself rectifies the output (`relu_after`, DenseNet), the rectified map is the target. The copy is then
+    raised by 1e-30, which changes no sum in float32 or bfloat16 but makes the second ReLU, whose derivative at exactly
+    0 is 0, pass the gradient on unchanged.
     """
     kept: dict[str, torch.Tensor] = {}
 
     def hook_of(layer: Layer) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
         def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
             if not isinstance(output, torch.Tensor):
-                raise UserError(f"--layer {layer.name}: its output is no tensor")
+                raise UserError(f"--layer {layer.name}: its output is not a tensor")
             activation = _widened(F.relu(output) if layer.relu_after else output)
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
@@ -87,16 +87,18 @@ def cut_pass(
     targets: torch.Tensor | None = None,
     precision: str = "fp32",
 ) -> CutPass:
-    """One forward pass and the gradients of the target scores with respect to the layers' outputs.
+    """Run one forward pass and compute the gradients of the target scores with respect to the layers' outputs.
+
+    It also works inside a caller's `no_grad` or `inference_mode`.
 
     Args:
         inputs: (n, channels, height, width) float32, normalised, on the model's device.
         targets: (n,) int64 classes to explain; None: the predicted ones.
-        precision: of the autocast.
+        precision: autocast precision, `fp32` or `bf16`.
 
-    Works inside callers' `no_grad` and `inference_mode`. Raises: `UserError` for a layer whose output is no grid.
+    Raises: `UserError` for a layer whose output is not a grid.
     """
-    image = (inputs.shape[-2], inputs.shape[-1])
+    size = (inputs.shape[-2], inputs.shape[-1])
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -104,19 +106,19 @@ def cut_pass(
         autocast(inputs.device, precision),
     ):
         scores = _widened(model(inputs.clone() if inputs.is_inference() else inputs.detach()))
-        targets = scores.argmax(1) if targets is None else targets.to(scores.device).clone()  # no inference tensor
+        targets = scores.argmax(1) if targets is None else targets.to(scores.device).clone()  # not an inference tensor
         outputs = [kept[layer.name] for layer in layers]
         for layer, output in zip(layers, outputs, strict=True):
-            layer.to_maps(output.detach(), image)
-        # The images of a batch do not see each other in evaluation mode: the gradient of the sum is each one's own.
+            layer.to_maps(output.detach(), size)
+        # In evaluation mode the images of a batch are independent: the gradient of the sum is that of each score.
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), outputs)
     features = [
-        Features(*(layer.to_maps(t.detach(), image) for t in pair))
+        Features(*(layer.to_maps(t.detach(), size) for t in pair))
         for layer, *pair in zip(layers, outputs, gradients, strict=True)
     ]
     return CutPass(features, scores.detach(), targets)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    """bfloat16 as float32; what is wider stays."""
+    """Return bfloat16 as float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,4 +1,4 @@
-"""Class activation maps from a layer's activations and gradients alone: one pass serves them all.
+"""Class activation maps computed from a layer's activations and gradients alone, which come from a single pass.
 
 Each function takes activations A and gradients g = ∂score/∂A, both (n, channels, h, w) float32, and returns maps
 (n, h, w) float32 ≥ 0, not rescaled.
@@ -22,8 +22,8 @@ def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor
 def grad_cam_plus_plus(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """Grad-CAM++ (Chattopadhay 2018, eq. 19): channel weights Σ_ij α_ij ReLU(g_ij), α = g² / (2 g² + g³ Σ_ij A_ij).
 
-    The paper's score is the exponential of the class score; its factor, common to all channels, is left out. α is 0
-    where g is 0, and where the denominator is.
+    The paper explains the exponential of the class score; the factor that this adds is common to all channels and is
+    left out. α is 0 where g or the denominator is 0.
     """
     squares = gradients.square()
     denominator = 2 * squares + squares * gradients * activations.sum((2, 3), keepdim=True)
@@ -48,36 +48,36 @@ def layer_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tenso
 
 
 def eigen_cam(activations: torch.Tensor, _gradients: torch.Tensor) -> torch.Tensor:
-    """Eigen-CAM (Muhammad and Yeasin 2020): the cells' first principal component, rectified. It knows no class.
+    """Eigen-CAM (Muhammad and Yeasin 2020): the cells' first principal component, rectified. It is class-agnostic.
 
-    The cells are centred first, as principal components ask for (and the grad-cam package does); the paper's formula, a
-    decomposition of the activations as they are, leaves that out.
+    The cells are centred first, as in a principal component analysis (and in the grad-cam package); the paper
+    decomposes the activations without centring them.
 
-    A principal component has no sign of its own. Ours correlates with the mean activation: hot is where the layer is
-    more active than elsewhere.
+    The sign of a principal component is arbitrary. It is chosen to correlate with the mean activation, so that the map
+    is high where the layer is more active than elsewhere.
     """
     return _first_component(activations)
 
 
 def eigen_grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """Eigen-Grad-CAM: the first principal component of g ⊙ A, rectified; its sign is that of Σ_k g_k A_k, as above."""
+    """Eigen-Grad-CAM: the first principal component of g ⊙ A, rectified, with the sign chosen as in `eigen_cam`."""
     return _first_component(gradients * activations)
 
 
-def mean_of_layers(found: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One layer's maps (n, h, w) as they are; several layers' averaged on the finest grid, each ÷ its peak.
+def mean_of_layers(layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of several layers' maps (n, h, w) on the finest grid, each map divided by its peak.
 
-    A layer without positive evidence adds nothing to the mean.
+    The maps of a single layer are returned unchanged. A map without positive evidence counts as zeros.
     """
-    if len(found) == 1:
-        return found[0]
-    grid = max((maps.shape[1:] for maps in found), key=lambda shape: shape[0] * shape[1])
-    total = torch.zeros((len(found[0]), *grid), device=found[0].device)
-    for maps in found:
+    if len(layers) == 1:
+        return layers[0]
+    grid = max((maps.shape[1:] for maps in layers), key=lambda shape: shape[0] * shape[1])
+    total = torch.zeros((len(layers[0]), *grid), device=layers[0].device)
+    for maps in layers:
         peaks = maps.amax((1, 2), keepdim=True)
         scaled = torch.where(peaks > 0, maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny), maps)
         total += F.interpolate(scaled[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-    return total / len(found)
+    return total / len(layers)
 
 
 def _weighted(weights: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
@@ -86,9 +86,9 @@ def _weighted(weights: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
 
 
 def _first_component(values: torch.Tensor) -> torch.Tensor:
-    """Each cell's projection on the first principal axis of the cells of its image: (n, h, w), signed, rectified.
+    """Return each cell's projection on the first principal axis of its image's cells: (n, h, w), rectified.
 
-    NaN for a image with a value that is not finite.
+    The map of an image with a value that is not finite is NaN.
     """
     finite = values.isfinite().flatten(1).all(1)[:, None, None]
     values = values.where(finite[..., None], 0)
@@ -107,10 +107,10 @@ def _first_component(values: torch.Tensor) -> torch.Tensor:
 
 
 def _top_eigenvector(matrices: torch.Tensor) -> torch.Tensor:
-    """The eigenvector (n, m) of the largest eigenvalue of symmetric positive semi-definite (n, m, m) matrices.
+    """Return the eigenvector (n, m) of the largest eigenvalue of symmetric positive semi-definite (n, m, m) matrices.
 
-    Subspace iteration: a whole decomposition costs many times a forward pass of the network. Where it does not converge
-    (the eigenvalues crowd at the top), the whole decomposition it is.
+    It is found by subspace iteration, because a full decomposition costs many forward passes of the network. Matrices
+    for which that does not converge (the largest eigenvalues are close together) are decomposed in full.
     """
     n, m, _ = matrices.shape
     if m <= 3 * _COLUMNS:

@@ -1,8 +1,8 @@
-"""Which layer a class activation map is taken from, and how that layer's output lies on the image.
+"""The layers that class activation maps are computed from, and the grids that their outputs form.
 
-A layer's output is a grid in one of three forms, and none of them needs a word from the user: `maps` (n, channels, h,
-w) of CNNs, `maps_last` (n, h, w, channels) of Swin, `tokens` (n, prefix + h·w, channels) of ViT, where the prefix holds
-the class token, the distillation token and the registers.
+A layer's output is a grid in one of three forms, recognised automatically: `maps` (n, channels, h, w) in CNNs,
+`maps_last` (n, h, w, channels) in Swin, `tokens` (n, prefix + h·w, channels) in ViT, where the prefix holds the class
+token, the distillation token and the registers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _NO_FEATURES = (nn.Dropout, nn.Identity, nn.Flatten, nn.Softmax)
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer and how its output is a grid.
+    """A layer and the form of its output.
 
     Attributes:
         name: dotted name of the module.
         form: `maps`, `maps_last` or `tokens`.
-        prefix: tokens before those of the image.
-        relu_after: a functional ReLU follows it in `forward` (DenseNet): the rectified map is meant.
+        prefix: number of tokens before those of the image.
+        relu_after: whether a functional ReLU follows in `forward` (DenseNet), whose output is then the target.
     """
 
     name: str
@@ -37,17 +37,20 @@ class Layer:
     prefix: int = 0
     relu_after: bool = False
 
-    def to_maps(self, output: torch.Tensor, image: tuple[int, int]) -> torch.Tensor:
-        """The layer's output as (n, channels, h, w). `image`, the input's (height, width), decides a tokens' grid.
+    def to_maps(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Return the layer's output as (n, channels, h, w); tokens form a grid of the aspect of the input's `size`.
 
-        Raises: `UserError` for an output that is no such grid.
+        Args:
+            size: (height, width) of the input.
+
+        Raises: `UserError` for an output that is not such a grid.
         """
         if self.form == "maps" and output.ndim == 4:
             return output
         if self.form == "maps_last" and output.ndim == 4:
             return output.permute(0, 3, 1, 2)
         if self.form == "tokens" and output.ndim == 3:
-            grid = _token_grid(output.shape[1] - self.prefix, image)
+            grid = _token_grid(output.shape[1] - self.prefix, size)
             if grid is not None:
                 return output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
         raise UserError(
@@ -55,7 +58,7 @@ class Layer:
         )
 
     def with_maps(self, output: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """`maps` (k, channels, h, w) in the form of `output`, (1 or k, …), which gives the prefix tokens."""
+        """Return maps (k, channels, h, w) in the layer's form, with the prefix tokens of `output` (1 or k, …)."""
         if self.form == "maps":
             return maps
         if self.form == "maps_last":
@@ -64,9 +67,9 @@ class Layer:
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], 1)
 
 
-def _token_grid(count: int, image: tuple[int, int]) -> tuple[int, int] | None:
-    """The grid (h, w) of `count` tokens with the image's aspect; None where no grid has it."""
-    height, width = image
+def _token_grid(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid (h, w) of `count` tokens with the aspect of `size`; None if there is no such grid."""
+    height, width = size
     if count < 1:
         return None
     rows = round((count * height / width) ** 0.5)
@@ -78,10 +81,10 @@ def find_layers(
 ) -> tuple[Layer, ...]:
     """Return the layers called `names`, else the architecture's own target layer.
 
-    That is the family's row in `CAM_LAYERS`, else the last layer, in the order of a probe pass, whose output is a grid
-    on most of whose positions the class scores depend: the last feature map before pooling in a CNN, the last
-    normalisation before the attention of the last block in a transformer that reads its class token. (Behind it the
-    image's tokens no longer matter and their gradients are exactly 0: the trap of the last block's output.)
+    That is the family's row in `CAM_LAYERS`, else the last layer of a probe pass whose output is a grid on most of
+    whose cells the class scores depend: in a CNN the last feature map before pooling, in a transformer that reads its
+    class token the last normalisation before the attention of the last block. (The output of the last block is a trap:
+    nothing reads its image tokens, and their gradients are exactly 0.)
 
     Raises: `UserError` for an unknown name, a layer whose output is not a grid, or a model without any grid.
     """
@@ -160,16 +163,16 @@ def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, 
 def _probe_pass(
     model: nn.Module, architecture: Architecture, size: int
 ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor | None]]:
-    """Return the modules' outputs for one noise image, and the gradients with respect to them of what the head reads.
+    """Return the modules' outputs for one noise image, and the gradients of the head's input with respect to them.
 
-    Not of the scores: a new head may be zeros, and then they depend on nothing.
+    The scores would not do: in a new head of zeros they depend on nothing.
     """
     outputs: dict[str, torch.Tensor] = {}
     read: list[torch.Tensor] = []
 
-    def note(name: str) -> Callable:
+    def recording(name: str) -> Callable:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            outputs.pop(name, None)  # a module that is used again counts where it is used last
+            outputs.pop(name, None)  # a module that is used twice counts where it is used last
             if isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad:
                 outputs[name] = output
 
@@ -178,7 +181,7 @@ def _probe_pass(
     with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.enable_grad():
         for name, module in model.named_modules():
             if name and not isinstance(module, _NO_FEATURES) and not _inner(module):
-                hooks.enter_context(module.register_forward_hook(note(name)))
+                hooks.enter_context(module.register_forward_hook(recording(name)))
         if architecture.head:
             head = model.get_submodule(architecture.head)
             hooks.enter_context(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
@@ -189,26 +192,26 @@ def _probe_pass(
 
 
 def noise_image(model: nn.Module, architecture: Architecture, size: int) -> torch.Tensor:
-    """Return one image of noise (1, channels, size, size), always the same, on the model's device."""
+    """Return an image of noise (1, channels, size, size), the same in every call, on the model's device."""
     noise = torch.randn(1, len(architecture.mean), size, size, generator=torch.Generator().manual_seed(0))
     return noise.to(next(model.parameters()))
 
 
 def _inner(module: nn.Module) -> bool:
-    """Modules whose output is no feature map of the network's own: pools, axes exchanged, linear layers in blocks."""
+    """Return whether the module's output is never a target: pooling, permuted axes, linear layers within blocks."""
     kind = type(module).__name__.lower()
     return "pool" in kind or kind == "permute" or isinstance(module, nn.Linear)
 
 
 def _attention_names(model: nn.Module) -> list[str]:
-    """Attention modules: what lies inside of them (heads, windows, weights) only looks like a grid."""
+    """Return the names of attention modules: tensors inside them (heads, windows, weights) only look like grids."""
     return [name for name, module in model.named_modules() if name and "attention" in type(module).__name__.lower()]
 
 
 def _layer_of(name: str, output: torch.Tensor, size: int, grids: list[tuple[int, int]]) -> Layer | None:
-    """How the output for one square image is a grid; `grids` are those of the maps before it. None: it is none."""
+    """Return the form of the output for one square image, given the `grids` of earlier maps; None if it is no grid."""
     if len(output) != 1:
-        return None  # windows lie along the first axis
+        return None  # the first axis holds windows
     if output.ndim == 4:
         _, a, b, c = output.shape
         if b == c and 1 < b <= size:
@@ -216,12 +219,15 @@ def _layer_of(name: str, output: torch.Tensor, size: int, grids: list[tuple[int,
         return Layer(name, "maps_last") if a == b and 1 < a <= size else None
     if output.ndim != 3:
         return None
-    found = token_prefix(output.shape[1], grids)
-    return found and Layer(name, "tokens", found[0])
+    split = token_prefix(output.shape[1], grids)
+    return split and Layer(name, "tokens", split[0])
 
 
 def token_prefix(tokens: int, grids: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, int]] | None:
-    """How many of `tokens` come before those of a grid, and the grid: the last of `grids` that fits, else a square."""
+    """Return how many of `tokens` precede those of a grid, and the grid: the last of `grids` that fits, or a square.
+
+    None if neither fits.
+    """
     square = int(tokens**0.5)
     for height, width in [*reversed(grids), (square, square)]:
         if height * width > 1 and 0 <= tokens - height * width <= min(MOST_PREFIX_TOKENS, height * width - 1):
@@ -231,16 +237,16 @@ def token_prefix(tokens: int, grids: Sequence[tuple[int, int]]) -> tuple[int, tu
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode and without gradients of its parameters, while the block runs; then as it was."""
-    learning = [p for p in model.parameters() if p.requires_grad]
+    """Keep `model` in evaluation mode, its parameters without gradients, while the block runs; then restore it."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     training = [module for module in model.modules() if module.training]
     try:
-        for parameter in learning:  # else the graph would hold the gradients of every parameter as well
+        for parameter in trainable:  # else the graph would include every parameter
             parameter.requires_grad_(False)
         model.eval()
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True

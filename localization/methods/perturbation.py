@@ -1,8 +1,8 @@
-"""Maps from what the score does when a part of the image or of a layer is taken away: no gradient is needed.
+"""Maps computed without gradients, from how the score changes when part of the image or of a layer is removed.
 
 Each method is a function of an `Explanation` and returns maps (n, h, w) float32 ≥ 0, not rescaled, on its own grid. The
-score is the class score before the softmax. One image is worked on at a time, `settings.batch` copies of it in a
-forward pass, so that its map does not depend on the batch it stands in.
+score is the class score before the softmax. Images are processed one at a time, `settings.batch` copies per forward
+pass, so that a map does not depend on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from localization.methods.layers import Layer, evaluating
 def score_cam(explanation: Explanation) -> torch.Tensor:
     """Score-CAM (Wang 2020, algorithm 1): ReLU(Σ_k α_k A_k), α the softmax over channels of the scores of x ⊙ H_k.
 
-    H_k is channel k enlarged to the image and stretched to [0, 1]; x is the normalised image, so that what H_k
-    hides becomes the mean of the pixels that the network was made for. The paper's baseline score is common to all
-    channels and cancels in the softmax. A channel that is constant has no H_k: it adds nothing. The channels are those
-    `settings.max_channels` with the largest Grad-CAM weights, and the softmax is over them.
+    H_k is channel k, enlarged to the image and rescaled to [0, 1]. x is the normalised image, so that pixels hidden by
+    H_k take the mean of the normalisation. The paper's baseline score is common to all channels and cancels in the
+    softmax. A constant channel has no H_k and adds nothing. Only the `settings.max_channels` channels with the largest
+    Grad-CAM weights are used, and the softmax is over those.
     """
     return mean_of_layers([_score_cam(explanation, features) for features in explanation.cut.features])
 
@@ -53,24 +53,24 @@ def _score_cam(explanation: Explanation, features: Features) -> torch.Tensor:
 def ablation_cam(explanation: Explanation) -> torch.Tensor:
     """Ablation-CAM (Desai and Ramaswamy 2020, eq. 5): ReLU(Σ_k w_k A_k), w_k = (y − y_k) / |y|, y_k without channel k.
 
-    A channel is taken away by zeros in the layer's output. The paper divides by y and takes it to be positive; a
-    negative one would turn every sign, hence |y|, a mere factor of the image's. A channel that is 0 everywhere adds
-    nothing and costs nothing. Always in float32: one channel's part of a score is lost in bfloat16's 8 bits.
+    A channel is removed by setting it to 0 in the layer's output. The paper divides by y, assuming that it is positive;
+    a negative y would reverse every sign, hence |y|, which only scales the map. A channel that is 0 everywhere adds
+    nothing and is skipped. Everything runs in float32: one channel's share of a score is lost in bfloat16's 8 bits.
 
-    If the model allows it, only the part behind the layer is run for a channel: the cost is then that of
-    `settings.max_channels` forward passes, usually enough for every channel of a last layer. Otherwise the channels are
-    those with the largest Grad-CAM weights, as for Score-CAM. (Of lite0's 1,280, the first 64 gave maps that correlated
-    by 0.1 to 0.9 with those of all; all together cost less than Score-CAM's 64.)
+    If the model allows it, only the part after the layer runs for each channel. As many channels are then used as cost
+    `settings.max_channels` whole forward passes, usually all of a last layer. Otherwise `settings.max_channels` are
+    used. Either way those with the largest Grad-CAM weights come first. (In EfficientNet-Lite0, maps from 64 of the
+    1,280 channels correlated by only 0.1 to 0.9 with maps from all, and all cost less than Score-CAM's 64.)
     """
     exact = replace(explanation, settings=replace(explanation.settings, precision="fp32"))
-    found = zip(explanation.layers, explanation.cut.features, strict=True)
-    return mean_of_layers([_ablation_cam(exact, layer, features, explanation.targets) for layer, features in found])
+    layers = zip(explanation.layers, explanation.cut.features, strict=True)
+    return mean_of_layers([_ablation_cam(exact, layer, features, explanation.targets) for layer, features in layers])
 
 
 def _ablation_cam(explanation: Explanation, layer: Layer, features: Features, targets: torch.Tensor) -> torch.Tensor:
     most, copies = explanation.settings.max_channels, explanation.settings.batch
     tail_only = _takes_copies(explanation, layer, features)
-    if tail_only:  # as many numbers at the layer as in a batch of images
+    if tail_only:  # hold as many numbers at the layer as a batch of images does
         copies *= max(1, explanation.inputs[0].numel() // features.activations[0].numel())
         most = max(most, int(most / (_share_behind(explanation, layer) + 1 / copies)))
     maps = []
@@ -79,7 +79,7 @@ def _ablation_cam(explanation: Explanation, layer: Layer, features: Features, ta
     ):
         channels = _heaviest(gradients, activations.flatten(1).any(1), most)
         weights = []
-        for part in channels.split(max(1, copies - 1)):  # the first row is the image as it is
+        for part in channels.split(max(1, copies - 1)):  # the first row keeps every channel
             kept = torch.ones(1 + len(part), len(activations), dtype=torch.bool, device=part.device)
             kept[torch.arange(1, 1 + len(part), device=part.device), part] = False
             score = _ablated(explanation, layer, image, kept, tail_only)[:, target]
@@ -89,35 +89,36 @@ def _ablation_cam(explanation: Explanation, layer: Layer, features: Features, ta
 
 
 def _takes_copies(explanation: Explanation, layer: Layer, features: Features) -> bool:
-    """Whether what lies behind the layer takes a batch of edited copies of one image's output.
+    """Return whether the part after the layer accepts a batch of edited copies of one image's output.
 
-    It mostly does: a branch that went round the layer (a transformer's residual) is broadcast. Some code fixes the
-    batch's size beforehand, and then there is an error or other scores than by the safe way; both are tried here, with
-    the layer's output as it is and with nothing in it.
+    It usually does: a branch that bypasses the layer (a transformer's residual) is broadcast. Some code reads the batch
+    size earlier, and then raises an error or gives other scores than whole passes do. Both ways are compared here, with
+    all channels and with none.
     """
     image, channels = explanation.inputs[0], features.activations.shape[1]
     kept = torch.tensor([[True], [False]], device=image.device).expand(2, channels)
     try:
-        quick = _ablated(explanation, layer, image, kept, tail_only=True)
-    except (RuntimeError, ValueError, AssertionError):  # whatever a model says to a batch that it did not expect
+        short = _ablated(explanation, layer, image, kept, tail_only=True)
+    except (RuntimeError, ValueError, AssertionError):  # whatever a model raises for an unexpected batch
         return False
-    safe = _ablated(explanation, layer, image, kept, tail_only=False)
-    accuracy = 1e-3 * float(safe.nan_to_num().abs().max())
-    return quick.shape == safe.shape and torch.allclose(quick, safe, rtol=1e-3, atol=accuracy, equal_nan=True)
+    whole = _ablated(explanation, layer, image, kept, tail_only=False)
+    tolerance = 1e-3 * float(whole.nan_to_num().abs().max())
+    return short.shape == whole.shape and torch.allclose(short, whole, rtol=1e-3, atol=tolerance, equal_nan=True)
 
 
 def _ablated(
     explanation: Explanation, layer: Layer, image: torch.Tensor, kept: torch.Tensor, tail_only: bool
 ) -> torch.Tensor:
-    """The scores (k, classes) of one image where row i of `kept` (k, channels) says which channels the layer has.
+    """Return the scores (k, classes) of one image, in row i with only the channels `kept[i]` of the layer.
 
     Args:
-        tail_only: the image goes to the layer once and only what lies behind it sees k copies.
+        kept: (k, channels) bool.
+        tail_only: run the part before the layer once, and only the part after it for all k rows.
     """
     size = (image.shape[-2], image.shape[-1])
 
     def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        # before a ReLU of `forward` (DenseNet's) as good as behind it: what is 0 stays 0
+        # with `relu_after` (DenseNet) this happens before the ReLU, which keeps 0 at 0
         return layer.with_maps(output, layer.to_maps(output, size).masked_fill(~kept[:, :, None, None], 0))
 
     with explanation.model.get_submodule(layer.name).register_forward_hook(edit):
@@ -140,7 +141,7 @@ class _Work(TorchDispatchMode):
 
 
 def _share_behind(explanation: Explanation, layer: Layer) -> float:
-    """Which share of a forward pass's operations comes after the layer, in [0, 1]."""
+    """Return the share of a forward pass's operations that come after the layer, in [0, 1]."""
     model, work, until = explanation.model, _Work(), []
     hook = model.get_submodule(layer.name).register_forward_hook(lambda *_: until.append(work.operations))
     # outside inference mode, where linear layers are dispatched whole and would not be counted
@@ -150,12 +151,12 @@ def _share_behind(explanation: Explanation, layer: Layer) -> float:
 
 
 def occlusion(explanation: Explanation) -> torch.Tensor:
-    """Occlusion (Zeiler and Fergus 2014): how much the score falls, on the mean, when a window covers the cell.
+    """Occlusion (Zeiler and Fergus 2014): the mean fall of the score over the windows that cover a cell, rectified.
 
-    The grid has `settings.cells` cells along each side; a window of 2 × 2 of them slides by one. Covered pixels become
-    0 in normalised units, the mean grey that the network was made for: black would be air, which is a finding.
+    The grid has `settings.cells` cells along each side; a window of 2 × 2 cells slides by one cell. Covered pixels are
+    set to 0 in normalised units, the mean grey of the normalisation; black would look like air, which is a finding.
 
-    Returns: (n, cells, cells); where the score rises, 0.
+    Returns: (n, cells, cells).
     """
     windows = _windows(explanation.settings.cells, *explanation.inputs.shape[-2:])
     places = explanation.settings.cells - 1
@@ -176,18 +177,18 @@ def occlusion(explanation: Explanation) -> torch.Tensor:
 
 
 def _windows(cells: int, height: int, width: int) -> list[tuple[slice, slice]]:
-    """An empty window, then the (cells − 1)² of 2 × 2 cells, row by row; cells end at whole pixels."""
+    """Return an empty window, then the (cells − 1)² windows of 2 × 2 cells, row by row; cells end at whole pixels."""
     rows, columns = (torch.linspace(0, side, cells + 1).round().int().tolist() for side in (height, width))
     slides = [[slice(start, stop) for start, stop in zip(edges, edges[2:], strict=False)] for edges in (rows, columns)]
     return [(slice(0, 0), slice(0, 0)), *((tall, wide) for tall in slides[0] for wide in slides[1])]
 
 
 def _heaviest(gradients: torch.Tensor, counted: torch.Tensor, most: int) -> torch.Tensor:
-    """The channels, of those `counted`, with the largest Grad-CAM weights |mean gradient|, `most` of them.
+    """Return the `most` channels with the largest Grad-CAM weights |mean gradient| among those that are `counted`.
 
     Args:
         gradients: (channels, h, w) of one image.
-        counted: (channels,) booleans.
+        counted: (channels,) bool.
     """
     channels = counted.nonzero()[:, 0]
     order = gradients[channels].mean((1, 2)).abs().argsort(descending=True, stable=True)

@@ -1,7 +1,7 @@
-"""Maps of single pixels: the score's gradient with respect to the image, along a path, under noise, or guided.
+"""Maps of pixels from the score's gradient with respect to the image: along a path, under noise, or guided.
 
 Each method is a function of an `Explanation` and returns maps (n, height, width) float32 ≥ 0, not rescaled, on the
-input's own grid. One image is worked on at a time, so that its map does not depend on the batch it stands in.
+input's own grid. Images are processed one at a time, so that a map does not depend on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from localization.methods.layers import evaluating, noise_image
 from pretrained_models import Architecture
 
 NOISE = 0.15  # standard deviation of SmoothGrad's noise as a share of the image's range
-COMPLETE = 0.01  # what the attributions' sum may miss, as a share of the score's change along the path
+COMPLETE = 0.01  # tolerated error of the attributions' sum, as a share of the score's change along the path
 
 
 def integrated_gradients(explanation: Explanation) -> torch.Tensor:
-    """Integrated gradients (Sundararajan 2017) from black to the image, the channels summed, rectified."""
+    """Integrated gradients (Sundararajan 2017) from black to the image, summed over channels, rectified."""
     return F.relu(attributions(explanation).sum(1))
 
 
 def attributions(explanation: Explanation) -> torch.Tensor:
-    """(n, channels, height, width), signed: (x − black) ∫₀¹ ∂score/∂x at black + t (x − black) dt (eq. 1).
+    """Return (x − black) ∫₀¹ ∂score/∂x at black + t (x − black) dt (eq. 1), (n, channels, height, width), signed.
 
-    Over a image they should sum to score(x) − score(black) (completeness). The integral is the midpoint rule's over
-    `settings.steps` nodes; where that misses completeness by more than 1 %, over three times as many, the first among
-    them; and where that does too, the nodes are weighted anew, see `_Path.completed`. (Along the path the slope of a
-    deep network turns hundreds of times, most of all in dark images: Gauss and Legendre's rule, made for smooth
-    functions, was further from the integral than the midpoint rule of as many nodes.)
+    The attributions of an image should sum to score(x) − score(black) (completeness). The integral is taken by the
+    midpoint rule over `settings.steps` nodes. If that misses completeness by more than 1 %, three times as many nodes
+    are used, including the first ones; if that does too, the nodes are reweighted (`_Path.completed`). (The slope of a
+    deep network changes sign hundreds of times along the path, above all in dark images, and Gauss-Legendre quadrature,
+    which is meant for smooth functions, was less accurate than the midpoint rule with as many nodes.)
     """
     images, targets, steps = explanation.inputs, explanation.targets, explanation.settings.steps
     black = explanation.black.to(images)[:, None, None].expand_as(images[0])
     changes = (explanation.predict(images) - explanation.predict(black[None])).gather(1, targets[:, None])[:, 0]
     coarse = (torch.arange(steps) + 0.5) / steps
     finer = ((torch.arange(3 * steps) + 0.5) / (3 * steps)).view(-1, 3)[:, [0, 2]].flatten()
-    found = []
+    results = []
     for image, target, change in zip(images, targets, changes.double(), strict=True):
         path = _Path(explanation, black, image, target)
         path.walk(coarse)
         if path.misses(change):
             path.walk(finer)
-        found.append(path.completed(change) if path.misses(change) else path.mean)
-    return torch.stack(found)
+        results.append(path.completed(change) if path.misses(change) else path.mean)
+    return torch.stack(results)
 
 
 class _Path:
     """The attributions (x − black) ⊙ ∂score/∂x at nodes of the straight path from black to one image.
 
-    Their sum at a node is the score's slope there, d score / dt.
+    Their sum at a node is the slope of the score there, d score / dt.
     """
 
     def __init__(
@@ -64,48 +64,48 @@ class _Path:
     ) -> None:
         self.explanation, self.black, self.image, self.target = explanation, black, image, target
         self.total = torch.zeros_like(image, dtype=torch.float64)
-        self.steep = torch.zeros_like(self.total)  # the sum of slope × attributions
+        self.products = torch.zeros_like(self.total)  # the sum of slope × attributions
         self.slopes = self.total.new_zeros(0)
 
     def walk(self, nodes: torch.Tensor) -> None:
-        """Add nodes t in [0, 1]."""
+        """Add the nodes t in [0, 1]."""
         for part in nodes.to(self.image).split(self.explanation.settings.batch):
             points = torch.lerp(self.black, self.image, part[:, None, None, None])
             gradients = self.explanation.score_gradients(points, self.target.expand(len(part)))
             here = gradients.double() * (self.image - self.black)
             slopes = here.sum((1, 2, 3))
             self.total += here.sum(0)
-            self.steep += torch.einsum("s,schw->chw", slopes, here)
+            self.products += torch.einsum("s,schw->chw", slopes, here)
             self.slopes = torch.cat([self.slopes, slopes])
 
     @property
     def mean(self) -> torch.Tensor:
-        """(channels, height, width), over the nodes."""
+        """The mean attributions over the nodes, (channels, height, width)."""
         return (self.total / len(self.slopes)).float()
 
     def misses(self, change: torch.Tensor) -> bool:
-        """Whether the mean slope is further from the score's change than completeness allows."""
+        """Return whether the mean slope differs from the score's change by more than completeness allows."""
         return bool((self.slopes.mean() - change).abs() > COMPLETE * change.abs())
 
     def completed(self, change: torch.Tensor) -> torch.Tensor:
-        """The mean with nodes weighted by 1 + λ (slope − mean slope), λ such that the mean slope is `change`.
+        """Return the mean with nodes weighted by 1 + λ (slope − mean slope), where λ makes the mean slope `change`.
 
-        That is the slope as a control variate, whose integral is known: of all weights that sum to one and make the
-        attributions complete, those nearest to equal ones. None may be negative, which bounds λ.
+        The slope serves as a control variate, as its integral is known: of all weights that average 1 and make the
+        attributions complete, these are the closest to equal weights. None may be negative, which bounds λ.
         """
         offset = self.slopes - self.slopes.mean()
         tiny = torch.finfo(offset.dtype).tiny
         bound = 1 / offset.abs().amax().clamp_min(tiny)
         factor = ((change - self.slopes.mean()) / offset.square().mean().clamp_min(tiny)).clamp(-bound, bound)
-        together = self.steep / len(self.slopes) - self.slopes.mean() * self.total / len(self.slopes)
-        return self.mean + (factor * together).float()
+        covariance = self.products / len(self.slopes) - self.slopes.mean() * self.total / len(self.slopes)
+        return self.mean + (factor * covariance).float()
 
 
 def smooth_grad(explanation: Explanation) -> torch.Tensor:
     """SmoothGrad (Smilkov 2017): |Σ_channels of the mean gradient over `settings.samples` noisy copies of the image|.
 
-    The noise is normal, its standard deviation 15 % of the image's own range. It is grey, one plane for all channels,
-    as radiographs are; the plane of a sample is a function of (seed, sample) alone, the same for every image.
+    The noise is normal, with a standard deviation of 15 % of the image's own range. Like radiographs it is grey, one
+    plane for all channels. The plane of a sample is a function of (seed, sample) alone, the same for every image.
     """
     images, samples = explanation.inputs, explanation.settings.samples
     planes = torch.cat([_noise(explanation.settings.seed, sample, images) for sample in range(samples)])
@@ -114,21 +114,21 @@ def smooth_grad(explanation: Explanation) -> torch.Tensor:
         total, spread = torch.zeros_like(image), NOISE * (image.max() - image.min())
         for part in planes.split(explanation.settings.batch):
             total += explanation.score_gradients(image + spread * part, target.expand(len(part))).sum(0)
-        # a image that is not finite has no map; ReLUs would hide it
+        # the last term makes the map of an image that is not finite NaN; ReLUs would hide it
         maps.append((total / samples).sum(0).abs() + 0 * spread)
     return torch.stack(maps)
 
 
 def _noise(seed: int, sample: int, images: torch.Tensor) -> torch.Tensor:
-    """(1, 1, height, width) standard normal, the same on every device."""
+    """Return standard normal noise (1, 1, height, width), the same on every device."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, sample]).generate_state(1)[0]))
     return torch.randn(1, 1, *images.shape[2:], generator=generator).to(images)
 
 
 def guided_grad_cam(explanation: Explanation) -> torch.Tensor:
-    """Guided Grad-CAM (Selvaraju 2017): Grad-CAM, enlarged, times the guided gradient summed over channels, rectified.
+    """Guided Grad-CAM (Selvaraju 2017): enlarged Grad-CAM times the guided gradient summed over channels, rectified.
 
-    As the map is the same for all channels, it does not matter whether they are summed before or after the product.
+    As the map is the same for all channels, they may be summed before the product.
     """
     size = explanation.inputs.shape[2:]
     cams = mean_of_layers([grad_cam(f.activations, f.gradients) for f in explanation.cut.features])
@@ -137,27 +137,27 @@ def guided_grad_cam(explanation: Explanation) -> torch.Tensor:
 
 
 def guided_gradients(explanation: Explanation) -> torch.Tensor:
-    """Guided backpropagation (Springenberg 2015), (n, channels, height, width), signed."""
+    """Guided backpropagation (Springenberg 2015): (n, channels, height, width), signed."""
     with _Guided():
         return explanation.score_gradients(explanation.inputs, explanation.targets)
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Why guided backpropagation cannot be had; empty where it can. Found by a pass of one black image.
+    """Return why guided backpropagation is not possible, found by a pass of one noise image; empty if it is.
 
-    It takes a ReLU that the image passes: those of Swin V2 only make its position biases.
+    It needs a ReLU on the path of the image: those of Swin V2 are only used for its position biases.
     """
     guided = _Guided()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:
         model(noise_image(model, architecture, size).requires_grad_())
     if guided.rectifiers:
         return ""
-    others = ", ".join(sorted(guided.others)) or "none at all"
-    return f"guided backpropagation cuts gradients at ReLUs, and there are none (its activations: {others})"
+    others = ", ".join(sorted(guided.others)) or "none"
+    return f"guided backpropagation needs ReLUs, and it has none (its activations: {others})"
 
 
 class _Rectify(torch.autograd.Function):
-    """x clamped to [0, ceiling], whose derivative is 0 also where the gradient that comes back is negative."""
+    """Clamp x to [0, ceiling]; the backward pass also zeroes negative incoming gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, ceiling: float, inplace: bool) -> torch.Tensor:
@@ -174,7 +174,7 @@ class _Rectify(torch.autograd.Function):
 
 
 def _bounds(ceiling: float, inplace: bool = False) -> Callable[..., tuple[torch.Tensor, float, bool]]:
-    """What a call of a rectifier says: its input, its ceiling, and whether it works in place."""
+    """Return a function that reads a rectifier's call: its input, its ceiling, and whether it works in place."""
     return lambda input, inplace=inplace: (input, ceiling, inplace)
 
 
@@ -198,11 +198,11 @@ _OTHER_ACTIVATIONS = (F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, 
 
 
 class _Guided(TorchFunctionMode):
-    """While it is entered, every rectifier that this thread calls is a guided one, functions and in-place ones too.
+    """Replaces every rectifier that this thread calls by a guided one, functional and in-place ones included.
 
     Attributes:
-        rectifiers: how many there were, of those that a gradient comes back to.
-        others: the names of activations that were no rectifiers.
+        rectifiers: number of calls through which gradients flow.
+        others: names of the other activations that were called.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The two rollouts of attention, for the class explained or for none: their maps come from one recorded pass."""
+"""The two rollouts of attention, as methods of an explanation."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Five checks of whether a method's maps can be trusted, on a few images, each with a number and a verdict.
 
-- cascade: the maps under models that are random to an ever greater part (`localization/sanity/randomise.py`) against
-  the trained model's. A map that stays the same owes nothing to training (Adebayo 2018).
+- cascade: the maps of models with more and more random weights (`localization/sanity/randomise.py`) against the trained
+  model's. A map that stays the same does not depend on training (Adebayo 2018).
 - flip: the map of the mirrored image, mirrored back, against the map. A property of model and method together: a model
   that was never trained on mirrored images may well look elsewhere in one.
-- batch: the map of an image alone against its map in the batch.
-- seed: the maps under another seed of the methods' noise. A method that draws none must give the very same.
+- batch: the map of an image on its own against its map within the batch.
+- seed: the maps with another seed for the methods' noise. A method that draws none must give identical maps.
 - class: the map for the class with the lowest score against the map for the class explained.
 """
 
@@ -28,14 +28,14 @@ from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Find
 from localization.sanity.randomise import randomised, stages
 from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
 
-FEWEST = 2  # images with a map, below which there is no verdict
-MOST_LEFT = 0.5  # cascade: at a rank correlation of 0.5 a quarter of the ranks' variance is the same
+FEWEST = 2  # images with a map that a verdict needs
+MOST_LEFT = 0.5  # cascade: at a rank correlation of 0.5 the maps share a quarter of the ranks' variance
 LEAST_MIRRORED = 0.5  # flip
 LEAST_RESEEDED = 0.9  # seed
 MOST_ALIKE = 0.9  # class: above it the two maps look the same
-BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the peak: batches of other sizes are summed in another order
-DRAWS = 3  # random models of the last stage: one's sign is chance, and moved Eigen-Grad-CAM's mean by 0.25
-MOST_PASSES = 8  # forward passes per map: a costlier method is tried on two stages, and one draw of the last
+BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the peak: the order of sums depends on the batch size
+DRAWS = 3  # random models of the last stage: the sign of a single one moved Eigen-Grad-CAM's mean by 0.25
+MOST_PASSES = 8  # forward passes per map: a costlier method is tried on two stages with one random model each
 
 _COMPARISONS = {"<": operator.lt, "≥": operator.ge, "≤": operator.le}
 Maps = dict[str, np.ndarray]  # method → (n, h, w) float64 on the common grid
@@ -66,7 +66,7 @@ def run_sanity(
 
 
 class _Suite:
-    """The maps of every condition. Those of one condition share an `Explanation`, so that CAMs share its pass."""
+    """Computes the maps of every condition, sharing one `Explanation` and its passes among the methods."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class _Suite:
         self.others = torch.where(least == self.targets, scores.argmax(1), least)
         self.with_class = [m for m in self.methods if METHODS[m].knows_class and scores.shape[1] > 1]
         self.tolerance = BATCH_TOLERANCE[explainer.settings.precision]
-        self.images = dict.fromkeys(methods, 0)  # that have passed through the model, for each method
+        self.images = dict.fromkeys(methods, 0)  # images that each method has passed through the model
         self.trained = self.maps(self.methods)
         self.passes = {method: count / len(inputs) for method, count in self.images.items()}  # per map
         self.usable = {method: has_ranks(self.trained[method]) for method in self.methods}
@@ -158,13 +158,13 @@ class _Suite:
             findings[method] = finding
         return findings
 
-    def _cascade_notes(self, method: str, seen: list[int], last: int, lost: int, draws: int) -> Iterator[str]:
+    def _cascade_notes(self, method: str, tried: list[int], last: int, lost: int, draws: int) -> Iterator[str]:
         if METHODS[method].known_failure:
             yield KNOWN + METHODS[method].known_failure
         if lost:
             yield f"no map from the random models in {lost} of {draws * int(self.usable[method].sum())}: similarity 0"
-        if len(seen) < last or draws < DRAWS:
-            numbers = " and ".join(map(str, seen))
+        if len(tried) < last or draws < DRAWS:
+            numbers = " and ".join(map(str, tried))
             yield f"over {MOST_PASSES} forward passes per map: only stages {numbers} of {last}, one random model each"
 
     def _flip(self) -> dict[str, Finding]:

@@ -1,6 +1,6 @@
-"""Copies of a trained model whose weights are random, from the head downwards: what a map owes to what was learned.
+"""Copies of a trained model with random weights from the head downwards, which show how a map depends on training.
 
-Cascading randomisation (Adebayo 2018, Sanity Checks for Saliency Maps, section 4.1).
+This is cascading randomisation (Adebayo 2018, Sanity Checks for Saliency Maps, section 4.1).
 """
 
 from __future__ import annotations
@@ -19,34 +19,33 @@ from localization.methods.layers import evaluating
 from pretrained_models import Architecture
 
 STAGES = 5
-MOST_IMAGES = 32  # from which the statistics of batch normalisation are estimated
+MOST_IMAGES = 32  # used to estimate the statistics of batch normalisation
 
 
 def randomised(
     model: nn.Module, architecture: Architecture, inputs: torch.Tensor, stage: int = STAGES, seed: int = 0
 ) -> nn.Module:
-    """A copy of `model`, in evaluation mode, whose weights are random in its first `stage` stages (`stages`).
+    """Return a copy of `model`, in evaluation mode, whose first `stage` stages (see `stages`) have random weights.
 
-    The rule, parameter by parameter:
+    Each parameter is redrawn by one rule:
 
-    - kernels and matrices (a `weight` of two or more axes): N(0, 1 / fan-in), fan-in the weights of one output, as
-      LeCun 1998; biases: 0;
-    - all else (scales of normalisation and of layers, class tokens, position embeddings, relative position biases,
-      temperatures): the trained values, shuffled, as they have no fan-in, and only their own size keeps the signal
-      alive.
+    - kernels and matrices (a `weight` with two or more axes): N(0, 1 / fan-in), where the fan-in is the number of
+      weights of one output (LeCun 1998); biases: 0;
+    - all others (scales of normalisation and of layers, class tokens, position embeddings, relative position biases,
+      temperatures): the trained values, shuffled, since they have no fan-in and another scale might kill the signal.
 
-    Not the modules' own `reset_parameters`: the biases that those draw drown the signal in a network without
-    normalisation. VGG16's features were then the same for every image, and against a dead network every method
-    passes. Nor the constructor's own initialisation, which makes torchvision's ViT a head of zeros and timm's ResNets
-    blocks of zeros.
+    The modules' own `reset_parameters` would not do: the biases that it draws drown the signal in a network without
+    normalisation. VGG16's features were then the same for every image, and on a dead network every method passes. Nor
+    would the constructors' initialisation: torchvision's ViT starts with a head of zeros, timm's ResNets with blocks of
+    zeros.
 
-    Batch normalisation in those stages takes its statistics from the images, since those of the trained weights do
-    not fit others: activations would vanish or explode. Everything is a function of the seed, and a parameter that is
-    random in two stages is the same in both.
+    Batch normalisation in those stages takes its statistics from `inputs`, since with those of the trained weights
+    activations would vanish or explode. The result is a function of the seed, and a parameter that is random at two
+    stages has the same values at both.
 
     Args:
-        inputs: (n, channels, height, width) float32, normalised, on the model's device: images for the order of the
-            modules (the first) and for the statistics (at most 32).
+        inputs: (n, channels, height, width) float32, normalised, on the model's device. The first image determines the
+            order of the modules, and at most 32 the statistics.
         stage: 0 gives a plain copy, `STAGES` an entirely random model.
     """
     with torch.inference_mode(False), torch.no_grad():
@@ -63,46 +62,44 @@ def randomised(
 
 
 def fully_randomised(model: nn.Module, architecture: Architecture, inputs: torch.Tensor, seed: int = 0) -> nn.Module:
-    """A copy in which nothing is left of what was learned: the control of a map's scores. See `randomised`."""
+    """Return an entirely random copy, the control for a map's scores. See `randomised`."""
     return randomised(model, architecture, inputs, STAGES, seed)
 
 
 def stages(model: nn.Module, architecture: Architecture, inputs: torch.Tensor, count: int = STAGES) -> list[list[str]]:
-    """Names of the modules with parameters of their own, in at most `count` stages from the head downwards.
+    """Return the names of the modules that own parameters, in at most `count` stages from the head downwards.
 
-    The first stage is the classifier head alone; the others hold about equally many modules, in the order in which a
-    forward pass of the first image enters them, the last first. A module that is entered again counts where it is
-    entered last; one that is never entered, as its parent reads its weights (the projection in nn.MultiheadAttention),
-    counts with that parent.
+    The first stage is the classifier head alone. The others hold about equally many modules, in the reverse of the
+    order in which a forward pass of the first image enters them. A module that is entered twice counts where it is
+    entered last. A module that is never entered because its parent reads its weights (the projection in
+    nn.MultiheadAttention) counts with that parent.
     """
     entered: dict[str, int] = {}
-    count_entered = itertools.count()
+    positions = itertools.count()
 
-    def note(name: str) -> Callable:
+    def recording(name: str) -> Callable:
         def hook(_module: nn.Module, _inputs: object) -> None:
-            entered[name] = next(count_entered)
+            entered[name] = next(positions)
 
         return hook
 
     with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.no_grad():
         for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(note(name)))
+            hooks.enter_context(module.register_forward_pre_hook(recording(name)))
         model(inputs[:1].clone())
 
-    def place(name: str) -> int:
-        while name not in entered:
-            name = name.rpartition(".")[0]
-        return entered[name]
+    def position(name: str) -> int:
+        return entered[name] if name in entered else position(name.rpartition(".")[0])
 
-    own = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-    head = [name for name in own if name == architecture.head]
-    rest = sorted((name for name in own if name not in head), key=place, reverse=True)
+    names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    head = [name for name in names if name == architecture.head]
+    rest = sorted((name for name in names if name not in head), key=position, reverse=True)
     groups = [head, *(list(map(str, group)) for group in np.array_split(np.array(rest), count - 1))]
     return [group for group in groups if group]
 
 
 def _random_values(key: str, trained: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """New values for a parameter that its module calls `key`. Drawn on the CPU: every device has the same ones."""
+    """Return new values for a parameter that its module calls `key`, drawn on the CPU: the same on every device."""
     if key.endswith("weight") and trained.ndim >= 2:
         values = generator.standard_normal(trained.shape, np.float32) / np.sqrt(trained[0].numel(), dtype=np.float32)
         return torch.from_numpy(values).to(trained)
@@ -113,17 +110,17 @@ def _random_values(key: str, trained: torch.Tensor, generator: np.random.Generat
 
 
 def _estimate_statistics(model: nn.Module, names: Iterable[str], inputs: torch.Tensor) -> None:
-    """Give the batch normalisations among `names` the mean and variance that they see on `inputs`."""
+    """Set the batch normalisations among `names` to the mean and variance of their inputs in a pass of `inputs`."""
     modules: Sequence[nn.Module] = [model.get_submodule(name) for name in names]
     normalisations = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not normalisations:
         return
-    if len(inputs) == 1:  # a normalisation behind the pooling would see one value, which has no variance
+    if len(inputs) == 1:  # after pooling, a channel would have a single value and no variance
         inputs = torch.cat([inputs, inputs.flip(-1)])
     momenta = [module.momentum for module in normalisations]
     for module in normalisations:
         module.reset_running_stats()
-        module.momentum = None  # the plain mean, not a moving one
+        module.momentum = None  # the plain mean instead of a moving one
         module.train()
     model(inputs)
     for module, momentum in zip(normalisations, momenta, strict=True):

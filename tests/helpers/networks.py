@@ -1,4 +1,4 @@
-"""Networks with weights unlike those that a constructor draws, for tests of maps."""
+"""Networks for tests of maps, with weights other than a constructor's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SIZE = 96
 
 
 def build_network(name: str, weights: str) -> nn.Module:
-    """The network with `random`, `moved` (other statistics than at the start) or `trained` weights, to evaluate."""
+    """Return a network with `random`, `moved` (perturbed, with other statistics) or `trained` weights."""
     torch.manual_seed(0)
-    if name == "vit_b_16":  # its own architecture for a smaller picture
+    if name == "vit_b_16":  # its own architecture for a smaller image
         from torchvision.models import vit_b_16
 
         model = vit_b_16(image_size=SIZE, num_classes=4)
@@ -35,7 +35,7 @@ def build_network(name: str, weights: str) -> nn.Module:
 
 
 def _train(model: nn.Module, steps: int = 4) -> None:
-    """A few steps of AdamW: the class is the quarter of the picture that is bright."""
+    """Take a few steps of AdamW on images whose class is the bright quarter."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     labels = torch.arange(4)
     model.train()
@@ -49,9 +49,9 @@ def _train(model: nn.Module, steps: int = 4) -> None:
 
 def bright_quarters(labels: torch.Tensor) -> torch.Tensor:
     inputs = torch.randn(len(labels), 3, SIZE, SIZE)
-    for picture, label in zip(inputs, labels.tolist(), strict=True):
+    for image, label in zip(inputs, labels.tolist(), strict=True):
         top, left = (label // 2) * SIZE // 2, (label % 2) * SIZE // 2
-        picture[:, top : top + SIZE // 2, left : left + SIZE // 2] += 2
+        image[:, top : top + SIZE // 2, left : left + SIZE // 2] += 2
     return inputs
 
 

@@ -1,4 +1,4 @@
-"""The face on a bare module, its errors, and that a long loop keeps no memory."""
+"""`Explainer` on a bare module: maps, layers, errors, and a long loop that keeps no memory."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_model_without_class_scores_is_refused() -> None:
 
 
 def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
-    """Tensors and resident memory, over pictures explained by every method and drawn."""
+    """Count tensors and resident memory while images are explained by every method and drawn."""
     import gc
 
     from localization.drawing.geometry import Square

@@ -1,4 +1,4 @@
-"""Attention rollouts: formulas by hand, the recorded attention against an explicit one, and who has none."""
+"""Attention rollouts: formulas by hand, recorded attention against explicit attention, and models without any."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _build(kind: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def _pictures(count: int = 3) -> torch.Tensor:
+def _images(count: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -115,7 +115,7 @@ class _Explicit(nn.Module):
 
 
 def _explicit(kind: str, model: nn.Module) -> list[Callable[[], torch.Tensor]]:
-    """Make `model` compute its attention where it can be got at; what is returned tells it after a pass."""
+    """Make `model` compute its attention explicitly; return functions that give it after a pass."""
     if kind == "torchvision":
         for block in model.encoder.layers:
             block.self_attention = _Explicit(block.self_attention)
@@ -139,7 +139,7 @@ def _explicit(kind: str, model: nn.Module) -> list[Callable[[], torch.Tensor]]:
 
 @pytest.mark.parametrize("kind", [k for k in MODELS if k != "attention pooling"])
 def test_recorded_attention_and_its_gradients_are_those_of_an_explicit_one(kind: str) -> None:
-    model, inputs = _build(kind), _pictures()
+    model, inputs = _build(kind), _images()
     recorded = record_attention(model, inputs, TARGETS)
     with torch.no_grad():
         scores = model(inputs)
@@ -160,8 +160,8 @@ def test_recorded_attention_and_its_gradients_are_those_of_an_explicit_one(kind:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", MODELS)
-def test_what_is_read_and_the_grid(kind: str, fused: bool) -> None:
-    model, inputs = _build(kind), _pictures()
+def test_the_readout_and_the_grid(kind: str, fused: bool) -> None:
+    model, inputs = _build(kind), _images()
     _, prefix, read = MODELS[kind]
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -185,7 +185,7 @@ def test_what_is_read_and_the_grid(kind: str, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", None])
-def test_the_written_out_attention_is_torch_s_own(kind: str | None) -> None:
+def test_explicit_attention_equals_torch_s(kind: str | None) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 2, 9, 4, generator=generator)
     mask = torch.randn(9, 9, generator=generator)
@@ -202,7 +202,7 @@ def test_the_written_out_attention_is_torch_s_own(kind: str | None) -> None:
 
 
 class _Pointer(nn.Module):
-    """Two tokens before the picture's; the first, which is read, attends to the brightest patch."""
+    """Two tokens before the image's; the first, which is read, attends to the brightest patch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class _Pointer(nn.Module):
         return self.head(F.scaled_dot_product_attention(torch.ones_like(x), x, x)[:, 0, 0])
 
 
-def test_the_map_lies_where_the_attention_does() -> None:
+def test_the_map_follows_the_attention() -> None:
     model, inputs = _Pointer(), torch.zeros(2, 3, 32, 32)
     inputs[0, :, 8:16, 24:] = 0.1
     inputs[1, :, 24:, :8] = 0.1
@@ -227,8 +227,8 @@ def test_the_map_lies_where_the_attention_does() -> None:
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "class token", "attention pooling"])
-def test_a_batch_is_its_pictures_and_parts_make_no_difference(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, inputs = _build(kind), _pictures(5)
+def test_maps_depend_neither_on_the_batch_nor_on_its_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = _build(kind), _images(5)
     targets = torch.tensor([0, 1, 2, 3, 1])
     whole = attention_pass(model, inputs, targets)
     single = [attention_pass(model, inputs[i : i + 1], targets[i : i + 1]) for i in range(5)]
@@ -242,8 +242,8 @@ def test_a_batch_is_its_pictures_and_parts_make_no_difference(kind: str, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "class token"])
-def test_only_the_gradient_rollout_knows_the_class(kind: str) -> None:
-    model, inputs = _build(kind), _pictures()
+def test_only_the_gradient_rollout_depends_on_the_class(kind: str) -> None:
+    model, inputs = _build(kind), _images()
     one, other = (attention_pass(model, inputs, torch.full((3,), c)) for c in (0, 2))
     torch.testing.assert_close(one.rollout, other.rollout)
     assert not torch.allclose(one.gradient_rollout, other.gradient_rollout, rtol=0.1)
@@ -251,14 +251,14 @@ def test_only_the_gradient_rollout_knows_the_class(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["torchvision", "class token"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_the_model_is_left_as_it_was(kind: str, context: type) -> None:
+def test_the_model_is_left_unchanged(kind: str, context: type) -> None:
     model = _build(kind).train()
     norm = next(m for m in model.modules() if isinstance(m, nn.LayerNorm)).eval()
     frozen = next(model.parameters()).requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    outside = attention_pass(model, _pictures(), TARGETS)
+    outside = attention_pass(model, _images(), TARGETS)
     with context():
-        maps = attention_pass(model, _pictures(), TARGETS)
+        maps = attention_pass(model, _images(), TARGETS)
         assert why_not(model, _architecture(model), 32) == ""
     torch.testing.assert_close(maps.gradient_rollout, outside.gradient_rollout)
     assert not maps.gradient_rollout.requires_grad
@@ -272,7 +272,7 @@ def test_the_model_is_left_as_it_was(kind: str, context: type) -> None:
 
 @pytest.mark.parametrize("kind", ["torchvision", "class token", "beit"])
 def test_bf16_gives_nearly_the_same_maps(kind: str) -> None:
-    model, inputs = _build(kind), _pictures()
+    model, inputs = _build(kind), _images()
     full, half = (attention_pass(model, inputs, TARGETS, precision) for precision in ("fp32", "bf16"))
     for name, most in (("rollout", 0.02), ("gradient_rollout", 0.1)):
         one, other = getattr(full, name), getattr(half, name)
@@ -282,7 +282,7 @@ def test_bf16_gives_nearly_the_same_maps(kind: str) -> None:
 
 
 def test_two_models_at_once_in_two_threads() -> None:
-    models, inputs = [_build("torchvision", 1), _build("class token", 2)], _pictures()
+    models, inputs = [_build("torchvision", 1), _build("class token", 2)], _images()
     alone = [attention_pass(model, inputs, TARGETS) for model in models]
     together: list[list[attention.AttentionPass]] = [[], []]
     start = threading.Barrier(2)
@@ -315,7 +315,7 @@ def _attend(x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
 
 
 class _Toy(nn.Module):
-    """A convolution to 4 × 4 patches of 10 channels, whatever mixes the 16 tokens, their mean, a linear head."""
+    """A convolution to 4 × 4 patches of 10 channels, the given mixing of the 16 tokens, their mean, a linear head."""
 
     def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -343,20 +343,20 @@ def _smooth(x: torch.Tensor) -> torch.Tensor:
             "windows",
         ),
         (lambda x: _attend(_attend(x, x[:, ::4])), "in one block, 16 of them to 4"),
-        (lambda x: _attend(_attend(x)[:, :9]), "16, then 9 of them"),
-        (lambda x: _attend(x.mT).mT, "over 10 items that are not the places of a grid"),
+        (lambda x: _attend(_attend(x)[:, :9]), "different numbers of tokens (16, then 9)"),
+        (lambda x: _attend(x.mT).mT, "over 10 items that are not positions of a grid"),
         (lambda x: _attend(_smooth(_attend(x))), "convolutions mix its tokens"),
-        (lambda x: _attend(x) + _attend(2 * x), "side by side"),
+        (lambda x: _attend(x) + _attend(2 * x), "parallel attention branches"),
     ],
 )
-def test_who_has_no_attention_that_rolls_out(mix: Callable, reason: str) -> None:
+def test_attention_that_cannot_be_rolled_out(mix: Callable, reason: str) -> None:
     model = _Toy(mix).eval()
     found = why_not(model, _architecture(model), 32)
     assert reason in found
     assert bool(found) is bool(reason)
 
 
-def test_cnns_and_windows_have_none() -> None:
+def test_cnns_and_windowed_attention_have_no_rollout() -> None:
     model = resnet18(num_classes=4)
     assert why_not(model, _architecture(model), 32) == "it has no attention between tokens"
     model = SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=4)

@@ -1,4 +1,4 @@
-"""A pass through a cut model: closed forms, scores, and that the model is left as it was."""
+"""A pass through a cut model: closed forms, scores, and a model that is left unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_closed_form(in_place: bool) -> None:
     torch.testing.assert_close(cut.activations, maps)
 
 
-def test_predicted_class_is_the_default_and_scores_are_the_model_s() -> None:
+def test_the_predicted_class_is_the_default_and_scores_are_the_model_s() -> None:
     model = build_network("densenet121", "moved")
     inputs = torch.randn(2, 3, SIZE, SIZE)
     cut = cut_pass(model, [Layer("features", relu_after=True)], inputs)
@@ -67,7 +67,7 @@ def test_predicted_class_is_the_default_and_scores_are_the_model_s() -> None:
     torch.testing.assert_close(cut.targets, scores.argmax(1))
 
 
-def test_a_batch_is_its_pictures() -> None:
+def test_maps_do_not_depend_on_the_batch() -> None:
     model, layer = build_network("resnet18", "moved"), Layer("layer4")
     inputs = torch.randn(5, 3, SIZE, SIZE)
     whole = _grad_cam(model, layer, inputs, torch.tensor([0, 1, 2, 3, 0]))
@@ -76,7 +76,7 @@ def test_a_batch_is_its_pictures() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_the_model_is_left_as_it_was(context: type) -> None:
+def test_the_model_is_left_unchanged(context: type) -> None:
     model, layer = build_network("resnet18", "random"), Layer("layer4")
     model.train()
     model.layer1.eval()
@@ -97,7 +97,7 @@ def test_the_model_is_left_as_it_was(context: type) -> None:
     assert cut.features[0].gradients.abs().max() > 0
 
 
-def test_the_model_is_left_as_it_was_after_an_error() -> None:
+def test_the_model_is_left_unchanged_after_an_error() -> None:
     model = build_network("resnet18", "random").train()
     with pytest.raises(UserError, match="not a feature map"):
         cut_pass(model, [Layer("fc")], torch.randn(2, 3, SIZE, SIZE))
@@ -126,7 +126,7 @@ def test_several_layers_in_one_pass_have_each_layer_s_own_gradients() -> None:
 
 
 def test_two_models_at_once() -> None:
-    """In two threads, interleaved: each has its own maps, and nothing of the other's."""
+    """In two interleaved threads each model has its own maps."""
     from concurrent.futures import ThreadPoolExecutor
 
     models = [build_network(name, "moved") for name in ("resnet18", "squeezenet1_1")]

@@ -1,4 +1,4 @@
-"""Which layer a probe picks, how its output lies on the picture, and what is refused."""
+"""The layer that a probe picks, the grid of its output, and the layers that are refused."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def _build(kind: str) -> tuple[nn.Module, Architecture]:
     return model, _architecture(model, {"odd size": 35, "resnet": 64}.get(kind, 32))
 
 
-def _output(model: nn.Module, name: str, picture: torch.Tensor) -> torch.Tensor:
+def _output(model: nn.Module, name: str, image: torch.Tensor) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(name).register_forward_hook(lambda _m, _i, output: seen.append(output))
     with torch.no_grad():
-        model.eval()(picture)
+        model.eval()(image)
     handle.remove()
     return seen[-1]
 
 
 def _scores_move(model: nn.Module, layer: Layer, size: int, cells: list[int]) -> list[bool]:
-    """Whether the scores change, forward, when the layer's output is changed in one cell of its grid alone."""
-    picture = torch.randn(1, 3, size, size)
-    output = _output(model, layer.name, picture)
+    """Return for each cell whether the scores change when the layer's output changes in that cell alone."""
+    image = torch.randn(1, 3, size, size)
+    output = _output(model, layer.name, image)
     moved = []
     for cell in [None, *cells]:
         maps = layer.to_maps(output, (size, size)).clone()
@@ -90,28 +90,28 @@ def _scores_move(model: nn.Module, layer: Layer, size: int, cells: list[int]) ->
         changed = layer.with_maps(output, maps)
         handle = model.get_submodule(layer.name).register_forward_hook(lambda _m, _i, _o, changed=changed: changed)
         with torch.no_grad():
-            moved.append(model(picture))
+            moved.append(model(image))
         handle.remove()
     return [not torch.equal(scores, moved[0]) for scores in moved[1:]]
 
 
 @pytest.mark.parametrize("kind", PICKS)
-def test_the_pick_and_that_the_scores_depend_on_all_of_its_grid(kind: str) -> None:
+def test_the_scores_depend_on_every_cell_of_the_layer_that_is_picked(kind: str) -> None:
     model, architecture = _build(kind)
     _, name, form, prefix, side = PICKS[kind]
     (layer,) = find_layers(model, architecture, architecture.size)
     assert layer == Layer(name, form, prefix)
     nn.init.normal_(model.get_submodule(architecture.head).weight)
     assert all(_scores_move(model, layer, architecture.size, [0, side - 1, side, side * side - 1]))
-    pictures = torch.randn(2, 3, architecture.size, architecture.size)
-    (features,) = cut_pass(model, [layer], pictures, torch.tensor([1, 3])).features
+    images = torch.randn(2, 3, architecture.size, architecture.size)
+    (features,) = cut_pass(model, [layer], images, torch.tensor([1, 3])).features
     assert features.activations.shape[2:] == (side, side)
     assert features.gradients.isfinite().all()
     assert (features.gradients.abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["vit", "timm vit", "registers"])
-def test_behind_the_pick_only_the_class_token_counts(kind: str) -> None:
+def test_after_the_layer_that_is_picked_only_the_class_token_counts(kind: str) -> None:
     """The trap: the last block's output looks like the layer before pooling, and no score depends on its grid."""
     model, architecture = _build(kind)
     nn.init.normal_(model.get_submodule(architecture.head).weight)
@@ -125,18 +125,18 @@ def test_behind_the_pick_only_the_class_token_counts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["resnet", "swin", "registers", "odd size"])
-def test_a_cell_of_the_grid_is_the_picture_s_own_place(kind: str) -> None:
-    """Before cells are mixed, changing one patch of the picture changes that cell alone: rows are rows."""
+def test_a_cell_of_the_grid_is_at_its_place_in_the_image(kind: str) -> None:
+    """Before cells are mixed, changing one patch of the image changes that cell alone, and rows are not columns."""
     model, architecture = _build(kind)
     size = architecture.size
     name = {"resnet": "conv1", "swin": "features.1.0.norm1"}.get(kind, "blocks.0.norm1")
     (layer,) = find_layers(model, architecture, size, [name])
-    picture = torch.randn(1, 3, size, size)
-    before = layer.to_maps(_output(model, name, picture), (size, size))
+    image = torch.randn(1, 3, size, size)
+    before = layer.to_maps(_output(model, name, image), (size, size))
     side = before.shape[2]
     patch, row, column = size // side, 1, side - 2
-    picture[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] += 1
-    changed = (layer.to_maps(_output(model, name, picture), (size, size)) - before).abs().sum((0, 1)) > 0
+    image[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] += 1
+    changed = (layer.to_maps(_output(model, name, image), (size, size)) - before).abs().sum((0, 1)) > 0
     assert changed[row, column]
     if kind == "resnet":  # its windows overlap
         rows, columns = changed.nonzero().float().mean(0)
@@ -150,7 +150,7 @@ def test_a_cell_of_the_grid_is_the_picture_s_own_place(kind: str) -> None:
     ("layer", "shape"),
     [(Layer("x"), (3, 5, 4, 4)), (Layer("x", "maps_last"), (3, 4, 4, 5)), (Layer("x", "tokens", 2), (3, 18, 5))],
 )
-def test_maps_go_back_into_the_output(layer: Layer, shape: tuple[int, ...]) -> None:
+def test_maps_convert_to_outputs_and_back(layer: Layer, shape: tuple[int, ...]) -> None:
     output = torch.randn(shape)
     maps = layer.to_maps(output, (32, 32))
     assert maps.shape == (3, 5, 4, 4)
@@ -161,7 +161,7 @@ def test_maps_go_back_into_the_output(layer: Layer, shape: tuple[int, ...]) -> N
         assert torch.equal(changed[:, :2], output[:1, :2].expand(3, -1, -1))
 
 
-def test_tokens_of_a_wide_picture_and_outputs_that_are_no_grid() -> None:
+def test_tokens_of_a_wide_image_and_outputs_that_are_no_grid() -> None:
     tokens = torch.arange(1 + 2 * 6.0).view(1, 13, 1)
     maps = Layer("x", "tokens", 1).to_maps(tokens, (32, 96))
     assert maps[0, 0].tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
@@ -198,13 +198,13 @@ def test_the_table_and_the_probe_agree_on_resnet() -> None:
     assert tabled == find_layers(model, _architecture(model, 64, "unknown"), 64) == (Layer("layer4"),)
 
 
-def test_several_layers_by_name_in_the_order_given() -> None:
+def test_several_layers_keep_the_order_given() -> None:
     model, architecture = _build("swin")
     names = ["norm", "features.0"]
     assert [layer.name for layer in find_layers(model, architecture, 32, names)] == names
 
 
-def test_a_module_that_is_used_again_counts_where_it_is_used_last() -> None:
+def test_a_module_that_is_used_twice_counts_where_it_is_used_last() -> None:
     relu = nn.ReLU()
     model = nn.Sequential(
         nn.Conv2d(3, 4, 4, 4), relu, nn.Conv2d(4, 4, 1), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
@@ -220,7 +220,7 @@ def test_heads_of_attention_are_no_maps() -> None:
         find_layers(model, _architecture(model), 32, ["blocks.1.attn.q_norm"])
 
 
-def test_a_name_that_is_not_there_names_near_ones() -> None:
+def test_an_unknown_layer_names_similar_ones() -> None:
     model, architecture = _build("resnet")
     with pytest.raises(UserError, match=r"--layer layer5: unknown has no such layer \(did you mean layer4"):
         find_layers(model, architecture, 64, ["layer4", "layer5"])
@@ -238,7 +238,7 @@ def test_a_model_without_any_grid_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "timm swin"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_the_model_is_left_as_it_was(kind: str, context: type) -> None:
+def test_the_model_is_left_unchanged(kind: str, context: type) -> None:
     model, architecture = _build(kind)
     model.train()
     first, second, *_ = model.modules()
@@ -267,7 +267,7 @@ def test_a_head_of_zeros_does_not_matter() -> None:
     assert not model.get_submodule(architecture.head).weight.any()
 
 
-def test_the_hooks_are_gone_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model, architecture = _build("vit")
     with pytest.raises(AssertionError):
         find_layers(model.train(), architecture, 40)

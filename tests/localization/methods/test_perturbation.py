@@ -1,4 +1,4 @@
-"""Score-CAM, Ablation-CAM and occlusion: closed forms, brute force, and the rivals where they follow the papers."""
+"""Score-CAM, Ablation-CAM and occlusion against closed forms, brute force, and peers where they follow the papers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Small(nn.Module):
 
 
 class _Late(_Small):
-    """Rectifies what leaves `features` in place, inside `forward`, as torchvision's DenseNet does."""
+    """Rectifies the output of `features` in place, inside `forward`, as torchvision's DenseNet does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _Late(_Small):
 
 
 class _Tokens(nn.Module):
-    """A transformer's end: tokens with one before them, a branch round the layer `norm`, the first token read."""
+    """The end of a transformer: a class token, patch tokens, and a branch that bypasses the layer `norm`."""
 
     def __init__(self, fixed_batch: bool = False, in_place: bool = False) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def _assert_same_maps(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def _counted(model: nn.Module) -> list[int]:
-    """The sizes of the batches that reach the model."""
+    """Record the sizes of the batches that reach the model."""
     sizes: list[int] = []
     handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     yield sizes
@@ -107,7 +107,7 @@ def _counted(model: nn.Module) -> list[int]:
 
 @torch.no_grad()
 def _score_cam_by_hand(model: _Small, x: torch.Tensor, target: int, channels: list[int]) -> torch.Tensor:
-    """The paper's algorithm 1 for one picture (3, h, w), a channel at a time, baseline and all."""
+    """Run the paper's algorithm 1 for one image (3, h, w), one channel at a time, with its baseline."""
     maps, increases = model.features(x[None])[0], []
     baseline = model(torch.zeros_like(x)[None])[0, target]
     for k in channels:
@@ -128,8 +128,8 @@ def test_score_cam_is_the_paper_s() -> None:
     )
 
 
-def test_score_cam_equals_both_rivals_where_nothing_is_enlarged() -> None:
-    """They enlarge otherwise than the paper (torchcam after stretching), and count dead channels in the softmax."""
+def test_score_cam_equals_both_peers_if_nothing_is_enlarged() -> None:
+    """They do not enlarge as the paper does (torchcam rescales first), and count dead channels in the softmax."""
     from pytorch_grad_cam import ScoreCAM as GradCamPackage
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     from torchcam.methods import ScoreCAM as TorchCam
@@ -149,7 +149,7 @@ def test_score_cam_equals_both_rivals_where_nothing_is_enlarged() -> None:
 
 
 def test_the_channels_with_the_largest_grad_cam_weights_are_tried() -> None:
-    """Behind global pooling a channel's Grad-CAM weight is its weight in the linear layer, by the map's area."""
+    """Before global pooling, a channel's Grad-CAM weight is its weight in the linear layer over the map's area."""
     model = _model()
     explanation = _explain(model, max_channels=2)
     with _counted(model) as sizes:
@@ -160,12 +160,12 @@ def test_the_channels_with_the_largest_grad_cam_weights_are_tried() -> None:
         weights[4] = 0
         expected.append(_score_cam_by_hand(model, x, int(target), weights.topk(2).indices.tolist()))
     _assert_same_maps(maps, torch.stack(expected))
-    assert sum(sizes) == 1 * 3 + 2 * 3  # the cut pass, and two channels for each picture
+    assert sum(sizes) == 1 * 3 + 2 * 3  # the cut pass, and two channels for each image
 
 
 @pytest.mark.parametrize("bias", [9.0, -9.0])
-def test_ablation_cam_behind_global_pooling_is_cam_over_the_score(bias: float) -> None:
-    """y − y_k = w_k mean(A_k): the maps are ReLU(Σ_k w_k mean(A_k) A_k) / |y|, whichever sign y has."""
+def test_ablation_cam_before_global_pooling_is_cam_over_the_score(bias: float) -> None:
+    """y − y_k = w_k mean(A_k): the maps are ReLU(Σ_k w_k mean(A_k) A_k) / |y|, whatever the sign of y."""
     model = _model(bias=bias)
     explanation = _explain(model)
     maps = model.features(explanation.inputs).detach()
@@ -192,7 +192,7 @@ def test_ablation_cam_equals_the_grad_cam_package_for_positive_scores() -> None:
 
 @torch.no_grad()
 def _ablation_by_hand(explanation: Explanation, edit_of: Callable[[int], Callable]) -> torch.Tensor:
-    """A whole forward pass for each channel of each picture; `edit_of(k)` is a hook that takes channel k away."""
+    """Run a whole forward pass for each channel of each image; `edit_of(k)` is a hook that removes channel k."""
     layer, model = explanation.layers[0], explanation.model
     whole, parts = model(explanation.inputs), []
     for k in range(CHANNELS):
@@ -205,12 +205,12 @@ def _ablation_by_hand(explanation: Explanation, edit_of: Callable[[int], Callabl
 
 
 @pytest.mark.parametrize(
-    ("arguments", "pictures"),
+    ("arguments", "images"),
     [({}, 1 + 2 + 1 + 3), ({"fixed_batch": True}, 1 + 2 + 3 * 8), ({"in_place": True}, 1 + 3 * 8)],
     ids=["broadcast", "its batch is fixed", "adds in place"],
 )
-def test_ablation_cam_of_tokens(arguments: dict[str, bool], pictures: int) -> None:
-    """Copies of the tokens of one picture where the model takes them, copies of the picture where it does not."""
+def test_ablation_cam_of_tokens(arguments: dict[str, bool], images: int) -> None:
+    """The tokens of one image are copied if the model accepts that, else the image is."""
 
     def edit_of(k: int) -> Callable:
         def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -226,12 +226,12 @@ def test_ablation_cam_of_tokens(arguments: dict[str, bool], pictures: int) -> No
     with _counted(model) as sizes:
         maps = ablation_cam(explanation)
     _assert_same_maps(maps, expected)
-    # whether it takes copies: the quick way (1), the safe one (2); the share behind the layer (1); then each picture:
-    # once, or six channels in batches of five with the picture as it is in each
-    assert sum(sizes) == pictures
+    # whether it takes copies: the quick way (1), the safe one (2); the share behind the layer (1); then each image:
+    # once, or six channels in batches of five with the image as it is in each
+    assert sum(sizes) == images
 
 
-def test_a_model_that_mixes_its_copies_up_is_not_trusted() -> None:
+def test_a_model_that_mixes_copies_is_not_trusted() -> None:
     """The right number of scores is not enough: here each copy would get the batch's mean."""
 
     class Mixing(_Small):
@@ -243,7 +243,7 @@ def test_a_model_that_mixes_its_copies_up_is_not_trusted() -> None:
     _assert_same_maps(ablation_cam(mixing), ablation_cam(plain))
 
 
-def test_ablation_cam_where_forward_rectifies_the_layer() -> None:
+def test_ablation_cam_of_a_layer_that_forward_rectifies() -> None:
     def edit_of(k: int) -> Callable:
         def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
             return F.relu(output) * (torch.arange(CHANNELS) != k)[:, None, None]
@@ -254,8 +254,8 @@ def test_ablation_cam_where_forward_rectifies_the_layer() -> None:
     _assert_same_maps(ablation_cam(explanation), _ablation_by_hand(explanation, edit_of))
 
 
-def test_the_budget_of_ablation_cam_is_work() -> None:
-    """Of the last layer all channels are tried; before most of the work, no more than the work of so many passes."""
+def test_ablation_cam_is_limited_by_work() -> None:
+    """All channels of a last layer are used; of an early layer as many as cost the given number of passes."""
 
     class Heavy(_Small):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -322,7 +322,9 @@ def test_occlusion_of_an_odd_portrait() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Explanation], torch.Tensor]) -> None:
+def test_the_model_is_unchanged_and_maps_are_independent(
+    method: Callable[[Explanation], torch.Tensor],
+) -> None:
     model = _model().train()
     whole = method(_explain(model))
     with torch.inference_mode():
@@ -354,7 +356,7 @@ def test_ablation_cam_s_weights_are_never_rounded() -> None:
 
 
 @pytest.mark.parametrize("method", [score_cam, ablation_cam])
-def test_nothing_active_is_an_empty_map_and_nan_stays_nan(method: Callable[[Explanation], torch.Tensor]) -> None:
+def test_no_active_channel_gives_an_empty_map_and_nan_stays_nan(method: Callable[[Explanation], torch.Tensor]) -> None:
     model = _model()
     model.features[2].bias.data.fill_(-1000)
     assert method(_explain(model)).tolist() == [[[0.0] * 8] * 8] * 3
@@ -363,7 +365,9 @@ def test_nothing_active_is_an_empty_map_and_nan_stays_nan(method: Callable[[Expl
 
 
 @pytest.mark.parametrize("method", [score_cam, ablation_cam])
-def test_several_layers_are_averaged_peak_by_peak(method: Callable[[Explanation], torch.Tensor]) -> None:
+def test_several_layers_are_averaged_over_their_peaks(
+    method: Callable[[Explanation], torch.Tensor],
+) -> None:
     model = _model(stride=1)
     both = _explain(model)
     both.layers = [Layer("features.1"), Layer("features.3")]

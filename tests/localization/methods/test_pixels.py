@@ -1,4 +1,4 @@
-"""Integrated gradients, SmoothGrad, guided Grad-CAM: closed forms, captum and grad-cam, and who cannot have them."""
+"""Integrated gradients, SmoothGrad, guided Grad-CAM: closed forms, captum and grad-cam, and models without ReLUs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLACK = torch.tensor([-2.0, -1.9, -1.8])
 
 
 class _Small(nn.Sequential):
-    """Convolutions, `activation` behind each, global average pooling, a linear layer; the target layer is `3`."""
+    """Two convolutions, each with `activation`, global average pooling, a linear layer; the target layer is `3`."""
 
     def __init__(self, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
         convolutions = nn.Conv2d(3, 8, 3, 2, padding=1), nn.Conv2d(8, 8, 3, 2, padding=1)
@@ -44,7 +44,7 @@ class _Small(nn.Sequential):
 
 
 class _Function(nn.Module):
-    """The scores as a function of the pictures."""
+    """The scores as a function of the images."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def _weights(*shape: int) -> torch.Tensor:
 
 
 def _change(explanation: Explanation) -> torch.Tensor:
-    """score(x) − score(black) of each picture."""
+    """score(x) − score(black) of each image."""
     black = BLACK[:, None, None].expand_as(explanation.inputs)
     with torch.no_grad():
         change = explanation.model(explanation.inputs) - explanation.model(black)
@@ -84,7 +84,7 @@ def _change(explanation: Explanation) -> torch.Tensor:
 
 
 def test_attributions_of_a_quadratic_score() -> None:
-    """Of Σ a x²: a (x² − black²); the integrand is linear, for which one node is enough."""
+    """For the score Σ a x² they are a (x² − black²); the integrand is linear, so that one node is enough."""
     a = _weights(CLASSES, 3, SIDE, SIDE)
     explanation = _explain(_Function(lambda x: torch.einsum("kchw,nchw->nk", a, x.square())), steps=1)
     expected = a[TARGETS] * (explanation.inputs.square() - BLACK[:, None, None].square())
@@ -114,7 +114,7 @@ def test_attributions_equal_captum_s(activation: Callable[[], nn.Module], nearne
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121"])
 def test_completeness_in_deep_networks(name: str) -> None:
-    """Statistics as after a training, a score that turns along the path: within 1 % all the same."""
+    """With statistics as after training and a score that fluctuates along the path, they stay within 1 %."""
     torch.manual_seed(0)
     model = _vgg() if name == "vgg11" else build_model(name, 4)[0].eval()
     with torch.no_grad():
@@ -133,13 +133,13 @@ def _vgg() -> nn.Module:
 
 
 def _wavy() -> nn.Module:
-    """A score that goes up and down ten times on the way from black, so that few nodes cannot follow it."""
+    """Return a score that rises and falls ten times on the path from black, too often for a few nodes."""
     weights = 30 * _weights(8, 3, SIDE, SIDE) / SIDE
     return _Function(lambda x: torch.einsum("jchw,nchw->nj", weights, x).sin().cumsum(1)[:, [1, 4, 7]])
 
 
-def test_nodes_are_tripled_and_weighted_anew_where_they_miss() -> None:
-    """The new weights against the least change of equal ones under the two conditions, solved as linear equations."""
+def test_nodes_are_tripled_and_then_reweighted_until_complete() -> None:
+    """The weights are the smallest change of equal ones under two conditions, solved here as linear equations."""
     explanation = _explain(_wavy(), steps=8)
     nodes = (np.arange(24) + 0.5) / 24
     black = BLACK[:, None, None].expand_as(explanation.inputs[0])
@@ -161,7 +161,7 @@ def test_nodes_are_tripled_and_weighted_anew_where_they_miss() -> None:
 
 
 def test_no_node_gets_a_negative_weight() -> None:
-    """A change that no weights can give: the node of the lowest slope then counts for nothing, no less."""
+    """If no weights can give the change, the node with the lowest slope has weight 0 and no less."""
     explanation = _explain(_wavy(), steps=8)
     black, x = BLACK[:, None, None].expand(3, SIDE, SIDE), explanation.inputs[0]
     path = pixels._Path(explanation, black, x, TARGETS[0])
@@ -176,7 +176,7 @@ def test_no_node_gets_a_negative_weight() -> None:
 
 
 def test_no_more_nodes_than_needed() -> None:
-    """Pictures that are complete at once cost `steps` gradients, the others three times as many, none twice."""
+    """Images that are complete at once cost `steps` gradients, the others three times as many."""
     spent = []
     for model in (_model(nn.Tanh), _wavy()):
         explanation = _explain(model, steps=8)
@@ -198,7 +198,7 @@ def test_smooth_grad_equals_captum_s_noise_tunnel_with_the_same_noise() -> None:
     from captum.attr import NoiseTunnel, Saliency
 
     explanation = _explain(_model(nn.Tanh), samples=7)
-    explanation.inputs[1] *= 3  # each picture has its own range
+    explanation.inputs[1] *= 3  # each image has its own range
     ours = smooth_grad(explanation)
     planes = torch.cat([pixels._noise(0, sample, explanation.inputs) for sample in range(7)])
     for index, (x, target) in enumerate(zip(explanation.inputs, TARGETS, strict=True)):
@@ -209,7 +209,7 @@ def test_smooth_grad_equals_captum_s_noise_tunnel_with_the_same_noise() -> None:
         torch.testing.assert_close(ours[index], theirs[0].sum(0).abs(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_noise_is_normal_and_each_seed_s_and_sample_s_own() -> None:
+def test_the_noise_is_normal_and_depends_on_seed_and_sample() -> None:
     inputs = torch.zeros(2, 3, 128, 128)
     noise = torch.cat([pixels._noise(seed, sample, inputs) for seed in range(3) for sample in range(3)]).flatten(1)
     assert torch.corrcoef(noise).sub(torch.eye(9)).abs().max() < 0.04
@@ -267,7 +267,7 @@ CLIPPED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("name", [*RECTIFIERS, *CLIPPED])
 def test_every_rectifier_is_guided(name: str) -> None:
-    """Σ w ReLU(x): w where x > 0 (and < 6) and w > 0, else 0; the score itself is as ever."""
+    """Σ w ReLU(x): w where x > 0 (and < 6) and w > 0, else 0; the score itself does not change."""
     w = _weights(CLASSES, 3, SIDE, SIDE)
     rectify = (RECTIFIERS | CLIPPED)[name]
     explanation = _explain(_Function(lambda x: torch.einsum("kchw,nchw->nk", w, rectify(x.clone()))))
@@ -280,8 +280,8 @@ def test_every_rectifier_is_guided(name: str) -> None:
     torch.testing.assert_close(guided, explanation.model(x))
 
 
-def test_what_is_no_rectifier_is_let_be() -> None:
-    """A hard tanh from −1 and a variance clamped at 0 (timm's normalisations) keep their gradients."""
+def test_other_clamps_keep_their_gradients() -> None:
+    """Such as a hard tanh from −1 and a variance clamped at 0 (timm's normalisations)."""
     w = -_weights(CLASSES, 3, SIDE, SIDE).abs()
     explanation = _explain(_Function(lambda x: torch.einsum("kchw,nchw->nk", w, F.hardtanh(x) + x.clamp(0))))
     x = explanation.inputs
@@ -303,7 +303,7 @@ def test_no_rectifier_of_a_real_network_is_missed(name: str) -> None:
 
 
 def _nodes(output: torch.Tensor) -> dict[str, int]:
-    """How many nodes of each kind an output's graph has."""
+    """Count the nodes of each kind in an output's graph."""
     found: dict[str, int] = {}
     todo, seen = [output.grad_fn], set()
     while todo:
@@ -326,7 +326,7 @@ def test_guided_grad_cam_is_the_product() -> None:
     torch.testing.assert_close(guided_grad_cam(explanation), expected)
 
 
-def test_a_thread_beside_a_guided_one_is_not_guided() -> None:
+def test_other_threads_are_not_guided() -> None:
     explanation = _explain(_model())
     expected = explanation.score_gradients(explanation.inputs, TARGETS)
     found: list[torch.Tensor] = []
@@ -340,7 +340,7 @@ def test_a_thread_beside_a_guided_one_is_not_guided() -> None:
 @pytest.mark.parametrize(
     ("activation", "reason"), [(nn.ReLU, ""), (nn.ReLU6, ""), (nn.GELU, "gelu"), (nn.SiLU, "silu"), (nn.Tanh, "ReLU")]
 )
-def test_who_cannot_have_guided_backpropagation(activation: Callable[[], nn.Module], reason: str) -> None:
+def test_models_without_guided_backpropagation(activation: Callable[[], nn.Module], reason: str) -> None:
     found = why_not(
         _model(activation), Architecture(name="small", head="6", size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3), SIDE
     )
@@ -348,7 +348,7 @@ def test_who_cannot_have_guided_backpropagation(activation: Callable[[], nn.Modu
     assert bool(found) == bool(reason)
 
 
-def test_a_relu_that_the_picture_does_not_pass_is_none() -> None:
+def test_a_relu_off_the_image_s_path_does_not_count() -> None:
     class Biased(_Small):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + F.relu(self[-1].bias)
@@ -361,7 +361,9 @@ def test_a_relu_that_the_picture_does_not_pass_is_none() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_model_is_left_as_it_was_and_a_map_is_its_own(method: Callable[[Explanation], torch.Tensor]) -> None:
+def test_the_model_is_unchanged_and_maps_are_independent(
+    method: Callable[[Explanation], torch.Tensor],
+) -> None:
     model = _model().train()
     whole = method(_explain(model))
     with torch.inference_mode():
@@ -394,7 +396,7 @@ def test_bf16_changes_little(method: Callable[[Explanation], torch.Tensor]) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_picture_of_one_value_and_a_picture_of_nan(method: Callable[[Explanation], torch.Tensor]) -> None:
+def test_constant_images_and_images_of_nan(method: Callable[[Explanation], torch.Tensor]) -> None:
     explanation = _explain(_model())
     explanation.inputs[0] = BLACK[:, None, None]
     explanation.inputs[1] = torch.nan

@@ -26,7 +26,7 @@ def test_one_pass_serves_the_whole_family() -> None:
 
 
 def test_every_method_of_the_table_on_every_kind_of_network() -> None:
-    """Each method either gives finite maps ≥ 0 that fit the batch, or the architecture cannot have it and says why."""
+    """Each method either gives finite maps ≥ 0 that fit the batch, or is unavailable for a stated reason."""
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)

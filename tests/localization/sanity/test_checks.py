@@ -1,4 +1,4 @@
-"""The sanity suite against methods and networks whose verdicts are known, and the random copies that it rests on."""
+"""The sanity checks on methods and a network whose verdicts are known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARCHITECTURE = Architecture(name="small", head="fc", size=SIZE, mean=(0.0, 0.0),
 
 
 class _Spots(nn.Module):
-    """As if trained: class 0 is a bright first channel, class 1 a bright second one; the other channels are noise."""
+    """A network as if trained: class 0 is a bright first channel, class 1 a bright second one, the rest noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ def explainer() -> Explainer:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
-    """Four pictures of noise, with a spot in the first channel and another, elsewhere, in the second."""
+def images() -> torch.Tensor:
+    """Four images of noise, with a spot in the first channel and another, elsewhere, in the second."""
     generator = torch.Generator().manual_seed(1)
     found = 0.3 * torch.randn(4, 2, SIZE, SIZE, generator=generator)
     for i, (y, x) in enumerate([(4, 4), (20, 6), (8, 20), (18, 18)]):
@@ -67,7 +67,7 @@ def pictures() -> torch.Tensor:
 
 
 def _edges(explanation: Explanation) -> torch.Tensor:
-    """An edge detector: what lies beside each pixel decides, and no weight."""
+    """An edge detector, which uses neighbouring pixels and no weights."""
     grey = explanation.inputs.sum(1)
     return (grey - grey.roll(1, 2)).abs() + (grey - grey.roll(1, 1)).abs()
 
@@ -81,24 +81,24 @@ def _cam(explanation: Explanation) -> torch.Tensor:
 
 
 def _of_the_batch(explanation: Explanation) -> torch.Tensor:
-    """Each picture's map less the batch's mean."""
+    """Each image's map minus a share of the batch's mean."""
     found = _cam(explanation)
     return F.relu(found - 0.1 * found.mean(0))
 
 
 def _any_class(explanation: Explanation) -> torch.Tensor:
-    """The class is asked for, and makes no difference."""
+    """A method that ignores the class although it takes one."""
     return _cam(replace(explanation, requested=torch.zeros_like(explanation.targets)))
 
 
 def _quiet(explanation: Explanation) -> torch.Tensor:
-    """A little noise on the cells that are hot."""
+    """A little noise on active cells."""
     generator = torch.Generator().manual_seed(explanation.settings.seed)
     return _cam(explanation) * (1 + 0.05 * torch.rand(8, 8, generator=generator))
 
 
 def _loud(explanation: Explanation) -> torch.Tensor:
-    """Next to nothing but noise."""
+    """Almost pure noise."""
     generator = torch.Generator().manual_seed(explanation.settings.seed)
     found = _cam(explanation)
     return found + 20 * found.amax((1, 2), keepdim=True) * torch.rand(8, 8, generator=generator)
@@ -109,12 +109,12 @@ def _unseeded(explanation: Explanation) -> torch.Tensor:
 
 
 def _left(explanation: Explanation) -> torch.Tensor:
-    """Hot on the left, whatever the picture."""
+    """High on the left for every image."""
     return torch.linspace(1, 0, 8).expand(len(explanation.inputs), 8, 8)
 
 
 def _only_trained(explanation: Explanation) -> torch.Tensor:
-    """A constant under every model but the trained one, whose first bias is not 0."""
+    """A constant for every model but the trained one, whose biases are not 0."""
     return _cam(explanation) if explanation.model.fc.bias.any() else torch.ones(len(explanation.inputs), 8, 8)
 
 
@@ -137,8 +137,8 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Method]]:
     return added
 
 
-def _findings(explainer: Explainer, pictures: torch.Tensor, method: str) -> dict[str, Finding]:
-    found = run_sanity(explainer, pictures, torch.tensor([0, 1, 0, 1])[: len(pictures)], [method], seed=0)
+def _findings(explainer: Explainer, images: torch.Tensor, method: str) -> dict[str, Finding]:
+    found = run_sanity(explainer, images, torch.tensor([0, 1, 0, 1])[: len(images)], [method], seed=0)
     assert [finding.check for finding in found] == list(CHECKS)
     return {finding.check: finding for finding in found}
 
@@ -158,16 +158,16 @@ FAILS = {
 
 @pytest.mark.usefixtures("methods")
 @pytest.mark.parametrize("method", FAILS)
-def test_each_fault_fails_its_own_checks(explainer: Explainer, pictures: torch.Tensor, method: str) -> None:
-    found = _findings(explainer, pictures, method)
+def test_each_fault_fails_the_checks_for_it(explainer: Explainer, images: torch.Tensor, method: str) -> None:
+    found = _findings(explainer, images, method)
     assert {check for check, finding in found.items() if finding.verdict == "fail"} == FAILS[method]
     assert {finding.verdict for finding in found.values()} <= {"pass", "fail"}
     assert verdict_of(list(found.values()), method) == ("fail" if FAILS[method] else "pass")
 
 
 @pytest.mark.usefixtures("methods")
-def test_the_notes_say_what_was_seen(explainer: Explainer, pictures: torch.Tensor) -> None:
-    cam, edges = _findings(explainer, pictures, "cam"), _findings(explainer, pictures, "edges")
+def test_the_notes_explain_the_verdicts(explainer: Explainer, images: torch.Tensor) -> None:
+    cam, edges = _findings(explainer, images, "cam"), _findings(explainer, images, "edges")
     assert cam["seed"].note == "draws no noise"
     assert cam["batch"].value < 1e-6
     assert cam["cascade"].n == 4
@@ -178,14 +178,14 @@ def test_the_notes_say_what_was_seen(explainer: Explainer, pictures: torch.Tenso
     assert shares == (0, 0.25, 0.5, 0.75, 1)  # fc, conv2, bn1, conv1
     assert values == pytest.approx([1] * 5)
     assert edges["cascade"].area == pytest.approx(1)
-    lost = _findings(explainer, pictures, "only_trained")["cascade"]
+    lost = _findings(explainer, images, "only_trained")["cascade"]
     assert (lost.verdict, lost.value) == ("pass", 0)
     assert lost.note == "no map from the random models in 12 of 12: similarity 0"
 
 
 @pytest.mark.usefixtures("methods")
-def test_without_two_maps_there_is_no_verdict(explainer: Explainer, pictures: torch.Tensor) -> None:
-    empty, single = _findings(explainer, pictures, "empty"), _findings(explainer, pictures[:1], "cam")
+def test_fewer_than_two_maps_give_no_verdict(explainer: Explainer, images: torch.Tensor) -> None:
+    empty, single = _findings(explainer, images, "empty"), _findings(explainer, images[:1], "cam")
     assert {finding.verdict for finding in (*empty.values(), *single.values())} == {"n/a"}
     assert all("0 of 4 images" in finding.note and "4 empty" in finding.note for finding in empty.values())
     assert np.isnan(empty["flip"].value)
@@ -193,14 +193,14 @@ def test_without_two_maps_there_is_no_verdict(explainer: Explainer, pictures: to
 
 
 @pytest.mark.usefixtures("methods")
-def test_the_same_seed_gives_the_same_findings(explainer: Explainer, pictures: torch.Tensor) -> None:
-    runs = [run_sanity(explainer, pictures, None, ["cam", "gradcam"], seed) for seed in (3, 3, 4)]
+def test_the_same_seed_gives_the_same_findings(explainer: Explainer, images: torch.Tensor) -> None:
+    runs = [run_sanity(explainer, images, None, ["cam", "gradcam"], seed) for seed in (3, 3, 4)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
-def test_costly_methods_see_less_of_the_cascade(
-    explainer: Explainer, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+def test_costly_methods_are_tried_on_fewer_random_models(
+    explainer: Explainer, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costly(explanation: Explanation) -> torch.Tensor:
         explanation.predict(explanation.inputs.repeat(9, 1, 1, 1))
@@ -208,7 +208,7 @@ def test_costly_methods_see_less_of_the_cascade(
 
     monkeypatch.setitem(METHODS, "costly", Method(title="Costly", function=costly))
     monkeypatch.setitem(METHODS, "cam", Method(title="CAM", function=_cam))
-    found = run_sanity(explainer, pictures, None, ["cam", "costly"])
+    found = run_sanity(explainer, images, None, ["cam", "costly"])
     curves = {finding.method: finding for finding in found if finding.check == "cascade"}
     assert [share for share, _ in curves["costly"].curve] == pytest.approx([0, 0.5, 1])
     assert "only stages 2 and 4 of 4" in curves["costly"].note
@@ -217,9 +217,9 @@ def test_costly_methods_see_less_of_the_cascade(
 
 
 @pytest.mark.usefixtures("methods")
-def test_every_file_and_word_of_the_report(explainer: Explainer, pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_the_table_and_the_files(explainer: Explainer, images: torch.Tensor, tmp_path: Path) -> None:
     methods = ["cam", "edges", "empty"]
-    found = run_sanity(explainer, pictures, None, methods)
+    found = run_sanity(explainer, images, None, methods)
     write_sanity(tmp_path, found)
     with open(tmp_path / "sanity.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -45,7 +45,7 @@ def _small_vit() -> nn.Module:
 VIT = Architecture(name="small_vit", head="heads.head", size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def test_parameters_whose_module_is_never_called_have_their_place() -> None:
+def test_modules_that_are_never_called_have_a_stage() -> None:
     order = list(chain(*stages(_small_vit(), VIT, torch.zeros(1, 3, 32, 32))))
     attention = "encoder.layers.encoder_layer_{}.self_attention"
     wanted = [
@@ -66,7 +66,7 @@ def _changed(model: nn.Module, other: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3, STAGES])
-def test_a_random_copy_changes_its_stages_alone_and_leaves_the_model(stage: int) -> None:
+def test_a_random_copy_changes_only_its_stages_and_not_the_model(stage: int) -> None:
     torch.manual_seed(0)
     model, architecture, _ = build_model("resnet18", 4)
     inputs = torch.randn(3, 3, 64, 64)
@@ -95,7 +95,7 @@ def test_a_random_copy_changes_its_stages_alone_and_leaves_the_model(stage: int)
         assert torch.equal(less.fc.weight, fresh.fc.weight)
 
 
-def test_statistics_are_those_of_the_pictures() -> None:
+def test_statistics_are_those_of_the_images() -> None:
     torch.manual_seed(0)
     blocks = [(nn.Conv2d(i, 8, 3), nn.BatchNorm2d(8, momentum=0.2), nn.ReLU()) for i in (2, 8, 8)]
     model = nn.Sequential(*chain(*blocks), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
@@ -118,7 +118,7 @@ def test_statistics_are_those_of_the_pictures() -> None:
     assert torch.isfinite(single(inputs)).all()
 
 
-def test_a_random_network_without_normalisation_still_tells_pictures_apart() -> None:
+def test_a_random_network_without_normalisation_still_distinguishes_images() -> None:
     torch.manual_seed(0)
     layers = [layer for i in range(13) for layer in (nn.Conv2d(16 if i else 2, 16, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
@@ -131,10 +131,10 @@ def test_a_random_network_without_normalisation_still_tells_pictures_apart() -> 
         return float(scores.std(0).mean() / scores.abs().mean())
 
     assert variety(fresh) > 0.03
-    assert variety(model) < 1e-3  # the modules' own initialisation, which is not used for that
+    assert variety(model) < 1e-3  # the modules' own initialisation, which is why it is not used
 
 
-def test_what_has_no_fan_in_is_shuffled() -> None:
+def test_parameters_without_fan_in_are_shuffled() -> None:
     model = _small_vit()
     fresh = fully_randomised(model, VIT, torch.randn(2, 3, 32, 32))
     old, new = dict(model.named_parameters()), dict(fresh.named_parameters())

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
 
 
-def test_similarity_is_scipy_s_and_a_lost_map_is_like_none() -> None:
+def test_similarity_equals_scipy_s_and_is_0_for_a_lost_map() -> None:
     generator = np.random.default_rng(0)
     maps, others = generator.random((2, 6, 5, 7)).round(1)  # rounded: ties
     maps[0] += others[0]
