@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from config import DataConfig
 from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.masks import mask_noun, named_masks
-from dataset.readers import image_size, letterbox_frame
 from utils import UserError, count, log
 
 
@@ -22,9 +20,7 @@ def without_flat_images(images: ImageSet, fit: str) -> tuple[ImageSet, list[str]
     """
 
     def flat(index: int, pixels: np.ndarray) -> bool:
-        if fit == "letterbox":
-            size = image_size(Path(images.records["path"].iloc[index]))
-            pixels = pixels[letterbox_frame(*size, images.side).slices]
+        pixels = pixels[images.content(index, fit) or ...]
         return pixels.min() == pixels.max()
 
     kept = np.ones(len(images), bool)

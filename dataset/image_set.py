@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from config import DataConfig
 from dataset.cache import PixelStore, cache_folder
 from dataset.layouts import MASKS
 from dataset.masks import mask_keys
+from dataset.readers import image_size, letterbox_frame
 from dataset.sampling import epoch_steps
 from dataset.transforms import Augment, Normalisation, normalise
 from pretrained_models import Architecture
@@ -66,12 +68,14 @@ class ImageSet:
         classes: class names in the model's order.
         stores: `image`, `lung_mask` and `lesion_mask` → (store, rows).
         device_bytes: how much of a GPU's memory the images may take.
+        sizes: path → (height, width) of images that are not files, before they became squares.
     """
 
     records: pd.DataFrame
     classes: list[str]
     stores: dict[str, tuple[PixelStore, np.ndarray]]
     device_bytes: int = 0
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     labels: np.ndarray = field(init=False)
     _resident: dict[torch.device, torch.Tensor] = field(init=False, default_factory=dict, repr=False)
 
@@ -93,6 +97,13 @@ class ImageSet:
         """Return the pixels of `image`, `lung_mask` or `lesion_mask`: (n, side, side) uint8; zeros without a mask."""
         store, rows = self.stores[name]
         return store.read(rows[indices])
+
+    def content(self, index: int, fit: str) -> tuple[slice, slice] | None:
+        """Return the rows and columns of the square that an image covers; None: all of them, without padding."""
+        if fit != "letterbox":
+            return None
+        path = self.records["path"].iloc[index]
+        return letterbox_frame(*(self.sizes.get(path) or image_size(Path(path))), self.side).slices
 
     def blocks(self, name: str, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the pixels of all `indices` as (indices, pixels), at most `BLOCK` at a time."""

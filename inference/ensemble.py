@@ -158,7 +158,7 @@ class Ensemble:
 
     def _probabilities(self, selection: Selection, images: ImageSet, title: str) -> np.ndarray:
         """Return one checkpoint's probabilities, (n, classes) in its own order, averaged over the views."""
-        model, architecture = self._model(selection), selection.checkpoint.architecture
+        model, architecture = self.model(selection), selection.checkpoint.architecture
         runtime = Runtime(selection.device, selection.precision, self.batch)
         views = []
         for mirrored in (False, True) if self.tta else (False,):
@@ -167,7 +167,8 @@ class Ensemble:
             views.append(softmax(logits, images.records))
         return np.mean(views, axis=0)
 
-    def _model(self, selection: Selection) -> nn.Module:
+    def model(self, selection: Selection) -> nn.Module:
+        """Return a checkpoint's model in evaluation mode, on its device."""
         path = selection.checkpoint.path
         if path in self._models:
             return self._models[path]

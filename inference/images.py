@@ -123,13 +123,16 @@ def images_from_arrays(arrays: np.ndarray | Iterable[np.ndarray], checkpoint: Ch
 
     Raises: `UserError` for an array of another shape, type or range.
     """
-    squares = [_square(pixels, index, checkpoint) for index, pixels in enumerate(separate(arrays))]
+    arrays = separate(arrays)
+    squares = [_square(pixels, index, checkpoint) for index, pixels in enumerate(arrays)]
     if not squares:
         raise UserError("images: no arrays given")
     records = pd.DataFrame({"path": [f"array-{index}" for index in range(len(squares))]})
     records = records.reindex(columns=RECORD_COLUMNS, fill_value="").assign(group=records["path"])
-    stores = {"image": (ArrayStore(np.stack(squares)), np.arange(len(squares)))}
-    return ImageSet(records=records, classes=checkpoint.classes, stores=stores)
+    store, rows = ArrayStore(np.stack(squares)), np.arange(len(squares))
+    stores = {"image": (store, rows)} | {mask: (store, np.full_like(rows, -1)) for mask in MASKS}
+    sizes = {path: pixels.shape for path, pixels in zip(records["path"], arrays, strict=True)}
+    return ImageSet(records=records, classes=checkpoint.classes, stores=stores, sizes=sizes)
 
 
 def separate(arrays: np.ndarray | Iterable[np.ndarray]) -> list[np.ndarray]:

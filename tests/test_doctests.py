@@ -48,7 +48,6 @@ def test_examples_run(file: Path, example_folder: Path) -> None:
     assert runner.tries > 0
 
 
-@pytest.mark.xfail(not (ROOT / "classifier.py").exists(), reason="the Python face is not there yet", strict=False)
 @pytest.mark.parametrize(("module", "name"), NAMES)
 def test_public_names_have_an_example(module: str, name: str) -> None:
     assert examples(getattr(importlib.import_module(module), name), name)

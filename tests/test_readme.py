@@ -118,7 +118,6 @@ def test_the_python_of_a_page_runs(page: Path, example_folder: Path) -> None:
         exec(compile(code, page.name, "exec"), {})
 
 
-@pytest.mark.xfail(not (ROOT / "classifier.py").exists(), reason="classifier.py is not there yet", strict=True)
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(example_folder: Path) -> None:
     (code,) = blocks(README, "python")

@@ -11,7 +11,6 @@ import torch
 
 from dataset.image_set import Batch, ImageSet
 from dataset.layouts import MASKS
-from dataset.readers import image_size, letterbox_frame
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
@@ -158,11 +157,7 @@ class Measurer:
         ]
 
     def _image(self, index: int) -> _MeasuredImage:
-        frame = None
-        if self.fit == "letterbox":
-            size = image_size(Path(self.images.records["path"].iloc[index]))
-            top, left, height, width = letterbox_frame(*size, self.images.side)
-            frame = slice(top, top + height), slice(left, left + width)
+        frame = self.images.content(index, self.fit)
         squares = {
             name.removesuffix("_mask"): self.images.gather(name, np.array([index]))[0].astype(bool)
             for name in MASKS
