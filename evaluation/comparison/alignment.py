@@ -21,11 +21,9 @@ def align(runs: dict[str, Predictions]) -> dict[str, Predictions]:
     classes = sorted(first.classes)
     orders = {name: np.arange(len(first))}
     for other, second in others:
-        if sorted(second.classes) != classes:
-            a, b = (
-                ", ".join(sorted(part)) or "none"
-                for part in (set(classes) - set(second.classes), set(second.classes) - set(classes))
-            )
+        here, there = set(classes), set(second.classes)
+        if here != there:
+            a, b = (", ".join(sorted(part)) or "none" for part in (here - there, there - here))
             raise UserError(f"{name} and {other} have different classes: only {name}: {a}; only {other}: {b}")
         orders[other] = _match(name, first, other, second)
     tables = {run: runs[run].table.iloc[order].reset_index(drop=True) for run, order in orders.items()}

@@ -10,16 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evaluation.comparison import paired
 from evaluation.comparison.alignment import align
-from evaluation.comparison.paired import (
-    bootstrap_limits,
-    class_metrics,
-    delong_test,
-    holm,
-    rankings,
-    resampled_confusions,
-    sign_flip_test,
-)
 from evaluation.comparison.records import COMPARED, RESAMPLED, TESTS, Comparison, Difference, Pair
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.metrics.ranking import Ranking
@@ -93,12 +85,12 @@ def _compare_aligned(
     runs: dict[str, Predictions], baseline: str | None, distrusted: dict[str, list[str]], seed: int, resamples: int
 ) -> Comparison:
     first = next(iter(runs.values()))
-    confusions = np.moveaxis(resampled_confusions(list(runs.values()), resamples, seed), 1, 0)
-    parts = {name: _Run(run, drawn, rankings(run)) for (name, run), drawn in zip(runs.items(), confusions, strict=True)}
+    confusions = paired.resampled_confusions(list(runs.values()), resamples, seed)
+    parts = {name: _Run(run, confusions[:, i], paired.rankings(run)) for i, (name, run) in enumerate(runs.items())}
     chosen = [(name, baseline) for name in runs if name != baseline] if baseline else combinations(runs, 2)
     pairs = [_pair((a, b), parts[a], parts[b], seed) for a, b in chosen]
     for metric in TESTS:
-        for pair, p in zip(pairs, holm([pair.differences[metric].p for pair in pairs]), strict=True):
+        for pair, p in zip(pairs, paired.holm([pair.differences[metric].p for pair in pairs]), strict=True):
             pair.differences[metric].p_holm = float(p)
     metrics = {name: compute_metrics(run, resamples=0) for name, run in runs.items()}  # only ECE needs resamples
     return Comparison(
@@ -117,8 +109,8 @@ def _compare_aligned(
 def _pair(names: tuple[str, str], a: _Run, b: _Run, seed: int) -> Pair:
     runs = first, second = a.predictions, b.predictions
     confusions = [confusion_matrix(run.labels, run.predicted, len(run.classes)) for run in runs]
-    values = class_metrics(confusions[0]) - class_metrics(confusions[1])
-    limits = bootstrap_limits(values, (a.resampled, b.resampled), first.support, first.patients, seed)
+    values = paired.class_metrics(confusions[0]) - paired.class_metrics(confusions[1])
+    limits = paired.bootstrap_limits(values, (a.resampled, b.resampled), first.support, first.patients, seed)
     differences = {
         metric: Difference(value=float(value), low=float(low), high=float(high))
         for metric, value, low, high in zip(RESAMPLED, values, *limits, strict=True)
@@ -126,8 +118,8 @@ def _pair(names: tuple[str, str], a: _Run, b: _Run, seed: int) -> Pair:
     if any((c.sum(axis) > 0).sum() < 2 for c in confusions for axis in (0, 1)):
         differences["mcc"] = Difference(value=np.nan)  # all images, or all predictions, are of one class
     right = first.correct.astype(np.int64) - second.correct
-    differences["accuracy"].p = sign_flip_test(first.patients.sums(right).round())
-    *by_class, differences["macro_auroc"] = delong_test(a.rankings, b.rankings, first.labels, first.patients)
+    differences["accuracy"].p = paired.sign_flip_test(first.patients.sums(right).round())
+    *by_class, differences["macro_auroc"] = paired.delong_test(a.rankings, b.rankings, first.labels, first.patients)
     differences |= {f"auroc {name}": part for name, part in zip(first.classes, by_class, strict=True)}
     only_a, only_b = int((right > 0).sum()), int((right < 0).sum())
     return Pair(a=names[0], b=names[1], only_a=only_a, only_b=only_b, differences=differences)
