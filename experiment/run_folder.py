@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from command_line import typed_command
 from config import Config
 from utils import PROJECT, UserError, atomic_write, git_commit, log, make_folder, versions, write_csv, write_json
 
 HISTORY = [
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "valid_loss",
-    "valid_accuracy",
-    "valid_macro_f1",
-    "seconds",
-    "images_per_second",
+    *("epoch", "learning_rate", "train_loss", "train_accuracy"),
+    *("valid_loss", "valid_accuracy", "valid_macro_f1", "seconds", "images_per_second"),
 ]
 
 
@@ -69,19 +63,11 @@ class RunFolder:
         self.write_config(config)
         with atomic_write(self.path / "split.csv") as file:
             records.to_csv(file, index=False, lineterminator="\n")
-        self.update(
-            status="running",
-            command=typed_command(),
-            started=now(),
-            commit=git_commit(),
-            versions=versions(),
-            **record,
-        )
+        known = {"command": typed_command(), "started": now(), "commit": git_commit(), "versions": versions()}
+        self.update(status="running", **known, **record)
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, atomically."""
-        import yaml
-
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(asdict(config), file, sort_keys=False, allow_unicode=True)
 

@@ -18,26 +18,10 @@ from utils import UserError, log, pick_device, shown
 
 # The keys that may be given for a trained model: where the images are, how they are split, and how it runs.
 CHANGEABLE = (
-    "model",
-    "device",
-    "precision",
-    "save",
-    "seed",
-    "train.eval_batch",
-    "data.path",
-    "data.subset",
-    "data.workers",
-    "data.cache_dir",
-    "data.device_memory",
-    "data.group_pattern",
-    "data.lung_masks",
-    "data.lesion_masks",
-    "data.boxes",
-    "data.max_unreadable",
-    "data.split",
-    "data.split_seed",
-    "data.val_per_class",
-    "data.test_per_class",
+    *("model", "device", "precision", "save", "seed", "train.eval_batch"),
+    *("data.path", "data.subset", "data.workers", "data.cache_dir", "data.device_memory", "data.max_unreadable"),
+    *("data.lung_masks", "data.lesion_masks", "data.boxes", "data.group_pattern"),
+    *("data.split", "data.split_seed", "data.val_per_class", "data.test_per_class"),
 )
 # The run's images and masks are those of its split.csv: these keys of its configuration count only if given again.
 RECORDED = {"path": None, "subset": False, "lung_masks": None, "lesion_masks": None, "boxes": None}
@@ -75,12 +59,8 @@ class Selection:
                 f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
                 "give --data DIR"
             )
-        return load_dataset(
-            self.data,
-            self.checkpoint.size,
-            classes=self.checkpoint.classes,
-            run_split=self.run and self.run / "split.csv",
-        )
+        run_split = self.run and self.run / "split.csv"
+        return load_dataset(self.data, self.checkpoint.size, classes=self.checkpoint.classes, run_split=run_split)
 
     def output_folder(self, kind: str, suffixes: Sequence[str] = ()) -> Path:
         """Return the folder for results of `kind`, in the run or beside the checkpoint; its name says which data."""

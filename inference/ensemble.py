@@ -200,25 +200,24 @@ class Ensemble:
     def about(self) -> dict[str, Any]:
         """Return what metrics.json records of the checkpoints (`evaluation.provenance`)."""
         checkpoints = [s.checkpoint for s in self.selections]
-
-        def common(values: list[Any]) -> Any:
-            """Return the value that all checkpoints share, else None."""
-            return values[0] if all(value == values[0] for value in values) else None
-
+        architectures = [c.architecture for c in checkpoints]
         return {
             "weights": [shown(c.path) for c in checkpoints],
             "fingerprints": [c.fingerprint for c in checkpoints],
-            "models": [c.architecture.name for c in checkpoints],
-            "epoch": common([c.epoch for c in checkpoints]),
-            "size": common([c.size for c in checkpoints]),
-            "fit": common([c.fit for c in checkpoints]),
-            "mean": common([list(c.architecture.mean) for c in checkpoints]),
-            "std": common([list(c.architecture.std) for c in checkpoints]),
+            "models": [a.name for a in architectures],
+            **{name: _common(getattr(c, name) for c in checkpoints) for name in ("epoch", "size", "fit")},
+            **{name: _common(list(getattr(a, name)) for a in architectures) for name in ("mean", "std")},
             "parameters": sum(_parameters(c.state) for c in checkpoints),
             "precision": ", ".join(sorted({s.precision for s in self.selections})),
             "synthetic": any(c.config["data"]["path"] is None for c in checkpoints),
             "tta": self.tta,
         }
+
+
+def _common(values: Iterable[Any]) -> Any:
+    """Return the value that all checkpoints share, else None."""
+    first, *others = values
+    return first if all(value == first for value in others) else None
 
 
 def _parameters(state: dict[str, torch.Tensor]) -> int:

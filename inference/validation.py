@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from dataset.loading import load_dataset
 from evaluation.metrics.temperature import Temperature, temperature_from_validation
 from evaluation.predictions import Predictions, read_predictions, write_predictions
 from inference.ensemble import Ensemble, validation_hashes
@@ -72,16 +71,11 @@ class ValidationFiles:
         for path in dict.fromkeys((None, selection.data.path)):
             data = replace(selection.data, path=path, subset=False)
             try:
-                dataset = load_dataset(
-                    data,
-                    selection.checkpoint.size,
-                    classes=self.ensemble.classes,
-                    run_split=selection.run / "split.csv",
-                )
+                records = replace(selection, data=data).dataset().records
             except UserError as error:
                 reasons.append(str(error))
                 continue
-            records = dataset.records[dataset.records["sha256"].isin(hashes)]
+            records = records[records["sha256"].isin(hashes)]
             if len(records):
                 return records.reset_index(drop=True)
         log.warning(f"{NEITHER}: {reasons[0] if reasons else 'the run has no validation images'}")

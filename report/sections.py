@@ -31,33 +31,6 @@ from report.inputs import Inputs
 from report.svg import figure_svg
 from utils import count
 
-# The run card: a term, and the fact that answers it.
-CARD = (
-    ("Data", "data"),
-    ("Sources", "sources"),
-    ("Split", "split"),
-    ("Between the parts", "disjoint"),
-    ("Patients told apart", "patients_known"),
-    ("Evaluated", "n_evaluated"),
-    ("Overlap", "overlap"),
-    ("Model", "model"),
-    ("Parameters", "parameters"),
-    ("Initial weights", "init"),
-    ("Training", "training"),
-    ("Augmentation", "augmentation"),
-    ("Sampling", "sampling"),
-    ("Kept", "selection"),
-    ("Ensemble", "ensemble"),
-    ("Mirror images", "tta"),
-    ("Preprocessing", "preprocessing"),
-    ("Precision", "precision"),
-    ("Device", "device"),
-    ("Time", "seconds"),
-    ("Seed", "seed"),
-    ("Versions", "software"),
-    ("Commit", "commit"),
-)
-
 
 def if_perfect(metrics: dict[str, Any]) -> str | None:
     """Return what a perfectly calibrated model would show; None if unknown."""
@@ -68,17 +41,7 @@ def if_perfect(metrics: dict[str, Any]) -> str | None:
 
 
 def _run_card(inputs: Inputs) -> dict[str, Any]:
-    facts, provenance = collect_facts(inputs), inputs.provenance
-    commands = (
-        ("Training command", inputs.record.get("command")),
-        ("Evaluation command", provenance.command),
-        ("Weights", ", ".join(provenance.weights)),
-    )
-    return {
-        "card": [(term, facts[name]) for term, name in CARD],
-        "commands": [(term, text) for term, text in commands if text],
-        "parts": _images_per_split(inputs),
-    }
+    return {"facts": collect_facts(inputs), "record": inputs.record, "parts": _images_per_split(inputs)}
 
 
 def _images_per_split(inputs: Inputs) -> dict[str, Any] | None:
