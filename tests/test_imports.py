@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.verbs import ROOT
 
-# Lowest first. A module may import from the lines above its own and, without a cycle, from its own line. The longest
-# name that a module's dotted name begins with decides; a room's name alone also stands for its face, `__init__`.
+# Lowest first. A module may import from earlier lines and, without a cycle, from its own line. A module belongs to the
+# longest name here that its dotted name begins with; a room's name alone includes its face, `__init__`.
 ORDER = """
 utils
 config
@@ -26,7 +26,8 @@ dataset.image_set
 dataset.loading
 dataset.external dataset.contact_sheet
 dataset
-evaluation.phrases evaluation.predictions
+evaluation.predictions evaluation.provenance
+evaluation.phrases
 evaluation.metrics
 evaluation.cautions evaluation.comparison evaluation.leaderboard
 evaluation.figures
@@ -42,8 +43,10 @@ localization.explainer
 localization.states localization.scoring localization.sanity localization.drawing
 localization
 classifier report
-training.optimisation training.compilation training.precision training.distributed
+training.ending training.optimisation training.precision
+training.distributed
 training.loop
+training.compilation training.record
 training.trackers
 training
 search
@@ -76,14 +79,14 @@ def place(module: str, node: ast.AST) -> str:
 
 
 def rank(module: str) -> int | None:
-    """Return the rank of the longest listed name that `module` begins with; None where there is none."""
+    """Return the rank of the longest name in `ORDER` that `module` begins with; None if there is none."""
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((RANKS[name] for name in names if name in RANKS), None)
 
 
 def imports(module: str) -> Iterator[tuple[ast.AST, str, str]]:
-    """Yield the statement, the module of ours and the name in it (or "") of every import, wherever it is written."""
+    """Yield the statement, the project's module and the name in it (or "") of every import, function-level ones too."""
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name, "") for alias in node.names if alias.name in modules())
@@ -117,7 +120,7 @@ def test_every_module_has_a_rank() -> None:
 def test_imports_run_downward() -> None:
     report(
         [
-            f"{place(module, node)} imports {target}, which stands above it"
+            f"{place(module, node)} imports {target}, which is above it"
             for module in modules()
             for node, target, _ in imports(module)
             if rank(target) > rank(module)
@@ -126,13 +129,13 @@ def test_imports_run_downward() -> None:
 
 
 @rebuilding
-def test_no_files_import_each_other() -> None:
+def test_imports_form_no_cycle() -> None:
     graph = {module: {target for _, target, _ in imports(module)} for module in modules()}
     report([" imports ".join(cycle) for cycle in cycles(graph)])
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Return one cycle for every edge back into the path of a depth-first walk; none exactly if there is no cycle."""
+    """Return a cycle for every edge back into the path of a depth-first walk: at least one if there are any."""
     found, finished, path = [], set(), []
 
     def walk(node: str) -> None:
@@ -160,13 +163,13 @@ def test_cycles_are_found() -> None:
 def test_underscored_names_stay_in_their_module() -> None:
     offences = []
     for module in modules():
-        ours = set()  # names that modules of ours have in this file
+        aliases = set()  # of the project's modules, in this file
         for node, target, name in imports(module):
             if any(part.startswith("_") and not part.startswith("__") for part in [*target.split("."), name]):
                 offences.append(f"{place(module, node)} imports {target}.{name}")
-            ours |= {alias.asname or alias.name for alias in node.names} if not name else set()
+            aliases |= {alias.asname or alias.name for alias in node.names} if not name else set()
         for node in ast.walk(tree(module)):
-            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and ast.unparse(node.value) in ours:
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and ast.unparse(node.value) in aliases:
                 offences.append(f"{place(module, node)} uses {ast.unparse(node)}")
     report(offences)
 
