@@ -72,10 +72,10 @@ class Worker:
         waiting = False
         with tqdm(total=self.trials, desc="trials", unit="trial") as bar:
             while time.monotonic() < stop:
-                self._retry_dead_trials()
+                self.retry_dead_trials()
                 self._update(bar)
                 if self._has_work():
-                    self._run_trial()
+                    self.run_trial()
                 elif running := [t.number for t in counting(self.study) if t.state == TrialState.RUNNING]:
                     if not waiting:
                         self._log_waiting(running)
@@ -85,7 +85,7 @@ class Worker:
                     break
             self._update(bar)
 
-    def _retry_dead_trials(self) -> None:
+    def retry_dead_trials(self) -> None:
         """Fail the running trials whose heartbeat has stopped; Optuna then calls `retry`.
 
         Optuna never looks at a trial whose process died before its first heartbeat. Each running trial is therefore
@@ -114,7 +114,7 @@ class Worker:
         patience = ALIVE * self.storage.heartbeat_interval
         log.info(f"waiting for {which} of other workers (a dead worker is noticed after {patience} s)")
 
-    def _run_trial(self) -> None:
+    def run_trial(self) -> None:
         """Run one trial and log its result. Raises: what ends the worker, after the trial was queued again."""
         self._number, self._error = None, None
         try:

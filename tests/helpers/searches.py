@@ -1,0 +1,46 @@
+"""Searches for tests: a space in a file, a study of a function of two parameters, and its worker."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import optuna
+import yaml
+from optuna.storages import RDBStorage
+
+from config import Config
+from search.metric import read_metric
+from search.study import Terms, open_storage, open_study
+from search.worker import Worker
+
+TINY = ("--init", "none", "--precision", "fp32", "--batch", 16, "--epochs", 1, "data.size=32", "data.split=0.6,0.2,0.2")
+
+
+def write_space(folder: Path, **keys: object) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({name.replace("__", "."): value for name, value in keys.items()}))
+    return path
+
+
+def terms(default: dict[str, float], seed: int = 0) -> Terms:
+    return Terms(direction="minimize", seed=seed, default=default, space={}, fixed={})
+
+
+def open_study_of_bowl(folder: Path, default: dict[str, float], seed: int = 0) -> tuple[optuna.Study, RDBStorage]:
+    storage = open_storage(f"sqlite:///{folder / 'study.db'}", 1)
+    return open_study(storage, "s", terms(default, seed)), storage
+
+
+def worker(study: optuna.Study, storage: RDBStorage, folder: Path, **fields: object) -> Worker:
+    defaults = {"config": Config(), "space": {}, "metric": read_metric("log_loss"), "trials": 2}
+    return Worker(study=study, storage=storage, folder=folder, **{**defaults, **fields})
+
+
+def bowl(trial: optuna.Trial) -> float:
+    return (trial.suggest_float("x", -5, 5) - 1) ** 2 + trial.suggest_float("y", -5, 5) ** 2
+
+
+def read_table(study: Path) -> list[dict[str, str]]:
+    with (study / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
