@@ -1,4 +1,4 @@
-"""What every verb has in common: its flags and `key=value` words, the configuration they make, and how it runs.
+"""The command line of every verb: shared flags, `key=value` words, the configuration they make, running and logging.
 
 Nothing heavy is imported at the top: every verb imports this module before it answers `--help`.
 """
@@ -24,7 +24,7 @@ from utils import UserError, did_you_mean, log
 
 
 class ParsedWords(NamedTuple):
-    """A command line, taken apart."""
+    """A command line, separated into its parts."""
 
     arguments: argparse.Namespace
     words: list[str]  # key=value
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         self.config_keys[self.add_argument(flag, default=argparse.SUPPRESS, **kwargs).dest] = dotted
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line, which suggests the key or the flag that an unknown flag resembles."""
+        """Exit with code 2 and one line; for an unknown flag, it suggests the key or the flag that it resembles."""
         hint = ""
         if unknown := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
             name = unknown[1].lstrip("-").replace("-", "_")
@@ -155,7 +155,7 @@ def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> No
 
     Args:
         several: what happens with more than one checkpoint, for the help text.
-        all_runs: what `--model all` does, for the help text; empty where there is no such thing.
+        all_runs: what `--model all` does, for the help text; empty if the verb has no such thing.
     """
     parser.add_argument(
         "--weights",
@@ -175,12 +175,12 @@ def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> No
 
 
 def add_split_flag(parser: Parser, default: str | None) -> None:
-    """Add `--kind`, which names a split. `default`: None where a missing flag differs from `--kind test`."""
+    """Add `--kind`, which names a split. `default`: None if a missing flag differs from `--kind test`."""
     parser.add_argument("--kind", choices=SPLITS, default=default, help="which split (default test)")
 
 
 def add_runs_flag(parser: Parser) -> None:
-    """Add `--save` as verbs that read runs mean it: where run folders are."""
+    """Add `--save`, which for verbs that read runs is where run folders are."""
     parser.config_flag("--save", "save", metavar="DIR", help="the folder that run folders are in (default runs)")
 
 
@@ -200,7 +200,7 @@ def check_at_least(arguments: argparse.Namespace, **least: float) -> None:
 def typed_command() -> str:
     """Return the command line of this process for records and messages, without the passwords in its addresses.
 
-    Of a torchrun command, only what its environment variables tell is known.
+    Of a torchrun command, only what its environment variables contain is known.
     """
     processes, nodes = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     torchrun = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes]

@@ -1,4 +1,4 @@
-"""The configuration: what wins, what is refused, and with which words."""
+"""The configuration and the command line: precedence, checks, errors, and the page of keys."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ OWN = "# @package _global_\n# Mine.\ndefaults:\n  - override /augment: gentle\nt
 
 @pytest.fixture
 def own_dir(tmp_path: Path) -> Path:
-    """A folder of one's own group files, with a name that Hydra's grammar must be told how to read."""
+    """Return a folder of the user's group files, with a name that must be quoted in Hydra's grammar."""
     folder = tmp_path / "own, it's (x) = y"
     for file, text in {"preset/mine.yaml": OWN, "augment/gentle.yaml": "# Little.\nrotation: 1\n"}.items():
         (folder / file).parent.mkdir(parents=True)
@@ -155,10 +155,10 @@ def own_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_own_group_files_lie_beside_the_project_s(own_dir: Path) -> None:
+def test_a_user_s_group_files_add_to_the_project_s(own_dir: Path) -> None:
     config = compose_config(["preset=mine", "train.epochs=3"], folder=own_dir)
     assert (config.train.lr, config.train.epochs, config.augment.rotation) == (2e-4, 3, 1)
-    assert config.augment.contrast == 0  # gentle has taken the place of chest
+    assert config.augment.contrast == 0  # gentle replaces chest
     assert compose_config(["augment=gentle"], folder=own_dir).augment.rotation == 1
     assert compose_config(["preset=seed"], folder=own_dir) == compose_config(["preset=seed"])
     (own_dir / "preset" / "it's, (new).yaml").write_text(OWN.replace("2.0e-4", "0.25"))
@@ -168,7 +168,7 @@ def test_own_group_files_lie_beside_the_project_s(own_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "near"), [("preset=mien", "mine"), ("preset=fats", "fast"), ("augment=gentel", "gentle")]
 )
-def test_a_wrong_choice_is_told_the_near_names_of_both_folders(own_dir: Path, word: str, near: str) -> None:
+def test_a_wrong_choice_suggests_near_names_from_both_folders(own_dir: Path, word: str, near: str) -> None:
     with pytest.raises(UserError, match=f"did you mean {near}") as caught:
         compose_config([word], folder=own_dir)
     assert "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_a_wrong_folder_of_group_files_is_named(own_dir: Path, tmp_path: Path) -
         (b"# @package _global_\ndefaults: [override /nothing: x]\n", ["preset/bad", "nothing"]),
     ],
 )
-def test_a_bad_file_of_one_s_own_is_named(own_dir: Path, content: bytes, words: list[str]) -> None:
+def test_a_bad_file_of_the_user_is_named(own_dir: Path, content: bytes, words: list[str]) -> None:
     (own_dir / "preset" / "bad.yaml").write_bytes(content)
     with pytest.raises(UserError) as error:
         compose_config(["preset=bad"], folder=own_dir)
@@ -210,7 +210,7 @@ def test_a_bad_file_of_one_s_own_is_named(own_dir: Path, content: bytes, words: 
     [("data=folder", "--data DIR"), ("data=/somewhere/else", "--data /somewhere/else"), ("data=phantm", "phantom")],
 )
 def test_a_folder_of_images_is_named_with_its_flag(word: str, hint: str) -> None:
-    """`data=folder` alone once took the phantom, and split it without its patients."""
+    """`data=folder` alone once used the phantom, and split it without its patients."""
     with pytest.raises(UserError, match=f"{word}: .*{hint}"):
         compose_config([word])
 
@@ -218,7 +218,7 @@ def test_a_folder_of_images_is_named_with_its_flag(word: str, hint: str) -> None
 @pytest.mark.parametrize(
     ("flag", "hint"), [("--preset", "preset=…"), ("--weight-decay", "train.weight_decay=…"), ("--modle", "--model")]
 )
-def test_an_unknown_flag_that_is_a_key_is_told_so(flag: str, hint: str, capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_flag_that_is_a_key_suggests_the_key(flag: str, hint: str, capsys: pytest.CaptureFixture) -> None:
     parser = Parser(prog="train.py")
     parser.config_flag("--model", "model")
     with pytest.raises(SystemExit):
@@ -232,7 +232,7 @@ VERBS = [("train.py",), ("test.py",), ("draw_cam.py",), ("tune.py",), ("compare.
 @pytest.mark.slow
 @pytest.mark.parametrize("command", VERBS, ids=lambda command: command[0])
 def test_the_printed_configuration_is_the_one_that_is_used(command: tuple[str, ...], own_dir: Path) -> None:
-    """It is printed without torch, and reads back as a file to start from."""
+    """It is printed without importing torch, and is a valid `--config` file."""
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -251,7 +251,7 @@ def test_the_printed_configuration_is_the_one_that_is_used(command: tuple[str, .
     assert compose_config(file=printed) == compose_config(words, folder=own_dir)
 
 
-def test_a_resumed_run_s_configuration_is_not_printed_from_elsewhere(capsys: pytest.CaptureFixture) -> None:
+def test_the_configuration_of_a_resumed_run_is_not_printed(capsys: pytest.CaptureFixture) -> None:
     parser = Parser(prog="train.py")
     parser.add_argument("--resume", type=Path)
     with pytest.raises(UserError, match=r"runs/x/config\.yaml"):
@@ -261,7 +261,7 @@ def test_a_resumed_run_s_configuration_is_not_printed_from_elsewhere(capsys: pyt
 
 @pytest.mark.slow
 def test_the_page_of_keys_is_current() -> None:
-    """Made anew by the command that it names, and whole: every key, and every file of every group."""
+    """It is the output of the command it names, with every key and every file of every group."""
     done = subprocess.run([sys.executable, "tools/config_keys.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
     page = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
     assert done.stdout == page, "run python tools/config_keys.py > configs/README.md"
@@ -273,13 +273,13 @@ def test_the_page_of_keys_is_current() -> None:
     assert "| `augment.rotation` | `7` | float from 0 to 180 |" in page  # as composed, not the schema's 0
 
 
-def test_every_preset_says_what_to_expect() -> None:
+def test_every_preset_states_what_to_expect() -> None:
     for file in (ROOT / "configs" / "preset").glob("*.yaml"):
         if file.stem != "none":
             assert f"# On the phantom (`python train.py preset={file.stem}" in file.read_text(), file
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_key_has_a_help_text() -> None:
     from config import field_of
 
     for dotted in all_keys():
@@ -287,10 +287,10 @@ def test_every_key_says_what_it_means() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_starts_no_verb_but_train(
+def test_torchrun_can_start_train_only(
     rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Each rank would write the same files. One of a node's ranks says so."""
+    """Each rank would write the same files. One rank per node prints the error."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", str(rank))

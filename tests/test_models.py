@@ -1,4 +1,4 @@
-"""The model factory: names, heads, initial weights, and files that must not be trusted."""
+"""Building models: names, heads, initial weights, and files that must not be trusted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_vgg_layer_is_its_last_relu() -> None:
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet81", "resnet18"), ("timm/resnt18", "timm/resnet18"), ("densnet121", "densenet121")]
 )
-def test_wrong_names_get_the_nearest(name: str, near: str) -> None:
+def test_unknown_names_suggest_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UserError, match=near):
         canonical_name(name)
 
@@ -164,10 +164,10 @@ def test_read_tensors_returns_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
-def test_without_a_connection_auto_says_so_and_imagenet_fails(
+def test_without_a_connection_auto_warns_and_imagenet_fails(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    """A server that never answers: the wait is `CONNECT_SECONDS`, whatever the network of this machine is."""
+    """The server never answers; the wait is `CONNECT_SECONDS`, whatever this machine's network does."""
     from command_line import start_logging
 
     start_logging()
@@ -192,7 +192,7 @@ def test_without_a_connection_auto_says_so_and_imagenet_fails(
 
 
 def test_imagenet_weights_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The real loading code, up to the network: what torch.hub would have downloaded lies in its cache."""
+    """This runs the real loading code except the download: the file is already in torch.hub's cache."""
     from torchvision.models import ResNet18_Weights
 
     source, _, _ = build_model("resnet18", 1000)
@@ -205,7 +205,7 @@ def test_imagenet_weights_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_densenet_weights_with_torchvision_s_old_names(tmp_path: Path) -> None:
-    """The published files say denselayer1.norm.1 where the model says norm1: torchvision's own loader maps them."""
+    """The published files have denselayer1.norm.1 for the model's norm1; torchvision's own loader maps them."""
     import re
 
     source, _, _ = build_model("densenet121", 1000)
@@ -219,8 +219,8 @@ def test_densenet_weights_with_torchvision_s_old_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["googlenet", "mnasnet0_5"])
-def test_files_of_architectures_with_habits_of_their_own(name: str, tmp_path: Path) -> None:
-    """GoogLeNet's file has second heads, and its ImageNet weights want transformed input; MNASNet's needs a version."""
+def test_files_of_architectures_with_peculiarities(name: str, tmp_path: Path) -> None:
+    """GoogLeNet's file has auxiliary heads, and its weights need transformed input; MNASNet's file needs a version."""
     import torchvision
 
     kwargs = {"aux_logits": True, "init_weights": True} if name == "googlenet" else {}
