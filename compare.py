@@ -18,7 +18,7 @@ from command_line import Parser, add_output_flag, add_split_flag, run_verb
 from config import Config
 from utils import UserError, log, make_folder, shown, write_csv
 
-KEYS = ("save", "seed", "data.cache_dir")  # the last has no effect here, and may be part of anybody's command
+KEYS = ("save", "seed", "data.cache_dir")  # the last has no effect here, but every command may set it
 
 
 def parser() -> Parser:
@@ -40,7 +40,7 @@ def parser() -> Parser:
 
 
 def list_runs(arguments: Namespace, config: Config) -> None:
-    """Print the leaderboard. Raises: `UserError` where there is no run, or with flags of a comparison."""
+    """Print the leaderboard. Raises: `UserError` if there are no runs, or for flags of a comparison."""
     from evaluation.leaderboard import format_leaderboard, leaderboard_rows, read_runs
     from experiment.run_folder import runs_folder
 

@@ -25,8 +25,8 @@ class Entry:
 
     Attributes:
         path: the run folder.
-        model, init, data, commit, status: as in run.json; `-` where it does not say.
-        accuracy: of the evaluation; NaN where there is none.
+        model, init, data, commit, status: as in run.json; `-` if missing there.
+        accuracy: of the evaluation; NaN without one.
         valid_accuracy, seconds: of the epoch in best.pt, and of the whole training; None: no epoch has ended.
         images: a mark that two runs share if they were evaluated on the same images with the same labels; empty where
             the images are unknown.
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def evaluated(self) -> bool:
-        """Whether there is an evaluation of the weights that the run holds now."""
+        """True if there is an evaluation of the current weights."""
         return not math.isnan(self.accuracy.value)
 
     @property
@@ -166,7 +166,7 @@ def format_leaderboard(entries: Sequence[Entry], split: str = "test") -> str:
 def _heading(group: Sequence[Entry], split: str) -> str:
     first, several, runs = group[0], len(group) > 1, count(len(group), "run")
     if not first.images:
-        return f"{runs} whose {split} images are unknown" + ", so not to be compared with each other" * several
+        return f"{runs} whose {split} images are unknown" + ", so not comparable with each other" * several
     return f"{runs} on {'the same ' * several}{count(first.n, f'{split} image')} (mark {first.images})"
 
 

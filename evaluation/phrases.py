@@ -36,7 +36,7 @@ def words(name: str, in_full: bool = False) -> str:
 
 
 def patients_named(table: pd.DataFrame) -> bool:
-    """Return whether the patient of every image is known: `group` repeats the path where it is not."""
+    """Return whether the patient of every image is known; an unknown one has the path as its `group`."""
     return bool((table["group"] != table["path"]).all())
 
 

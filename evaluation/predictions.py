@@ -1,4 +1,4 @@
-"""A model's predictions on a set of images: the table that everything else in this room is computed from."""
+"""A model's predictions on a set of images, the table from which everything else in this room is computed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the predicted class is the true one, (n,) bool."""
+        """True where the predicted class is the true one, (n,) bool."""
         return self.labels == self.predicted
 
     @property

@@ -1,10 +1,9 @@
 """Two runs on the same images: exact sign flips, DeLong's test, Holm's correction, and limits of the differences.
 
 The limits of accuracy, balanced accuracy, macro F1 and MCC are value ± t·sd. The sd is that of a paired bootstrap over
-patients, whose sample has two patients more than there are: one whom only the first run gets right and one whom only
-the second does, as Agresti and Min 2005 and Bonett and Price 2012 add 1 to each count of disagreement. Without them,
-two runs that agree on a small set have an interval of width 0. The limits of AUROC differences are recovered from those
-of either AUROC.
+patients with two added, one that only the first run classifies correctly and one that only the second does, as Agresti
+and Min 2005 and Bonett and Price 2012 add 1 to each count of disagreement. Without them, two runs that agree on a small
+set have an interval of width 0. The limits of AUROC differences are recovered from those of either AUROC.
 
 Coverage at nominal 95 %, with 0.01 of noise, highest where the runs disagree the least; that of the usual percentile
 bootstrap and DeLong's value ± 1.96·sd in parentheses (benchmarks/coverage_of_differences.py, table in

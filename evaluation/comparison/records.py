@@ -1,4 +1,4 @@
-"""What a comparison finds: differences of metrics, pairs of runs, and the whole."""
+"""The results of a comparison: differences of metrics, pairs of runs, and all of them together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TESTS = {"accuracy": "McNemar", "macro_auroc": "DeLong"}  # a family each: Holm'
 
 @dataclass(kw_only=True)
 class Difference:
-    """A metric of the first run minus that of the second, its 95 % limits, and its test; NaN where there is none."""
+    """A metric of the first run minus that of the second, its 95 % limits, and its test; NaN for what is unknown."""
 
     value: float
     low: float = math.nan
@@ -26,7 +26,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the corrected test tells the difference from 0; False without a test."""
+        """True if the corrected test tells the difference from 0; False without a test."""
         return self.p_holm < ALPHA
 
     def text(self) -> str:

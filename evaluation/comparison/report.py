@@ -31,7 +31,7 @@ METHODS = {
 def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
     """Return what the corrected tests say of two runs, in a sentence, from the side of the better one.
 
-    Of a run in `distrusted` it only says that its scores are higher.
+    A run in `distrusted` is never called better, only said to score higher.
     """
     significant = [metric for metric in TESTS if pair.differences[metric].significant]
     reverse = bool(significant) and pair.differences[significant[0]].value < 0

@@ -111,7 +111,7 @@ def test_unknown_images_are_not_comparable(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (_make(tmp_path, name, 0.5) / "test" / "predictions.csv").write_text("label\nNormal\n")
     text = format_leaderboard(read_runs(tmp_path))
-    assert "2 runs whose test images are unknown, so not to be compared" in text
+    assert "2 runs whose test images are unknown, so not comparable" in text
     assert "python compare.py" not in text
 
 
