@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -150,8 +150,8 @@ class _Suite:
         findings = {}
         for method, by_stage in values.items():
             means = {stage: np.mean(drawn, 0) for stage, drawn in by_stage.items()}
-            note = "; ".join(self._cascade_notes(method, list(means), last, lost[method], len(by_stage[last])))
-            finding = self._finding(method, "cascade", means[last], MOST_LEFT, note)
+            notes = self._cascade_notes(method, list(means), last, lost[method], len(by_stage[last]))
+            finding = _noted(self._finding(method, "cascade", means[last], MOST_LEFT), *notes)
             if finding.verdict != "n/a":
                 curve = [(stage / last, float(mean[self.usable[method]].mean())) for stage, mean in means.items()]
                 finding = replace(finding, curve=((0.0, 1.0), *curve))
@@ -169,50 +169,46 @@ class _Suite:
 
     def _flip(self) -> dict[str, Finding]:
         mirrored = self.maps(self.methods, inputs=self.inputs.flip(-1))
-        values = {m: similarity(self.trained[m], maps[:, :, ::-1]) for m, maps in mirrored.items()}
-        return {m: self._finding(m, "flip", values[m], LEAST_MIRRORED) for m in self.methods}
+        return self._compare("flip", {m: maps[:, :, ::-1] for m, maps in mirrored.items()}, LEAST_MIRRORED)
 
     def _batch(self) -> dict[str, Finding]:
         images = zip(self.inputs.split(1), self.targets.split(1), strict=True)
         single = [self.maps(self.methods, *image) for image in images]
         alone = {m: np.concatenate([maps[m] for maps in single]) for m in self.methods}
-        values = {m: differences(self.trained[m], alone[m]) for m in self.methods}
-        return {m: self._finding(m, "batch", values[m], self.tolerance) for m in self.methods}
+        return self._compare("batch", alone, self.tolerance, differences)
 
     def _seed(self) -> dict[str, Finding]:
         other = self.maps(self.methods, more_seed=1)
         noisy = [m for m in self.methods if not np.array_equal(self.trained[m], other[m], equal_nan=True)]
         again = self.maps(noisy)
-        findings = {}
-        for method in self.methods:
-            values = similarity(self.trained[method], other[method])
-            finding = self._finding(method, "seed", values, LEAST_RESEEDED, "" if method in noisy else NO_NOISE)
-            if method in noisy and finding.verdict != "n/a":
+        findings = self._compare("seed", other, LEAST_RESEEDED)
+        for method, finding in findings.items():
+            if method not in noisy:
+                findings[method] = _noted(finding, NO_NOISE)
+            elif finding.verdict != "n/a":
                 change = differences(self.trained[method], again[method])[self.usable[method]].max()
                 if change > self.tolerance:
-                    finding = replace(finding, verdict="fail", note="differs from run to run under one seed")
-            findings[method] = finding
+                    findings[method] = replace(finding, verdict="fail", note="differs from run to run under one seed")
         return findings
 
     def _class(self) -> dict[str, Finding]:
-        others = self.maps(self.with_class, targets=self.others)
-        findings = {}
-        for method in self.methods:
-            if method in others:
-                values = similarity(self.trained[method], others[method])
-                findings[method] = self._finding(method, "class", values, MOST_ALIKE)
-            else:
-                finding = Finding(method=method, check="class", verdict="fail", threshold=MOST_ALIKE, note=NO_CLASS)
-                one_class = replace(finding, verdict="n/a", note="the model has one class")
-                findings[method] = one_class if METHODS[method].knows_class else finding
+        findings = self._compare("class", self.maps(self.with_class, targets=self.others), MOST_ALIKE)
+        for m in set(self.methods) - set(findings):
+            verdict, note = ("n/a", "the model has one class") if METHODS[m].knows_class else ("fail", NO_CLASS)
+            findings[m] = Finding(method=m, check="class", verdict=verdict, threshold=MOST_ALIKE, note=note)
         return findings
 
-    def _finding(self, method: str, check: str, values: np.ndarray, threshold: float, note: str = "") -> Finding:
+    def _compare(
+        self, check: str, others: Maps, threshold: float, measure: Callable[..., np.ndarray] = similarity
+    ) -> dict[str, Finding]:
+        return {m: self._finding(m, check, measure(self.trained[m], maps), threshold) for m, maps in others.items()}
+
+    def _finding(self, method: str, check: str, values: np.ndarray, threshold: float) -> Finding:
         """Return the finding over the images with a usable map; `values` has one for each image."""
         kept = values[self.usable[method]]
-        finding = Finding(method=method, check=check, verdict="n/a", threshold=threshold, n=len(kept), note=note)
+        finding = Finding(method=method, check=check, verdict="n/a", threshold=threshold, n=len(kept))
         if len(kept) < FEWEST:
-            return replace(finding, note="; ".join(filter(None, [self._too_few(method), note])))
+            return replace(finding, note=self._too_few(method))
         value = float(kept.max() if check == "batch" else kept.mean())
         verdict = "pass" if _COMPARISONS[CHECKS[check]](value, threshold) else "fail"
         return replace(finding, verdict=verdict, value=value, low=float(kept.min()), high=float(kept.max()))
@@ -228,3 +224,7 @@ class _Suite:
         }
         reasons = ", ".join(f"{count} {words}" for words, count in counts.items() if count) or "too few images"
         return f"{usable.sum()} of {len(usable)} images have a map with ranks, {FEWEST} are needed: {reasons}"
+
+
+def _noted(finding: Finding, *notes: str) -> Finding:
+    return replace(finding, note="; ".join(filter(None, [finding.note, *notes])))

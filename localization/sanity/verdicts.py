@@ -12,7 +12,7 @@ from evaluation.figures.palette import COLOURS, MEAN_COLOUR
 from evaluation.figures.plots import save_figure
 from localization.methods.table import METHODS
 from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
-from utils import write_csv
+from utils import count, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,10 +119,10 @@ def sanity_figure(findings: Sequence[Finding]) -> Figure:
 
 
 def _legend(findings: Sequence[Finding]) -> str:
-    count = max(finding.n for finding in findings)
+    images = count(max(finding.n for finding in findings), "image")
     return (
-        f"✓ passes, ✗ fails, – no verdict. Mean over up to {count} image{'s' * (count != 1)}, with the smallest and "
-        "the largest value below; batch: the largest difference, as a share of the peak."
+        f"✓ passes, ✗ fails, – no verdict. Mean over up to {images}, with the smallest and the largest value below; "
+        "batch: the largest difference, as a share of the peak."
     )
 
 
