@@ -1,4 +1,4 @@
-"""Which predictions to compare: find their files, name them, and say which of them cannot be trusted."""
+"""The predictions to compare: their files, their names, the output folder, and reasons to distrust them."""
 
 from __future__ import annotations
 

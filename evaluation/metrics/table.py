@@ -184,10 +184,8 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
     ----------
     predictions : Predictions
         The checked table: see `read_predictions`.
-    seed : int
-        Seed of the bootstrap behind the limits of ece and adaptive_ece.
-    resamples : int
-        Resamples of that bootstrap; 0: these two have no limits.
+    seed, resamples : int
+        Of the bootstrap behind the limits of ece and adaptive_ece; without resamples these two have no limits.
 
     Returns
     -------
