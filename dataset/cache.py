@@ -137,25 +137,25 @@ def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[
             "hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT)",
         )
     ) as index:
-        known = {path: (size, mtime, sha) for path, size, mtime, sha in index.execute("SELECT * FROM hashes")}
+        remembered = {path: (size, mtime, sha) for path, size, mtime, sha in index.execute("SELECT * FROM hashes")}
 
         def work(path: str) -> tuple[str, int, int, str] | None:
             try:
                 stat = os.stat(path)
-                size, mtime, sha = known.get(path, (None, None, None))
+                size, mtime, sha = remembered.get(path, (None, None, None))
                 if (size, mtime) == (stat.st_size, stat.st_mtime_ns):
                     return path, size, mtime, sha
                 return path, stat.st_size, stat.st_mtime_ns, file_sha256(path)
             except OSError:
                 return None
 
-        found = list(in_parallel(work, paths, workers, "hashing", "file"))
+        hashed = list(in_parallel(work, paths, workers, "hashing", "file"))
         with index:
             index.executemany(
                 "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
-                [row for row in found if row and known.get(row[0]) != row[1:]],
+                [row for row in hashed if row and remembered.get(row[0]) != row[1:]],
             )
-    return [row and row[3] for row in found]
+    return [row and row[3] for row in hashed]
 
 
 class PixelStore:
@@ -175,8 +175,8 @@ class PixelStore:
     def rows(self, hashes: Iterable[str]) -> np.ndarray:
         """Return the row of each hash, int64, -1 if it has none."""
         with closing(self._index()) as index:
-            known = dict(index.execute("SELECT sha256, row FROM rows WHERE row < ?", (self._rows_on_disk(),)))
-        return np.array([known.get(sha, -1) for sha in hashes], np.int64)
+            row_of = dict(index.execute("SELECT sha256, row FROM rows WHERE row < ?", (self._rows_on_disk(),)))
+        return np.array([row_of.get(sha, -1) for sha in hashes], np.int64)
 
     def build(
         self,
@@ -198,7 +198,7 @@ class PixelStore:
             return unreadable
         with _locked(self.folder / "lock.sqlite"), closing(self._index()) as index:
             missing = [(path, sha) for path, sha, row in zip(paths, hashes, self.rows(hashes), strict=True) if row < 0]
-            wanted = list({sha: (path, sha) for path, sha in missing}.values())
+            files = list({sha: (path, sha) for path, sha in missing}.values())
             with index:  # drop entries without bytes: somebody deleted or truncated the file
                 index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
             next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
@@ -211,8 +211,8 @@ class PixelStore:
                 file.seek(next_row * area)
                 entered = []
                 title = f"{self.kind}s to {self.side}×{self.side}"
-                results = in_parallel(work, wanted, workers, title, self.kind, processes)
-                for (_, sha), result in zip(wanted, results, strict=True):
+                results = in_parallel(work, files, workers, title, self.kind, processes)
+                for (_, sha), result in zip(files, results, strict=True):
                     if isinstance(result, str):
                         failed[sha] = result
                         continue

@@ -95,7 +95,7 @@ def _from_class(folder: Path, split: str, flag: str) -> pd.DataFrame:
     nested = folder / "images"
     images = [p for p in _files(nested if nested.is_dir() else folder) if is_image_file(p)]
     for image in images:
-        if any("\ud800" <= c <= "\udfff" for c in str(image)):
+        if not str(image).isprintable() and any("\ud800" <= c <= "\udfff" for c in str(image)):
             raise UserError(f"{flag} {folder}: the file name {image.name!r} is not UTF-8; rename the file")
     stems = [p.stem for p in images]
     table = pd.DataFrame({"path": [_real(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
@@ -163,7 +163,7 @@ def _from_csv(path: Path, flag: str) -> pd.DataFrame:
     for fault, wrong in faults.items():
         if wrong.any():
             row = int(wrong.argmax())
-            raise UserError(f"{flag} {path}: line {row + 2}: {fault.format(split=table['split'][row])}")
+            raise UserError(f"{flag} {path}, line {row + 2}: {fault.format(split=table['split'][row])}")
     for column in ("path", *MASKS):
         table[column] = [str((path.parent / p).resolve()) if p else "" for p in table[column]]
     return table

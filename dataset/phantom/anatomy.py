@@ -335,20 +335,3 @@ def devices(view: View, rng: np.random.Generator) -> np.ndarray:
         line = [(-0.40, -0.5), (-0.22, -0.34), (-0.10, -0.28), (-0.045, -0.20), (-0.05, -0.04)]
         view.stroke(canvas, [smooth(line, closed=False, steps=8)], 0.006, 0.45)
     return view.reduce(canvas)
-
-
-def septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw thickened interlobular septa: short lines in all directions, denser around the hila."""
-    side = rng.choice((-1.0, 1.0), count)
-    start = np.stack([side * (0.05 + rng.beta(1.0, 1.3, count) * body.width), rng.uniform(-0.43, 0.38, count)], 1)
-    angle, bend = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.4, count)
-    length = 0.5 * rng.uniform(0.025, 0.075, count)[:, None]
-    middle = start + length * np.stack([np.cos(angle), np.sin(angle)], 1)
-    end = middle + length * np.stack([np.cos(angle + bend), np.sin(angle + bend)], 1)
-    lines = list(np.stack([start, middle, end], 1))
-    layers = []
-    for group, width in ((lines[: count // 2], 0.004), (lines[count // 2 :], 0.007)):
-        canvas = view.canvas()
-        view.stroke(canvas, group, width, 1.0)
-        layers.append(view.reduce(canvas))
-    return soften(layers[0] + layers[1], 0.0032)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataset.phantom.anatomy import Body, Chest, septa
+from dataset.phantom.anatomy import Body, Chest
 from dataset.phantom.film import View, largest, soften, texture
 
 Finding = tuple[np.ndarray, np.ndarray]  # share of the aerated lung filled, and outline
@@ -80,12 +80,29 @@ def _consolidation(view: View, body: Body, seen: np.ndarray, rng: np.random.Gene
     return filled * rng.uniform(0.62, 0.88) * (1 + 0.04 * texture(view, 0.06, rng)), outline
 
 
+def _septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw thickened interlobular septa: short lines in all directions, denser around the hila."""
+    side = rng.choice((-1.0, 1.0), count)
+    start = np.stack([side * (0.05 + rng.beta(1.0, 1.3, count) * body.width), rng.uniform(-0.43, 0.38, count)], 1)
+    angle, bend = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.4, count)
+    length = 0.5 * rng.uniform(0.025, 0.075, count)[:, None]
+    middle = start + length * np.stack([np.cos(angle), np.sin(angle)], 1)
+    end = middle + length * np.stack([np.cos(angle + bend), np.sin(angle + bend)], 1)
+    lines = list(np.stack([start, middle, end], 1))
+    layers = []
+    for group, width in ((lines[: count // 2], 0.004), (lines[count // 2 :], 0.007)):
+        canvas = view.canvas()
+        view.stroke(canvas, group, width, 1.0)
+        layers.append(view.reduce(canvas))
+    return soften(layers[0] + layers[1], 0.0032)
+
+
 def _reticulation(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:
     """Viral pneumonia: a net of fine lines over both lungs, densest around the hila, with a little haze."""
     x, y = view.grid()
     noise = texture(view, 0.04 * rng.uniform(0.9, 1.1), rng)
     # crossing lines, and a ridge along every zero crossing of a random field, which forms closed meshes
-    net = 1.2 * septa(view, body, 900, rng) + 0.30 * np.exp(-((noise / 0.33) ** 2))
+    net = 1.2 * _septa(view, body, 900, rng) + 0.30 * np.exp(-((noise / 0.33) ** 2))
     perihilar = np.exp(-(((abs(x) - 0.12) / 0.16) ** 2) - ((y - 0.0) / 0.25) ** 2)
     uneven = np.clip(0.8 + 0.25 * texture(view, 0.15, rng) + 0.35 * perihilar, 0.35, 1.3)
     return (0.18 * rng.uniform(0.85, 1.2) * net + 0.08) * uneven, seen > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -53,8 +54,6 @@ def test_a_changed_file_rebuilds_one_row(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_hashes_are_remembered_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
     paths = _images(tmp_path / "p", 5)
     first = hash_files(paths, tmp_path)
     assert first == [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths]
@@ -80,7 +79,7 @@ def test_unreadable_files_are_reported_and_the_others_kept(tmp_path: Path) -> No
     assert store.rows(hashes).tolist() == [0, -1, 1, 2, 3, 4]
 
 
-def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = _images(tmp_path / "p", 30)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
@@ -97,14 +96,14 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         store.build(paths, hashes, workers=1)
     kept = store.rows(hashes)
     assert 0 < (kept >= 0).sum() < 30
-    with open(store.rows_file, "ab") as file:  # and a torn row behind the last that was entered
+    with open(store.rows_file, "ab") as file:  # and part of a row after the last one in the index
         file.write(b"torn")
     monkeypatch.setattr(cache, "square_image", original)
     store.build(paths, hashes)
     assert _values(store, hashes) == list(range(30))
 
 
-def test_rows_that_vanished_are_built_again(tmp_path: Path) -> None:
+def test_missing_rows_are_built_again(tmp_path: Path) -> None:
     paths = _images(tmp_path / "p", 8)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
@@ -140,24 +139,24 @@ def test_two_processes_build_one_store(tmp_path: Path) -> None:
 def test_sides_fits_and_kinds_do_not_mix(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "m.png"), np.tile(np.array([0, 255], np.uint8), (30, 10)))
     path, sha = str(tmp_path / "m.png"), hash_files([str(tmp_path / "m.png")], tmp_path)
-    found = {}
+    pixels = {}
     for key in ((20, "squash", "image"), (24, "squash", "image"), (20, "letterbox", "image"), (20, "squash", "mask")):
         store = PixelStore(tmp_path, *key)
         store.build([path], sha)
-        found[key] = store.read(store.rows(sha))[0]
-    assert found[20, "squash", "mask"].max() == 1
-    assert found[20, "squash", "image"].max() == 255
-    assert not np.array_equal(found[20, "squash", "image"], found[20, "letterbox", "image"])
-    assert found[24, "squash", "image"].shape == (24, 24)
+        pixels[key] = store.read(store.rows(sha))[0]
+    assert pixels[20, "squash", "mask"].max() == 1
+    assert pixels[20, "squash", "image"].max() == 255
+    assert not np.array_equal(pixels[20, "squash", "image"], pixels[20, "letterbox", "image"])
+    assert pixels[24, "squash", "image"].shape == (24, 24)
 
 
-def test_rows_that_follow_each_other_absent_rows_and_a_cut_file(tmp_path: Path) -> None:
+def test_consecutive_rows_absent_rows_and_a_truncated_file(tmp_path: Path) -> None:
     paths = _images(tmp_path / "p", 30)
     store = PixelStore(tmp_path, 16, "squash")
     store.build(paths, hash_files(paths, tmp_path), workers=1)
-    wanted = [-1, 0, 1, 2, 7, 6, -1, -1, 29, 5, 5]
-    pixels = store.read(np.array(wanted))
-    assert [int(p.min()) for p in pixels] == [int(p.max()) for p in pixels] == [max(w, 0) for w in wanted]
+    rows = [-1, 0, 1, 2, 7, 6, -1, -1, 29, 5, 5]
+    pixels = store.read(np.array(rows))
+    assert [int(p.min()) for p in pixels] == [int(p.max()) for p in pixels] == [max(row, 0) for row in rows]
     assert store.read(np.array([], np.int64)).shape == (0, 16, 16)
     with open(store.rows_file, "r+b") as file:
         file.truncate(16 * 16 * 10)

@@ -38,9 +38,9 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     caplog.set_level(logging.INFO, logger="cxr")
 
     def lines() -> list[str]:
-        found = [("WARNING: " if r.levelno == logging.WARNING else "") + r.getMessage() for r in caplog.records]
+        lines = [("WARNING: " if r.levelno == logging.WARNING else "") + r.getMessage() for r in caplog.records]
         caplog.clear()
-        return found
+        return lines
 
     return lines
 
@@ -56,7 +56,7 @@ def _noise(path: Path, height: int, width: int, seed: int = 0) -> Path:
 
 
 def _box(height: int, width: int) -> np.ndarray:
-    """A mask of the upper left quarter."""
+    """Return a mask of the upper left quarter."""
     mask = np.zeros((height, width), np.uint8)
     mask[: height // 2, : width // 2] = 255
     return mask
@@ -152,7 +152,9 @@ def _middle(square: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
 @pytest.mark.parametrize(("height", "width"), [(75, 51), (50, 77), (63, 63), (31, 90)])
 @pytest.mark.parametrize("scale", [0.6, 1.0, 2.3])
-def test_crosses_meet(tmp_path: Path, cache_dir: Path, fit: str, height: int, width: int, scale: float) -> None:
+def test_masks_land_on_their_images(
+    tmp_path: Path, cache_dir: Path, fit: str, height: int, width: int, scale: float
+) -> None:
     """A cross in a mask of any size lands on the cross in the image, portrait or landscape.
 
     In a square of 256 everything is enlarged: a pixel of the image takes at least 2.8 pixels, one of the mask more.
@@ -162,16 +164,16 @@ def test_crosses_meet(tmp_path: Path, cache_dir: Path, fit: str, height: int, wi
     image = _write(tmp_path / "i.png", _cross(height, width, row, column))
     mask = _write(tmp_path / "m.png", _cross(*small, row, column))
     image_set = _image_set(DataConfig(cache_dir=str(cache_dir), fit=fit), 256, path=[str(image)], lung_mask=[str(mask)])
-    drawn, found = _mask(image_set, "image", "i"), _mask(image_set, "lung_mask", "i")
+    drawn, mask_drawn = _mask(image_set, "image", "i"), _mask(image_set, "lung_mask", "i")
     # by hand: pixels of the square per pixel of the image, and the first pixel of the image
     longest = max(height, width)
     frame = np.array([256, 256] if fit == "squash" else [round(s * 256 / longest) for s in (height, width)])
     start = (256 - frame) // 2
-    for square, shape in ((drawn, (height, width)), (found, small)):
+    for square, shape in ((drawn, (height, width)), (mask_drawn, small)):
         cell = np.floor(np.array([row, column]) * shape) + 0.5
         np.testing.assert_allclose(_middle(square), start + cell / shape * frame, atol=0.51)
     if scale == 1:  # the same drawing gives the same pixels
-        np.testing.assert_array_equal(found, drawn >= 128)
+        np.testing.assert_array_equal(mask_drawn, drawn >= 128)
 
 
 def test_a_coarser_mask_uses_the_letterbox_of_its_image(tmp_path: Path, cache_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The phantom: layout, determinism, findings where the literature puts them, and no giveaway."""
+"""The phantom: layout, determinism, findings as in the literature, and nothing that gives the class away."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def masks(root: Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Per class, the lung and lesion masks as bool."""
+    """Return the lung and lesion masks of each class as bool."""
     return {
         label: [
             (read(root / label / "masks" / file.name) > 0, read(file) > 0)
@@ -149,7 +149,7 @@ def test_lesions_have_real_sizes(masks: dict, label: str) -> None:
 
 
 @pytest.mark.parametrize("label", ["COVID", "Lung_Opacity"])
-def test_lesions_show(label: str) -> None:
+def test_lesions_are_visible(label: str) -> None:
     """Against the same film without the finding, the lesion is brighter than the rest of the lungs."""
     for patient in range(1, 7):
         film, lungs, lesion = (layer.astype(np.float32) for layer in draw_radiograph(label, patient, 1))
@@ -159,7 +159,7 @@ def test_lesions_show(label: str) -> None:
         assert rise[lesion].mean() - rise[rest].mean() > 10
 
 
-def test_reticulation_shows() -> None:
+def test_reticulation_is_visible() -> None:
     ratios = []
     for patient in range(1, 9):
         film, lungs, _ = draw_radiograph("Viral Pneumonia", patient, 1)
@@ -187,8 +187,8 @@ def test_a_patient_does_not_depend_on_the_count(root: Path, tmp_path: Path) -> N
     assert images and all(large[name] == digest for name, digest in images.items())
 
 
-def test_no_giveaway(root: Path) -> None:
-    """Global statistics do not tell the class."""
+def test_nothing_gives_the_class_away(root: Path) -> None:
+    """Global statistics do not reveal the class."""
     rows, labels, groups = [], [], []
     for label in CLASSES:
         for file in sorted((root / label / "images").iterdir()):
@@ -211,13 +211,13 @@ def test_no_giveaway(root: Path) -> None:
 
 def test_complete_phantom_is_kept_and_anything_else_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_phantom(tmp_path / "data", 8, workers=1)
-    monkeypatch.setattr(write, "_write_films", lambda *_: pytest.fail("drew again"))
+    monkeypatch.setattr(write, "_write_films", lambda *_: pytest.fail("drawn again"))
     assert write_phantom(root, 8) == root
     with pytest.raises(ValueError, match="exists and is not this phantom"):
         write_phantom(root, 9)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "notes.txt").write_text("mine")
+    (foreign / "notes.txt").write_text("a note")
     with pytest.raises(ValueError, match="exists and is not this phantom"):
         write_phantom(foreign, 8)
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]

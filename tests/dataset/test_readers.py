@@ -57,7 +57,7 @@ def test_colour_and_alpha_become_grey(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(tmp_path / "c.png"), grey)
 
 
-def test_dicom_uses_the_declared_range_and_turns_monochrome1(tmp_path: Path) -> None:
+def test_dicom_uses_the_declared_range_and_inverts_monochrome1(tmp_path: Path) -> None:
     pixels = np.array([[0, 1000], [2000, 4095]])
     write_dicom(tmp_path / "a.dcm", pixels)
     np.testing.assert_allclose(read_image(tmp_path / "a.dcm") / 65535, pixels / 4095, atol=1e-5)
@@ -103,7 +103,7 @@ def test_text_and_missing_files_are_unreadable(tmp_path: Path, name: str) -> Non
         read_image(tmp_path / name)
 
 
-def test_not_finite_pixels_are_unreadable(tmp_path: Path) -> None:
+def test_pixels_that_are_not_finite_are_unreadable(tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     cv2.imwrite(str(tmp_path / "f.tiff"), pixels)
     np.testing.assert_allclose(read_image(tmp_path / "f.tiff") / 65535, pixels, atol=1e-4)
@@ -165,9 +165,9 @@ def _png(
     spoil_raw: Callable[[bytes], bytes] = bytes,
     spoil_stream: Callable[[bytes], bytes] = bytes,
 ) -> bytes:
-    """An 8-bit grey PNG with a chosen filter (0 to 4) for each row, by the specification (ISO/IEC 15948, clause 9).
+    """Return an 8-bit grey PNG with a chosen filter (0 to 4) for each row (ISO/IEC 15948, clause 9).
 
-    What spoils it is put in before the checksums are made, so that a decoder meets it behind them.
+    Damage is inserted before the checksums are computed, so that the decoder gets past them.
     """
     height, width = pixels.shape
     padded = np.zeros((height + 1, width + 1), np.int64)
@@ -217,7 +217,7 @@ def test_grey_pngs_of_every_filter(one_thread: bool, height: int, width: int, se
     value=st.integers(1, 255),
     kept=st.floats(0, 1),
 )
-def test_a_damaged_png_is_read_or_refused_but_nothing_else(where: str, place: int, value: int, kept: float) -> None:
+def test_a_damaged_png_is_read_or_refused(where: str, place: int, value: int, kept: float) -> None:
     def spoil(content: bytes) -> bytes:
         spoilt = bytearray(content)
         spoilt[place % len(spoilt)] ^= value
@@ -234,7 +234,7 @@ def test_a_damaged_png_is_read_or_refused_but_nothing_else(where: str, place: in
 
 
 @pytest.mark.skipif(readers.decode_image_png_u8 is None, reason="kornia-rs is absent")
-def test_the_quick_decoder_is_used() -> None:
+def test_the_fast_decoder_is_used() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (20, 30), np.uint8)
     data = _png(pixels, rng.integers(0, 5, 20))

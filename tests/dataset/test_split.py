@@ -102,6 +102,7 @@ def test_csv_layout(tmp_path: Path) -> None:
     [
         ("file,label\na,b\n", "no column 'path'"),
         ("path,label\n,b\n", "line 2"),
+        ("path,label\n , b\n", "line 2"),
         ("path,label,split\na,b,c\n", "unknown split 'c'"),
         ("", "CSV"),
         ("path,label\na.png,x\n", "only one class"),
@@ -143,7 +144,7 @@ def test_group_pattern_is_checked() -> None:
 
 
 def _records(patients: list[tuple[int, int]]) -> pd.DataFrame:
-    """One row per image from (label, images) per patient."""
+    """Return one row per image from (label, images) per patient."""
     rows = [(f"{i}-{j}", str(label), str(i)) for i, (label, images) in enumerate(patients) for j in range(images)]
     table = pd.DataFrame(rows, columns=["path", "label", "group"])
     return table.assign(sha256=table["path"], split="")
@@ -160,7 +161,7 @@ def test_patients_stay_together_and_classes_keep_their_shares(patients: list[tup
     for label, rows in records.groupby("label"):
         shares = split[rows.index].value_counts()
         for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
-            # no better than a patient's size can be promised
+            # a patient is not divided, so its size limits the precision
             assert abs(shares.get(name, 0) - share * len(rows)) <= 4, (label, name)
     assert split_records(records, [0.8, 0.1, 0.1], seed).equals(split)
 
@@ -181,7 +182,7 @@ def test_exact_numbers_per_class() -> None:
     assert (counts[["val", "test"]] == 60).all().all()
 
 
-def test_a_class_that_is_too_small_is_named() -> None:
+def test_a_class_that_is_too_small_is_reported() -> None:
     records = _records([(0, 1)] * 200 + [(1, 1)] * 100)
     with pytest.raises(UserError, match="class '1' has 100 images"):
         split_records(records, [0.8, 0.1, 0.1], 0, val_per_class=60, test_per_class=60)
@@ -211,7 +212,7 @@ def test_given_splits_are_kept_and_a_missing_val_comes_from_train() -> None:
         split_records(records, [0.8, 0.1, 0.1], 0)
 
 
-def test_leaks_in_given_splits_are_said(capsys: pytest.CaptureFixture) -> None:
+def test_leaks_in_given_splits_are_reported(capsys: pytest.CaptureFixture) -> None:
     from command_line import start_logging
 
     start_logging()
@@ -258,18 +259,18 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 def test_merged_groups_are_the_connected_ones(images: list[tuple[int, int]]) -> None:
     """Against a plain flood fill over (patient, content) pairs, with and without shared contents."""
     groups, hashes = (pd.Series([f"{kind}{row[i]}" for row in images]) for i, kind in ((0, "g"), (1, "h")))
-    found = merge_copies(groups, hashes)
+    merged = merge_copies(groups, hashes)
     label = list(range(len(images)))
     for _ in images:
         for i, a in enumerate(images):
             for j, b in enumerate(images):
                 if a[0] == b[0] or a[1] == b[1]:
                     label[i] = label[j] = min(label[i], label[j])
-    assert [[a == b for b in found] for a in found] == [[a == b for b in label] for a in label]
+    assert [[a == b for b in merged] for a in merged] == [[a == b for b in label] for a in label]
 
 
 def test_a_written_split_is_the_same_data_elsewhere(verb: Callable[..., Result], phantom: Path, tmp_path: Path) -> None:
-    """`--write-split`: folder and CSV moved together, it names the same images, masks, patients and splits."""
+    """`--write-split`: moved together with the folder, the CSV names the same images, masks, patients and splits."""
     from dataset.loading import load_dataset
 
     old, new = tmp_path / "old", tmp_path / "new"

@@ -20,7 +20,7 @@ POSITIONS = np.arange(6)
 
 
 def _fixed(monkeypatch: pytest.MonkeyPatch, **columns: float) -> None:
-    """Random numbers of 0.5 (no change in a signed key), except for the named columns."""
+    """Fix the random numbers at 0.5 (no change by a signed key), except for the named ones."""
     values = np.full(len(transforms.DRAWS), 0.5)
     for name, value in columns.items():
         values[transforms.DRAWS.index(name)] = value
@@ -33,7 +33,7 @@ def _apply(pixels: torch.Tensor = PIXELS, source_side: int = SIDE, side: int = S
     return Augment(AugmentConfig(**{**OFF, **keys}), 0, source_side, side)(pixels, 1, np.arange(len(pixels)))[0]
 
 
-def test_nothing_asked_nothing_done() -> None:
+def test_without_keys_nothing_changes() -> None:
     torch.testing.assert_close(_apply(), PIXELS.float() / 255, rtol=0, atol=0)
 
 
@@ -77,9 +77,9 @@ def test_translation_is_a_fraction_of_the_side(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_against_torchvision(monkeypatch: pytest.MonkeyPatch, keys: dict, columns: dict, reference: dict) -> None:
-    """torchvision's affine, one key at a time (its shear turns the other way)."""
+    """torchvision's affine, one key at a time (its shear has the opposite sign)."""
     _fixed(monkeypatch, **columns)
-    smooth = F.avg_pool2d(PIXELS[:, None].float(), 5, 1, 2)  # where pixels are smooth, their order of sums matters less
+    smooth = F.avg_pool2d(PIXELS[:, None].float(), 5, 1, 2)  # in smooth images the order of sums matters less
     expected = (
         affine(
             smooth,
@@ -141,7 +141,7 @@ def test_brightness_and_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
         "random_crop",
     ],
 )
-def test_every_key_is_at_work(key: str) -> None:
+def test_every_key_has_an_effect(key: str) -> None:
     values = {"rotation": 45.0, "affine_rotation": 20.0, "shear": 10.0, "random_crop": 20}
     out = _apply(**{key: values.get(key, 0.5)})
     assert not torch.equal(out, PIXELS.float() / 255)
@@ -189,7 +189,7 @@ def test_unchanged_images_stay_sharp() -> None:
     assert abs(float(spared) - 0.7) < 5 * np.sqrt(0.21 / 2000)
 
 
-def test_normalise_serves_training_after_inference() -> None:
+def test_normalise_works_in_training_after_inference() -> None:
     grey = torch.rand(2, 4, 4)
     with torch.inference_mode():
         first = normalise(grey, (0.51, 0.4, 0.3), (0.11, 0.2, 0.3))

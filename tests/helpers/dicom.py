@@ -1,16 +1,16 @@
-"""DICOM files of a few pixels."""
+"""Small DICOM files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **tags: object) -> None:
-    import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
+    """Write one frame of 12-bit grey (height, width); `tags` add or replace elements."""
     meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
