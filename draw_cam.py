@@ -1,12 +1,12 @@
-"""Draw where a trained classifier looks, and measure it: maps over radiographs, scored against lung and lesion masks.
+"""Draw where a trained classifier looks, and measure it: maps over images, scored against lung and lesion masks.
 
 python draw_cam.py                                        # Grad-CAM of the newest run, 8 test images per class
-python draw_cam.py --method all --score                   # every method that the architecture can have, with controls
-python draw_cam.py --method gradcam,layercam --sanity     # may the maps be believed at all?
-python draw_cam.py --image FILE_OR_FOLDER --label COVID   # these images, the evidence for COVID
-python draw_cam.py --errors 12                            # and the most confident errors, for the report
-python draw_cam.py --weights runs/A runs/B                # two models, and where they differ
-python draw_cam.py --model all --save                     # every run; keep raw images and maps too
+python draw_cam.py --method all --score                   # every method that the architecture supports, with controls
+python draw_cam.py --method gradcam,layercam --sanity     # sanity checks: can the maps be trusted?
+python draw_cam.py --image FILE_OR_FOLDER --label COVID   # your own images, the evidence for COVID
+python draw_cam.py --errors 12                            # add the most confident errors, for the report
+python draw_cam.py --weights runs/A runs/B                # two models, and their differences
+python draw_cam.py --model all --save                     # every run; keep the raw images and maps
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def parser() -> Parser:
 
 
 def request_of(arguments: argparse.Namespace, config: Config) -> ExplanationRequest:
-    """Return what the flags ask for. Raises: `UserError` for a value that no model supports."""
+    """Return the request that the flags make. Raises: `UserError` for a value that suits no model."""
     from localization.drawing.maps import Style
     from localization.request import ExplanationRequest
 
     check_at_least(arguments, count=1, errors=0, score_count=0, sanity_count=2, max_channels=1)
     if arguments.strict and not arguments.sanity:
-        raise UserError("--strict: add --sanity, whose verdicts it needs")
+        raise UserError("--strict: it needs the verdicts of --sanity; add that")
     return ExplanationRequest(
         images=arguments.image or (),
         methods=arguments.method.split(","),

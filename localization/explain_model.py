@@ -1,4 +1,4 @@
-"""One model explained: its maps drawn, measured beside controls, and their sanity checked."""
+"""One model: its maps are drawn, scored beside controls, and checked for sanity."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def explain_model(model: ExplainedModel, images: ImageSet, request: ExplanationR
     table = format_summary(summary)
     if table:
         log.info(
-            "Maps of correctly classified images, or of unlabelled ones (lift: 1 is chance; 95 % intervals over "
+            "Maps of correctly classified or unlabelled images (lift: 1 is chance; 95 % intervals over "
             f"{_unit(images)}):\n{table}"
         )
         for line in verdict_lines(summary):
@@ -96,9 +96,9 @@ def write_scores(folder: Path, summary: Sequence[SummaryRow]) -> None:
 
 
 def _unit(images: ImageSet) -> str:
-    """Return what the intervals take as independent."""
+    """Return the independent unit of the intervals."""
     known = (images.records["group"] != images.records["path"]).any()
-    return "patients" if known else "images, as the patients are unknown: --group-pattern"
+    return "patients" if known else "images, as patients are unknown; see --group-pattern"
 
 
 def _choose_methods(model: ExplainedModel, request: ExplanationRequest) -> list[str]:
@@ -107,10 +107,11 @@ def _choose_methods(model: ExplainedModel, request: ExplanationRequest) -> list[
     methods = explainer.available if request.every_method else explainer.choose(",".join(request.methods))
     use_layers = any("layer" in METHODS[method].needs for method in methods)
     if request.layers and not use_layers:
-        raise UserError(f"--layer {','.join(request.layers)}: {', '.join(methods)} uses no layer; leave it out")
+        raise UserError(f"--layer {','.join(request.layers)}: {', '.join(methods)} does not use a layer; leave it out")
     if len(request.layers) > 1 and request.style.scale != "image":
         raise UserError(
-            f"--scale {request.style.scale}: maps of several layers are each divided by their peak; leave it out"
+            f"--scale {request.style.scale}: it has no meaning for maps of several layers, which are each divided by "
+            "their peak; leave it out"
         )
     missing = [method for method in METHODS if explainer.why_not(method)]
     if missing and request.every_method:

@@ -52,9 +52,9 @@ class ExplanationRequest:
 
     def __post_init__(self) -> None:
         if self.errors and self.images:
-            raise UserError(f"--errors {self.errors}: these are errors on the test split; leave --image out")
+            raise UserError(f"--errors {self.errors}: it chooses from the test split; leave --image out")
         if not 0 <= self.style.tolerance < 1:
-            raise UserError(f"--tolerance {self.style.tolerance}: must be a share of the image's side, from 0 to 1")
+            raise UserError(f"--tolerance {self.style.tolerance}: it must be a share of the image's side, from 0 to 1")
         check_colormap(self.style.colormap)
         for word in () if self.every_method else self.methods:
             method_name(word)

@@ -1,4 +1,4 @@
-"""The maps of one or several checkpoints: how they are named, where their maps go, and how two are compared."""
+"""Maps of one or several checkpoints: their names, their folders, and the comparison of two."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def explain_checkpoints(
 
 def _every_run(config: Config, weights: Sequence[Path]) -> list[Path]:
     if weights:
-        raise UserError("--model all: takes every run's best.pt; leave --weights out")
+        raise UserError("--model all: uses every run's best.pt; leave --weights out")
     runs = finished_runs(runs_folder(config))
     if not runs:
         raise UserError(f"--model all: no finished run in {runs_folder(config)}; train one (python train.py)")
@@ -107,7 +107,7 @@ def _protect(images: Sequence[Path], output: Output) -> None:
     folders = {folder.resolve() for folder in (output.folder, output.save) if folder is not None}
     for image in images:
         if {image.resolve(), image.resolve().parent} & folders:
-            raise UserError(f"--image {image}: the maps would go to its folder; name another --output or --save folder")
+            raise UserError(f"--image {image}: it is where the maps go; choose another folder for --output or --save")
 
 
 def _record(selection: Selection, drawn: DrawnMaps, request: ExplanationRequest, folder: Path) -> Path | None:
@@ -128,4 +128,4 @@ def _draw_together(folder: Path, drawn: Sequence[DrawnMaps], request: Explanatio
         write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
     if compared:
         draw_pairs(folder, (drawn[0], drawn[1]), request.style.colormap)
-    log.info(f"the models beside each other: {folder}")
+    log.info(f"models compared in {folder}")

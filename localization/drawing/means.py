@@ -1,4 +1,4 @@
-"""Mean maps per class over an image set: of one model, and of two beside each other."""
+"""Mean maps per class over an image set: of one model, and of two side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from localization.drawing.colours import COLORMAP, Scale, blend
 from localization.drawing.figure import draw_bar, fitted, new_figure, save_png
 from localization.drawing.geometry import Square, lay_back
+from utils import count
 
 TILE = 2.6  # inches: a tile's side
 GAP, HEAD, FOOT = 0.12, 0.45, 0.85  # inches: between tiles, above a tile for its title, below all for the colour bars
@@ -49,8 +50,8 @@ class MeanAccumulator:
         """Return the means by class, classes sorted."""
         counts = dict(sorted(self._counts.items()))
         return MeanMaps(
-            {name: self._images[name] / count for name, count in counts.items()},
-            {name: self._maps[name] / count for name, count in counts.items()},
+            {name: self._images[name] / number for name, number in counts.items()},
+            {name: self._maps[name] / number for name, number in counts.items()},
             counts,
         )
 
@@ -73,7 +74,7 @@ class _Bar(NamedTuple):
 
 
 def draw_means(path: Path, means: MeanMaps, title: str, colormap: str = COLORMAP) -> None:
-    """Save the mean map of each class over the mean image of its images, all on one colour scale, as PNG.
+    """Save the mean map of each class over its mean image, all on one colour scale, as PNG.
 
     Args:
         title: the method's.
@@ -81,7 +82,9 @@ def draw_means(path: Path, means: MeanMaps, title: str, colormap: str = COLORMAP
     """
     scale = Scale(max(float(cam.max()) for cam in means.maps.values()), colormap)
     tiles = [
-        _Tile(name, f"{means.counts[name]} maps", blend(means.images[name], _spread(cam, means.images[name]), scale))
+        _Tile(
+            name, count(means.counts[name], "map"), blend(means.images[name], _spread(cam, means.images[name]), scale)
+        )
         for name, cam in means.maps.items()
     ]
     columns = min(4, len(tiles))
@@ -112,7 +115,7 @@ def draw_differences(
         row = [
             _Tile(
                 name,
-                f"{letter}: {model}, {means.counts.get(name, 0)} maps",
+                f"{letter}: {model}, {count(means.counts.get(name, 0), 'map')}",
                 blend(image, maps.get(name, nothing), scale),
             )
             for letter, model, means, maps in zip("AB", names, pair, spread, strict=True)
@@ -124,7 +127,7 @@ def draw_differences(
 
 
 def _spread(cam: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Return a map (h, w) over the whole image (side, side)."""
+    """Enlarge a map (h, w) to the whole image (side, side)."""
     return lay_back(cam, *image.shape, Square("squash", len(image)))
 
 

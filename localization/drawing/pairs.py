@@ -31,11 +31,15 @@ def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -
     if first.square.fit == second.square.fit:
         _draw_mean_differences(folder, pair, colormap)
     else:
-        log.warning(f"{first.name} and {second.name} see their images fitted differently: no mean differences")
+        log.warning(
+            f"{first.name} and {second.name} use different fits (squash, letterbox); mean differences are left out"
+        )
     if len(same) < len(both):
-        log.info(f"{len(both) - len(same)} of {len(both)} maps explain different classes in the two models: not paired")
+        log.info(
+            f"not compared: {len(both) - len(same)} of {len(both)} maps explain different classes in the two models"
+        )
     if not both:
-        log.warning(f"{first.name} and {second.name} have no image and method in common: nothing to compare")
+        log.warning(f"{first.name} and {second.name} share no image and method; nothing to compare")
     return len(same)
 
 

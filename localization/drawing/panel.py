@@ -113,9 +113,9 @@ class PanelDrawer:
                 tile.pixels = blend(small, heat, tile.scale)
             tiles.append(tile)
         shared = any(tile.mark is not None for tile in tiles)
-        foot = "Of several layers, each divided by its peak, the mean. " if rescaled else "Maps are not rescaled. "
+        foot = "Means of several layers, each divided by its peak. " if rescaled else "Maps are not rescaled. "
         foot += "Colours run from 0 to "
-        foot += "the top of a shared scale; a mark and a number: this map's own peak." if shared else "each map's peak."
+        foot += "the top of a shared scale; the mark shows a map's own peak." if shared else "each map's peak."
         self._save(path, subject, image, tiles, foot)
 
     def draw_pair(
@@ -148,7 +148,7 @@ class PanelDrawer:
             if letter in maps:
                 tile.pixels, tile.scale = blend(small, maps[letter], scale), scale
             else:
-                tile.caption = tile.caption or "none of it lies on the image"
+                tile.caption = tile.caption or "all of it is outside the image"
             tiles.append(tile)
         difference = _Tile(title="A - B", pixels=_grey(small), caption="no difference: a map is missing")
         if len(maps) == 2:

@@ -12,16 +12,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from evaluation.figures.palette import COLOURS
+from evaluation.figures.plots import save_figure
 from localization.methods.table import METHODS
 from localization.scoring.rows import MASKS
 from localization.scoring.summary import ALL, SummaryRow
 from localization.scoring.summary_text import MOST_CLASSES
-from utils import atomic_write, elide
+from utils import count, elide
 
 MARKS = {"gaussian": ("^", "centred Gaussian"), "randomised": ("x", "randomised model"), "oracle": ("d", "oracle")}
-WIDE = 6  # the largest number over the smallest: beyond, the axis is logarithmic
-LEAST = 0.05  # of a logarithmic axis
-LONGEST = 24  # characters of a class in a title
+WIDE = 6  # ratio of the largest number to the smallest above which the axis is logarithmic
+LEAST = 0.05  # lower end of a logarithmic axis
+LONGEST = 24  # most characters of a class in a title
 
 
 def draw_summary(path: Path, summary: Sequence[SummaryRow]) -> None:
@@ -34,8 +35,7 @@ def draw_summary(path: Path, summary: Sequence[SummaryRow]) -> None:
     if not lifts:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path, "wb") as file:
-        summary_figure(lifts).savefig(file, format="png", dpi=130)
+    save_figure(summary_figure(lifts), path)
 
 
 def summary_figure(lifts: Sequence[SummaryRow]) -> Figure:
@@ -53,7 +53,7 @@ def summary_figure(lifts: Sequence[SummaryRow]) -> Figure:
             _set_axis(ax, mask_rows)
             _draw_panel(ax, rows, models, methods)
             images = max((row.n for row in rows), default=0)
-            title = f"{MASKS[mask]}, {elide(name, LONGEST)} ({images} image{'s' * (images != 1)})"
+            title = f"{MASKS[mask]}, {elide(name, LONGEST)} ({count(images, 'image')})"
             ax.set_title(title, fontsize=9, parse_math=False)
     axes[0, 0].set_yticks(range(len(methods)), [METHODS[m].title for m in methods], fontsize=8.5, parse_math=False)
     _add_legend(figure, lifts, models, hidden)
@@ -61,9 +61,9 @@ def summary_figure(lifts: Sequence[SummaryRow]) -> Figure:
 
 
 def _grid(masks: int, classes: int, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (masks, panels), each `height` inches high, at most three in a row.
+    """Return a figure and its axes (masks, panels), each `height` inches high, at most three in a row.
 
-    Every mask has rows of its own; of one class, the masks stand side by side.
+    Every mask has rows of its own; with one class, the masks are side by side.
     """
     columns = masks if classes == 1 else 2 if classes in (2, 4) else 3
     rows = 1 if classes == 1 else masks * -(-classes // columns)
@@ -130,8 +130,8 @@ def _add_legend(figure: Figure, lifts: Sequence[SummaryRow], models: Sequence[st
     """Explain the marks above the panels."""
     ink = COLOURS[0] if len(models) == 1 else "0.2"
     handles = [
-        Line2D([], [], color=ink, marker="o", ms=5, lw=1.8, label="better than each control (oracle aside)"),
-        Line2D([], [], color=ink, marker="o", ms=5, lw=1.8, mfc="white", label="not better than each of them"),
+        Line2D([], [], color=ink, marker="o", ms=5, lw=1.8, label="better than every control but the oracle"),
+        Line2D([], [], color=ink, marker="o", ms=5, lw=1.8, mfc="white", label="not better than every control"),
         Line2D([], [], color="0.35", lw=1, ls="--", label="uniform: 1"),
     ]
     for control, (mark, name) in MARKS.items():
@@ -140,7 +140,7 @@ def _add_legend(figure: Figure, lifts: Sequence[SummaryRow], models: Sequence[st
             handles.append(Line2D([], [], color="0.35", marker=mark, ms=4, mfc=face, mew=0.9, lw=0, label=name))
     if len(models) > 1:
         handles += [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=name) for i, name in enumerate(models)]
-    title = "Lift (share of the map's energy inside ÷ share of the image) with its 95 % interval, beside the controls"
+    title = "Lift (share of the map's energy in the mask ÷ the mask's share of the image), 95 % interval, and controls"
     title += f"; {hidden} more classes are in scores.csv" if hidden else ""
     place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
     figure.legend(handles=handles, title=title, fontsize=8, title_fontsize=9, **place)

@@ -17,8 +17,8 @@ MOST_CLASSES = 6  # with a sentence each, and a panel each in scores.png
 def format_summary(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a table for a terminal; empty text where no map has a score.
 
-    A heading per class and a row per method; of a single method a row per class. Columns that are empty everywhere are
-    left out. `of oracle` is of the lesions' lift, without lesions of the lungs'.
+    It has a heading per class and a row per method; for a single method, a row per class. Columns without values are
+    left out. `of oracle` is about the lift on lesions or, without any, on the lungs.
     """
     cells = by_method(summary)
     if not cells:
@@ -79,8 +79,8 @@ def _percent(share: float | None) -> str:
 def verdict_lines(summary: Sequence[SummaryRow]) -> list[str]:
     """Return what the lifts say, in sentences: of the first method per class and mask, then of all methods.
 
-    Of more than `MOST_CLASSES` classes, of all together. The methods that beat the controls are those on all classes
-    together, on the lesions or, without any, on the lungs.
+    Where there are more than `MOST_CLASSES` classes, the first are about all classes together; the last always is: it
+    names the methods that beat the controls on the lesions or, without any, on the lungs.
     """
     models = dict.fromkeys(row.model for row in summary)
     sentences = []
@@ -101,15 +101,15 @@ def verdict_lines(summary: Sequence[SummaryRow]) -> list[str]:
 
 
 def _verdict(row: SummaryRow | None, word: str) -> str:
-    """Return what one lift says of the lungs or the lesions (`word`); empty text where there is none."""
+    """Return the meaning of one lift on the lungs or the lesions (`word`), in words; empty text without a lift."""
     if row is None or np.isnan(row.value):
         return ""
     lift = f"(lift {_text(row)})"
     if np.isnan(row.low):
-        return f"one patient alone says nothing of the {word} {lift}"
+        return f"a single patient shows nothing about the {word} {lift}"
     if row.low <= 1:
-        return f"{'less' if row.high < 1 else 'not shown to be better'} than chance on the {word} {lift}"
-    rivals = {"gaussian": "a centred Gaussian", "randomised": "the same on one randomised model"}
+        return f"{'below chance' if row.high < 1 else 'not shown to be above chance'} on the {word} {lift}"
+    rivals = {"gaussian": "a centred Gaussian", "randomised": "the same method on a randomised model"}
     rivals = {control: name for control, name in rivals.items() if row.comparable(control)}
     unbeaten = [f"{name} ({row.controls[c]:.2f})" for c, name in rivals.items() if c not in row.better_than]
     if unbeaten:
@@ -118,7 +118,7 @@ def _verdict(row: SummaryRow | None, word: str) -> str:
 
 
 def _winners(cells: Cells) -> list[str]:
-    """Return the methods of one model that beat each control on the last class, which is all: one sentence, or none."""
+    """Return one sentence about the methods that beat each control on the last class, which is all of them, or none."""
     *_, (_, last_class, _) = cells
     for mask in reversed(MASKS):
         rows = {
@@ -130,9 +130,9 @@ def _winners(cells: Cells) -> list[str]:
         if known:
             better = [title for title, row in rows.items() if row.beats_controls]
             if not better:
-                return [f"No method is shown to be better on the {MASKS[mask]} than each of these: {_join(known)}."]
-            alone = f" (each at 95 %, not corrected for {len(rows)} methods)" if len(rows) > 1 else ""
-            return [f"Better on the {MASKS[mask]} than {_join(known)}: {_join(better)}{alone}."]
+                return [f"No method is shown to beat each of these controls on the {MASKS[mask]}: {_join(known)}."]
+            alone = f" (95 % each, not corrected for {len(rows)} methods)" if len(rows) > 1 else ""
+            return [f"Better than the {_join(known)} controls on the {MASKS[mask]}: {_join(better)}{alone}."]
     return []
 
 

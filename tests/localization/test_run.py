@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -14,30 +13,16 @@ import torch
 
 from localization.methods.table import METHODS
 from localization.run import together_name
-from tests.helpers.verbs import TINY, Result
+from tests.helpers.verbs import TINY, Verb, ok, refused
 
 pytestmark = pytest.mark.slow
-
-Verb = Callable[..., Result]
-
-
-def _ok(result: Result) -> str:
-    assert result.code == 0, result.err + result.out
-    return result.out
-
-
-def _refused(result: Result, *words: str) -> None:
-    lines = [line for line in result.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
-    assert result.code == 2, result
-    assert len(lines) == 1, result.err
-    assert all(word in lines[0] for word in words), lines[0]
 
 
 def test_scores_beside_controls(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     """The tables against the saved maps and the masks' files, computed once more by other means."""
     methods = ("gradcam", "eigencam", "occlusion")
     drawing = ("--weights", tiny_run, "--count", 2, "--method", ",".join(methods), "--output", tmp_path)
-    out = _ok(verb("draw_cam.py", *drawing, "--score", "--score-count", 2, "--save"))
+    out = ok(verb("draw_cam.py", *drawing, "--score", "--score-count", 2, "--save"))
     assert "lesion lift" in out
     rows = pd.read_csv(tmp_path / "cams.csv")
     assert len(list(tmp_path.glob("*__panel__*.png"))) == rows["path"].nunique()
@@ -52,7 +37,7 @@ def test_scores_beside_controls(verb: Verb, tiny_run: Path, tmp_path: Path) -> N
     controls = pd.read_csv(tmp_path / "controls.csv")
     kinds = controls.groupby(["method", "path"])["control"].nunique()
     assert kinds[["gradcam", "eigencam"]].eq(4).all()
-    assert sorted(kinds["occlusion"])[-3:] == [3, 4, 4]  # costly: with random weights on --score-count pictures alone
+    assert sorted(kinds["occlusion"])[-3:] == [3, 4, 4]  # costly: with random weights on --score-count images alone
     uniform = controls[controls["control"] == "uniform"]
     assert (uniform[["lung_lift", "lesion_lift"]] - 1).abs().max().max() < 1e-6
     assert (uniform["lung_iou"] - uniform["lung_area"] / (2 - uniform["lung_area"])).abs().max() < 1e-6
@@ -75,10 +60,10 @@ def test_a_weak_map_looks_weak_on_a_shared_scale(verb: Verb, tiny_run: Path, tmp
     for scale in ("image", "batch", "shared"):
         folder = tmp_path / scale
         drawing = ("--weights", tiny_run, "--count", 1, "--scale", scale, "--batch", 2, "--colormap", "autumn")
-        _ok(verb("draw_cam.py", *drawing, "--output", folder))
+        ok(verb("draw_cam.py", *drawing, "--output", folder))
         rows = pd.read_csv(folder / "cams.csv")
-        pictures = [cv2.imread(str(folder / name)).astype(int)[60:540, 40:500] for name in rows["file"]]
-        opacity[scale] = [picture[..., 2] - picture[..., 0] for picture in pictures]
+        images = [cv2.imread(str(folder / name)).astype(int)[60:540, 40:500] for name in rows["file"]]
+        opacity[scale] = [image[..., 2] - image[..., 0] for image in images]
     peak = rows["peak"]
     assert len(peak) == 4
     assert peak.nunique() == 4
@@ -97,14 +82,14 @@ def test_two_models_and_their_difference(verb: Verb, tiny_run: Path, tmp_path: P
     content["model"]["layer4.1.bn2.bias"] += 0.02 * torch.randn(512, generator=torch.Generator().manual_seed(0))
     torch.save(content, other / "best.pt")
     both = ("--weights", tiny_run, other, "--count", 4, "--output", tmp_path / "o")
-    _ok(verb("draw_cam.py", *both, "--score", "--score-count", 0))
+    ok(verb("draw_cam.py", *both, "--score", "--score-count", 0))
     assert (tmp_path / "o" / "difference_gradcam.png").is_file()
     found = [pd.read_csv(tmp_path / "o" / name / "cams.csv").set_index("path")["target"] for name in ("tiny", "other")]
     same = (found[0] == found[1]).sum()
     assert len(list((tmp_path / "o").glob("*__gradcam__difference__*.png"))) == same > 0
     scores = pd.read_csv(tmp_path / "o" / "scores.csv")
     assert set(scores["model"]) == {"tiny", "other"}
-    _refused(verb("draw_cam.py", "--weights", tiny_run, tiny_run), "given twice")
+    refused(verb("draw_cam.py", "--weights", tiny_run, tiny_run), "given twice")
 
 
 def test_two_sets_of_models_get_two_folders(tmp_path: Path) -> None:
@@ -121,20 +106,20 @@ def test_two_sets_of_models_get_two_folders(tmp_path: Path) -> None:
 def test_layers_by_name(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     arguments = ("--weights", tiny_run, "--count", 1, "--output", tmp_path, "--save")
     for layers, grid in (("layer3", (4, 4)), ("layer2,layer4", (8, 8))):
-        _ok(verb("draw_cam.py", *arguments, "--layer", layers))
+        ok(verb("draw_cam.py", *arguments, "--layer", layers))
         assert {np.load(file).shape for file in tmp_path.glob("*.npy")} == {grid}
     weights = ("--weights", tiny_run)
-    _refused(verb("draw_cam.py", *weights, "--layer", "layer9"), "--layer layer9", "layer4")
-    _refused(verb("draw_cam.py", *weights, "--layer", "fc"), "--layer fc", "layer4")
+    refused(verb("draw_cam.py", *weights, "--layer", "layer9"), "--layer layer9", "layer4")
+    refused(verb("draw_cam.py", *weights, "--layer", "fc"), "--layer fc", "layer4")
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_convnext", "timm/test_efficientnet"])
 def test_any_architecture_through_all_three_verbs(verb: Verb, phantom: Path, tmp_path: Path, name: str) -> None:
     """A transformer, a ConvNeXt and a network of depthwise convolutions, without a word to any of them."""
     training = ("--model", name, *TINY[2:-1], "--data", phantom, "--epochs", 1, "--save", tmp_path, "--name", "a")
-    _ok(verb("train.py", *training, "data.split=0.6,0.2,0.2"))
-    _ok(verb("test.py", "--weights", tmp_path / "a", "--quick"))
-    out = _ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--method", "all", "--count", 1, "--max-channels", 4))
+    ok(verb("train.py", *training, "data.split=0.6,0.2,0.2"))
+    ok(verb("test.py", "--weights", tmp_path / "a", "--quick"))
+    out = ok(verb("draw_cam.py", "--weights", tmp_path / "a", "--method", "all", "--count", 1, "--max-channels", 4))
     drawn = set(pd.read_csv(tmp_path / "a" / "cams" / "cams.csv")["method"])
     lacking = {"guided_gradcam"} if name == "timm/test_vit" else {"rollout", "gradient_rollout"}
     assert set(METHODS) - drawn <= lacking | {"guided_gradcam"}
@@ -144,7 +129,7 @@ def test_any_architecture_through_all_three_verbs(verb: Verb, phantom: Path, tmp
 def test_sanity_is_said_and_strict_ends_in_one(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:
     """Eigen-CAM knows no class: it fails that check by construction, and only --strict makes that an exit code."""
     arguments = ("--weights", tiny_run, "--count", 1, "--method", "eigencam", "--sanity", "--output", tmp_path)
-    assert "Eigen-CAM" in _ok(verb("draw_cam.py", *arguments))
+    assert "Eigen-CAM" in ok(verb("draw_cam.py", *arguments))
     assert (tmp_path / "sanity.png").is_file()
     table = pd.read_csv(tmp_path / "sanity.csv")
     verdicts = table.set_index("check")["verdict"].to_dict()
@@ -155,13 +140,13 @@ def test_sanity_is_said_and_strict_ends_in_one(verb: Verb, tiny_run: Path, tmp_p
 
 def test_bad_input(verb: Verb, tiny_run: Path) -> None:
     weights = ("--weights", tiny_run)
-    _refused(verb("draw_cam.py", *weights, "--method", "gradcm"), "--method gradcm", "did you mean gradcam")
-    _refused(verb("draw_cam.py", *weights, "--method", "gradcam,rollout"), "--method rollout", "resnet18", "scorecam")
-    _refused(verb("draw_cam.py", *weights, "--colormap", "infrno"), "--colormap infrno", "inferno")
-    _refused(verb("draw_cam.py", *weights, "--strict"), "--strict", "--sanity")
-    _refused(verb("draw_cam.py", *weights, "--tolerance", 2), "--tolerance 2")
-    _refused(verb("draw_cam.py", *weights, "--sanity-count", 1), "--sanity-count 1")
-    _refused(verb("draw_cam.py", *weights, "--max-channels", 0), "--max-channels 0")
+    refused(verb("draw_cam.py", *weights, "--method", "gradcm"), "--method gradcm", "did you mean gradcam")
+    refused(verb("draw_cam.py", *weights, "--method", "gradcam,rollout"), "--method rollout", "resnet18", "scorecam")
+    refused(verb("draw_cam.py", *weights, "--colormap", "infrno"), "--colormap infrno", "inferno")
+    refused(verb("draw_cam.py", *weights, "--strict"), "--strict", "--sanity")
+    refused(verb("draw_cam.py", *weights, "--tolerance", 2), "--tolerance 2")
+    refused(verb("draw_cam.py", *weights, "--sanity-count", 1), "--sanity-count 1")
+    refused(verb("draw_cam.py", *weights, "--max-channels", 0), "--max-channels 0")
 
 
 def test_help_names_every_method(verb: Verb) -> None:

@@ -25,10 +25,10 @@ def test_colormaps(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyP
     assert list(dict.fromkeys(record.getMessage().split()[1] for record in caplog.records)) == [f"{n}:" for n in uneven]
 
 
-def test_colours_over_a_radiograph() -> None:
+def test_colours_over_an_image() -> None:
     grey = np.full((2, 2), 100, np.uint8)
     shown = blend(grey, np.array([[0, 1], [2, 9]]), Scale(2, "viridis")).astype(int)
-    assert (shown[0, 0] == 100).all()  # nothing there: the radiograph alone
+    assert (shown[0, 0] == 100).all()  # no evidence: the image alone
     for at, share in (((0, 1), 0.5), ((1, 0), 1), ((1, 1), 1)):
         assert shown[at] == pytest.approx(colour(share, "viridis", 100), abs=1)
 

@@ -16,16 +16,16 @@ SHAPES = [(64, 64), (90, 61), (61, 90), (301, 299), (53, 200)]  # square, portra
 
 
 def _crosses(height: int, width: int, square: Square) -> tuple[np.ndarray, np.ndarray]:
-    """For every row and column of a picture a line of one pixel is drawn there, taken to the model's square as the
+    """For every row and column of an image a line of one pixel is drawn there, taken to the model's square as the
     cache does it, and laid back: the profiles (rows, rows) and (columns, columns) across the lines.
     """
     found = []
     for axis, length in enumerate((height, width)):
         profiles = []
         for place in range(length):
-            picture = np.zeros((height, width), np.float32)
-            np.moveaxis(picture, axis, 0)[place] = 1
-            back = lay_back(fit_square(picture, square.side, square.fit), height, width, square)
+            image = np.zeros((height, width), np.float32)
+            np.moveaxis(image, axis, 0)[place] = 1
+            back = lay_back(fit_square(image, square.side, square.fit), height, width, square)
             assert back.shape == (height, width)
             profiles.append(back.sum(1 - axis))
         found.append(np.array(profiles))
@@ -35,7 +35,7 @@ def _crosses(height: int, width: int, square: Square) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("shape", [(64, 64), (90, 61), (61, 90), (53, 99)])
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
 def test_a_cross_is_found_again_to_the_pixel(shape: tuple[int, int], fit: str) -> None:
-    """Wherever it is drawn, where the square has at least the picture's resolution."""
+    """Wherever it is drawn, where the square has at least the image's resolution."""
     for profiles in _crosses(*shape, Square(fit, 113)):
         assert profiles.argmax(1).tolist() == list(range(len(profiles)))
 
@@ -57,7 +57,7 @@ def test_a_cross_is_found_again_in_a_coarser_square(shape: tuple[int, int], fit:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("fit", "side"), [("squash", 224), ("letterbox", 224), ("letterbox", 100)])
 def test_cells_of_a_coarse_grid_lie_where_the_model_saw_them(shape: tuple[int, int], fit: str, side: int) -> None:
-    """The centre of cell (i, j) is ((i + 0.5)/h, (j + 0.5)/w) of the square, and from there in the picture's frame."""
+    """The centre of cell (i, j) is ((i + 0.5)/h, (j + 0.5)/w) of the square, and from there in the image's frame."""
     grid = (7, 6)
     top, left, tall, wide = letterbox_frame(*shape, side) if fit == "letterbox" else (0, 0, side, side)
     tried = 0

@@ -1,4 +1,4 @@
-"""Mean maps of one model, and of two beside each other."""
+"""Mean maps of one model, and of two side by side."""
 
 from __future__ import annotations
 

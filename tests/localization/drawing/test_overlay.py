@@ -18,9 +18,9 @@ from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
 
 
 def _overlay(path: Path) -> np.ndarray:
-    """The radiograph's part of an overlay, where its text chunk says that it is: (height, width, 3) int."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").crop(read_box(picture.text)), int)
+    """Return the image's part of an overlay, where its text chunk says it is: (height, width, 3) int."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").crop(read_box(image.text)), int)
 
 
 def _words(figure: Figure) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_doubtful_map_is_shown_with_words_and_an_absent_one_without_colours(tm
 
 @pytest.mark.parametrize(("fit", "shape"), [("squash", (90, 60)), ("letterbox", (90, 60)), ("letterbox", (60, 90))])
 def test_masks_are_outlined_where_they_are(tmp_path: Path, fit: str, shape: tuple[int, int]) -> None:
-    """A rectangle of the picture, made a mask of the square as the cache does it, is outlined on the overlay."""
+    """A rectangle of the image, made a mask of the square as the cache does it, is outlined on the overlay."""
     square, (height, width) = Square(fit, 90), shape
     inside = np.zeros(shape, np.float32)
     rows, columns = (height // 3, height * 2 // 3), (width // 3, width * 5 // 6)
@@ -89,7 +89,7 @@ def test_without_masks_there_is_no_legend(tmp_path: Path) -> None:
     assert not {"lungs", "lesion"} & {text.get_text() for text in panel.figure.texts}
 
 
-def test_a_long_title_stays_on_the_picture(tmp_path: Path) -> None:
+def test_a_long_title_stays_on_the_image(tmp_path: Path) -> None:
     drawer = OverlayDrawer(Square("squash", 32))
     title = f"{LONG_NAME}{LONG_NAME}\nevidence for {LONG_CLASS} (probability 0.93); true class {LONG_CLASS}"
     entry = MapEntry(title="m", cam=np.ones((3, 3)), state=MapState.OK)

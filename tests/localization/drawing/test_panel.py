@@ -1,4 +1,4 @@
-"""Panels: text that never overlaps, colours of every tile, and two models beside each other."""
+"""Panels: text that never overlaps, colours of every tile, and two models side by side."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[i
     for a, b in itertools.combinations(boxes, 2):
         across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert across <= 1 or down <= 2, (a, b)  # a line's box has some room above and below its letters
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.size == (round(width), round(height))
-        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.size == (round(width), round(height))
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def _tiles(path: Path, value: int) -> list[np.ndarray]:
-    """The columns of a panel's only row, cut to where the first has the radiograph's one value: (h, w, 3) int each."""
+    """Return the columns of a panel's only row, cut to where the first has the image's one value: each (h, w, 3) int."""
     shown = np.asarray(Image.open(path).convert("RGB"), int)
     is_value = (shown == value).all(2)
     left = np.flatnonzero(is_value.sum(0) > 20)
@@ -74,12 +74,12 @@ def test_colours_of_a_panel(tmp_path: Path, count: int, off: int) -> None:
     image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
     PanelDrawer(Square("letterbox", 64)).draw(tmp_path / "p.png", image, entries, Subject(name="n", target="A"))
     tiles = _tiles(tmp_path / "p.png", 80)
-    assert tiles[0].shape[:2] == (149, 224)  # the aspect is the radiograph's
+    assert tiles[0].shape[:2] == (149, 224)  # the image's aspect
     for tile, peak in zip(tiles[1:], peaks, strict=False):
         assert np.abs(tile[5:-5, 5:-5] - colour(1 / (peak or 1), grey=80)).max() <= off
 
 
-def test_two_models_on_one_picture(tmp_path: Path) -> None:
+def test_two_models_on_one_image(tmp_path: Path) -> None:
     """Maps that differ in grid, size of gradients and geometry, and say the same, have no difference."""
     squares = Square("squash", 64), Square("letterbox", 90)
     image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
@@ -117,4 +117,4 @@ def test_two_models_on_one_picture(tmp_path: Path) -> None:
     padding = np.zeros((90, 90), np.float32)
     padding[:10] = 1
     tiles(uniform, padding)
-    assert "none of it lies on the image" in {t.get_text() for t in drawer.figure.texts}
+    assert "all of it is outside the image" in {t.get_text() for t in drawer.figure.texts}

@@ -138,7 +138,7 @@ def test_the_tolerance_is_zhangs(away: int, hit: float) -> None:
 
 @pytest.mark.parametrize("cell", [(3, 0), (3, 6), (0, 3), (6, 3), (0, 0), (6, 6), (2, 4)])
 def test_a_mirrored_map_hits_the_mirrored_mask(cell: tuple[int, int]) -> None:
-    """The peak is the hottest cell's centre, on every side of the picture alike."""
+    """The peak is the hottest cell's centre, on every side of the image alike."""
     cam = np.zeros((7, 7), np.float32)
     cam[cell] = 1
     mask = np.zeros((224, 224), bool)
@@ -200,7 +200,7 @@ def test_the_border_is_that_of_the_map_as_drawn() -> None:
 
 
 def test_effective_area_in_closed_form() -> None:
-    """Energy on a share s of the picture, evenly, has the effective area s; noise of pixels is averaged out first."""
+    """Energy on a share s of the image, evenly, has the effective area s; noise of pixels is averaged out first."""
     for cells, kept, expected in ((10, 89, "ok"), (10, 91, "diffuse")):
         cam = np.zeros(cells * cells)
         cam[np.random.default_rng(0).permutation(cells * cells)[:kept]] = 1
@@ -238,11 +238,11 @@ def test_enlarging_keeps_what_is_equal(height: int, width: int, side: int, value
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(0, 10**6))
 def test_averaging_is_the_mean_over_each_cell(height: int, width: int, side: int, seed: int) -> None:
     """Against every pixel cut into height × width equal parts, where every cell is a whole number of parts."""
-    picture = np.random.default_rng(seed).random((side, side))
-    found = average(picture, height, width)
-    parts = picture.repeat(height, 0).repeat(width, 1).reshape(height, side, width, side)
+    image = np.random.default_rng(seed).random((side, side))
+    found = average(image, height, width)
+    parts = image.repeat(height, 0).repeat(width, 1).reshape(height, side, width, side)
     np.testing.assert_allclose(found, parts.mean((1, 3)), atol=1e-12)
-    assert found.mean() == pytest.approx(picture.mean(), abs=1e-12)
+    assert found.mean() == pytest.approx(image.mean(), abs=1e-12)
 
 
 def test_the_oracle_is_the_mask_on_the_grid() -> None:
@@ -266,7 +266,7 @@ def test_the_oracle_is_good_but_no_upper_bound() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (8, 8), (10, 5)])
-def test_the_gaussian_is_centred_and_isotropic_on_the_picture(shape: tuple[int, int]) -> None:
+def test_the_gaussian_is_centred_and_isotropic_on_the_image(shape: tuple[int, int]) -> None:
     """At one standard deviation, a quarter of the side, it has fallen to exp(-1/2), along both sides."""
     found = gaussian_map(*shape)
     np.testing.assert_allclose(found, found[::-1, ::-1])

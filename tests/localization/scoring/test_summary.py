@@ -1,4 +1,4 @@
-"""The table of scores: by hand, against pandas, SciPy and statsmodels; its sentences and its picture."""
+"""The table of scores: by hand, against pandas, SciPy and statsmodels; its sentences and its figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAN = float("nan")
 
 
 def _row(path: str, control: str = "", method: str = "gradcam", **more: Any) -> MapRow:
-    """The row of a correctly classified picture of class A, of its own patient unless `group` says another."""
+    """The row of a correctly classified image of class A, of its own patient unless `group` says another."""
     fields = {"model": "m", "path": path, "group": path, "label": "A", "predicted": "A", "target": "A", "peak": 1.0}
     fields |= {"method": method, "control": control, "state": MapState.OK}
     fields["scores"] = {name: more.pop(name) for name in SCORES if name in more}
@@ -32,7 +32,7 @@ def _row(path: str, control: str = "", method: str = "gradcam", **more: Any) -> 
 
 
 def _rows(own: list[float], control: str, theirs: list[float], score: str = "lesion_lift", **more: Any) -> list[MapRow]:
-    """Pictures with their own score and a control's."""
+    """Images with their own score and a control's."""
     return [
         row
         for i, (a, b) in enumerate(zip(own, theirs, strict=True))
@@ -87,7 +87,7 @@ def test_by_hand() -> None:
     assert lesion.better_than == ()
 
 
-def test_unlabelled_pictures_and_all() -> None:
+def test_unlabelled_images_and_all() -> None:
     rows = [
         _row("1", lung_lift=1.0),
         _row("2", label="", predicted="B", target="B", lung_lift=3.0),
@@ -136,8 +136,8 @@ def test_better_is_the_paired_t_interval(score: str) -> None:
     assert 5 < sum(seen) < 35
 
 
-def test_differences_are_of_the_pictures_that_have_both() -> None:
-    """Where the control is missing its picture counts for the value, not for the difference."""
+def test_differences_are_of_the_images_that_have_both() -> None:
+    """Where the control is missing its image counts for the value, not for the difference."""
     line = _only(_rows([2, 2.1, 2.2, 0], "randomised", [1, 1, 1.1, NAN]))
     assert (line.n, line.value) == (4, pytest.approx(1.575))
     assert line.controls["randomised"] == pytest.approx(3.1 / 3)
@@ -265,13 +265,13 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (_line(0.89, 1.06, 1.23), "not shown to be better than chance on the lesions (lift 1.06 [0.89, 1.23])."),
-        (_line(0.5, 0.6, 0.7), "less than chance on the lesions (lift 0.60 [0.50, 0.70])."),
+        (_line(0.89, 1.06, 1.23), "not shown to be above chance on the lesions (lift 1.06 [0.89, 1.23])."),
+        (_line(0.5, 0.6, 0.7), "below chance on the lesions (lift 0.60 [0.50, 0.70])."),
         (
             _line(1.1, 1.2, 1.3, ("uniform",), score="lung_lift", gaussian=NAN, randomised=NAN),
             "above chance on the lungs",
         ),
-        (_line(NAN, 1.2, NAN), "one patient alone says nothing of the lesions (lift 1.20)."),
+        (_line(NAN, 1.2, NAN), "a single patient shows nothing about the lesions (lift 1.20)."),
         (
             _line(1.1, 1.2, 1.3, ("uniform", "randomised")),
             "above chance on the lesions (lift 1.20 [1.10, 1.30]), "
@@ -279,11 +279,11 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
         ),
         (
             _line(1.1, 1.2, 1.3, ("uniform",)),
-            "but not shown to be above a centred Gaussian (1.30) or the same on one randomised model (1.10).",
+            "but not shown to be above a centred Gaussian (1.30) or the same method on a randomised model (1.10).",
         ),
         (
             _line(1.6, 1.7, 1.8, ("uniform", "gaussian", "randomised")),
-            "and above a centred Gaussian and the same on one randomised model.",
+            "and above a centred Gaussian and the same method on a randomised model.",
         ),
     ],
 )
@@ -291,8 +291,8 @@ def test_verdicts(line: SummaryRow, said: str) -> None:
     first, _ = verdict_lines([line])
     assert first.startswith("Grad-CAM, A: ")
     assert said in first
-    assert ("not shown to be better" in first or "less" in first) == (
-        "not shown to be better" in said or "less" in said
+    assert ("not shown to be above chance" in first or "below" in first) == (
+        "not shown to be above chance" in said or "below" in said
     )
 
 
@@ -300,11 +300,11 @@ def test_the_verdict_on_all_methods() -> None:
     better = ("uniform", "gaussian", "randomised")
     one, two = _line(1.6, 1.7, 1.8, better), _line(1.1, 1.2, 1.3, ("uniform", "oracle"), method="occlusion")
     assert verdict_lines([one, two])[1:] == [
-        "Better on the lesions than uniform, Gaussian and randomised: Grad-CAM "
-        "(each at 95 %, not corrected for 2 methods)."
+        "Better than the uniform, Gaussian and randomised controls on the lesions: Grad-CAM "
+        "(95 % each, not corrected for 2 methods)."
     ]
     assert verdict_lines([two, replace(two, method="gradcam")])[1:] == [
-        "No method is shown to be better on the lesions than each of these: uniform, Gaussian and randomised."
+        "No method is shown to beat each of these controls on the lesions: uniform, Gaussian and randomised."
     ]
     # of several classes, those together decide; each has a sentence of its own, up to six
     classes = [replace(two, class_name=f"class {i}") for i in range(6)]
@@ -312,7 +312,7 @@ def test_the_verdict_on_all_methods() -> None:
     said = verdict_lines([*(replace(line, method="gradcam") for line in classes), replace(one, class_name="all")])
     assert [line.split(":")[0] for line in said] == [
         "Grad-CAM, all",
-        "Better on the lesions than uniform, Gaussian and randomised",
+        "Better than the uniform, Gaussian and randomised controls on the lesions",
     ]
     # two models are told apart
     said = verdict_lines([one, replace(two, model="k")])
@@ -332,7 +332,7 @@ def test_the_verdict_on_all_methods() -> None:
         ),
     ],
 )
-def test_the_picture_shows_every_lift(
+def test_the_figure_shows_every_lift(
     classes: list[str], methods: int, models: tuple, panels: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Points, limits and controls lie where the table has them, filled where each control but the oracle is beaten."""
