@@ -51,7 +51,7 @@ def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[i
 
 
 def _tiles(path: Path, value: int) -> list[np.ndarray]:
-    """Return the columns of a panel's only row, cut to where the first has the image's one value: each (h, w, 3) int."""
+    """Return the columns of a panel's only row, cut to the rows of the first tile's one value: (h, w, 3) int."""
     shown = np.asarray(Image.open(path).convert("RGB"), int)
     is_value = (shown == value).all(2)
     left = np.flatnonzero(is_value.sum(0) > 20)
