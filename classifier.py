@@ -245,9 +245,7 @@ def load_classifier(
     if not paths:
         raise UserError("weights: none given; pass a run folder or a checkpoint")
     files = [Path(path) for path in paths]
-    return Classifier(
-        Ensemble.load(files, device=device, precision=precision, batch=batch, tta=tta, keep_models=True)
-    )
+    return Classifier(Ensemble.load(files, device=device, precision=precision, batch=batch, tta=tta, keep_models=True))
 
 
 def _are_paths(images: Images) -> bool:

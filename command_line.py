@@ -54,22 +54,11 @@ class Parser(argparse.ArgumentParser):
             **kwargs,
         )
         self.config_keys: dict[str, str] = {}
-        self.add_argument(
-            "--config",
-            "--connfig",
-            type=Path,
-            metavar="FILE",
-            help="the YAML file to start from (default configs/configs.yaml)",
-        )
-        self.add_argument(
-            "--config-dir",
-            type=Path,
-            metavar="DIR",
-            help="a folder of your own group files, searched besides configs/: DIR/preset/mine.yaml is preset=mine",
-        )
-        self.add_argument(
-            "--print-config", action="store_true", help="print the resulting configuration as YAML, and stop"
-        )
+        file_help = "YAML file to start from (default configs/configs.yaml)"
+        self.add_argument("--config", "--connfig", type=Path, metavar="FILE", help=file_help)
+        folder_help = "folder of your own group files, besides configs/: DIR/preset/mine.yaml is preset=mine"
+        self.add_argument("--config-dir", type=Path, metavar="DIR", help=folder_help)
+        self.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
 
     def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
         """Add a flag that sets the key `dotted`; its help and its checks come from the schema."""
@@ -84,9 +73,8 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
             name = unknown[1].lstrip("-").replace("-", "_")
             keys = [key for key in [*GROUPS, *all_keys()] if self.config_keys and key.rpartition(".")[2] == name]
-            hint = (
-                f" (did you mean {keys[0]}=…?)" if keys else did_you_mean(unknown[1], list(self._option_string_actions))
-            )
+            near = did_you_mean(unknown[1], list(self._option_string_actions))
+            hint = f" (did you mean {keys[0]}=…?)" if keys else near
         self.exit(2, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
 
     def parse_command(self, argv: Sequence[str]) -> ParsedWords:
@@ -117,7 +105,7 @@ class Parser(argparse.ArgumentParser):
 
             if getattr(arguments, "resume", None):
                 raise UserError(
-                    f"--print-config: a resumed run keeps its own configuration; see {arguments.resume}/config.yaml"
+                    f"--print-config: a resumed run keeps its configuration, {arguments.resume}/config.yaml"
                 )
             print(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end="")
             self.exit(0)
@@ -157,18 +145,10 @@ def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> No
         several: what happens with more than one checkpoint, for the help text.
         all_runs: what `--model all` does, for the help text; empty if the verb has no such thing.
     """
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help=f"a checkpoint, or a run folder (its best.pt); {several}; default: the newest finished run",
-    )
-    parser.config_flag(
-        "--model",
-        "model",
-        help="check that the checkpoint is of this model; without --weights, take its newest run" + all_runs,
-    )
+    weights_help = f"a checkpoint, or a run folder (its best.pt); {several}; default: the newest finished run"
+    parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights_help)
+    model_help = "check that the checkpoint is of this model; without --weights, take its newest run" + all_runs
+    parser.config_flag("--model", "model", help=model_help)
     parser.config_flag("--batch", "train.eval_batch", type=int)
     parser.config_flag("--device", "device")
     parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))

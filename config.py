@@ -95,7 +95,7 @@ class TrainConfig:
     sync_batch_norm: bool = key(False, "batch normalisation over the batches of all ranks; GPUs only")
     compile: str = key("auto", "torch.compile for training; auto: in long runs on a GPU", choices=("auto", "on", "off"))
     sampler: str = key(
-        "weighted", "weighted: balanced classes; sequential: each image once", choices=("weighted", "sequential")
+        "weighted", "weighted: balances classes; sequential: does not", choices=("weighted", "sequential")
     )
 
 
@@ -176,7 +176,7 @@ def set_checked(
     kind = field_of(dotted)[1]
     if is_dataclass(kind):
         raise UserError(
-            f"{dotted} is a group of keys, not a key; set one of them, such as {dotted}.{fields(kind)[0].name}=…"
+            f"{dotted}: a group of keys, not a key; set one of them, such as {dotted}.{fields(kind)[0].name}=…"
         )
     if value == "":
         raise UserError(f"{dotted}: the value is empty; leave the key out, or use {dotted}=null if it allows null")
@@ -291,7 +291,7 @@ def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
     for group in GROUPS:
         if twice := sorted(set(own[group]) & set(choices[group])):
             raise UserError(
-                f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename your file"
+                f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename yours"
             )
     return {group: sorted(choices[group] + own[group]) for group in GROUPS}
 

@@ -341,9 +341,7 @@ def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, w
     }
     for problem, keys in problems.items():
         if keys:
-            raise UserError(
-                f"--init {where}: does not fit this model: it {problem} {keys[0]} ({len(keys)} such of {len(needed)})"
-            )
+            raise UserError(f"--init {where}: does not fit: it {problem} {keys[0]} ({len(keys)} such of {len(needed)})")
     ordered = OrderedDict(fitting)
     ordered._metadata = getattr(expected, "_metadata", {})  # MNASNet reads its version there; plain files lack it
     model.load_state_dict(ordered, strict=False)

@@ -40,24 +40,16 @@ class Metric:
         """Check that the metric's class is one of `classes`. Raises: `UserError`."""
         if self.class_name is not None and self.class_name not in classes:
             near = did_you_mean(self.class_name, classes)
-            raise UserError(
-                f"--metric {self.name}: unknown class {self.class_name}{near}; choose from {', '.join(classes)}"
-            )
+            raise UserError(f"--metric {self.name}: unknown class{near}; choose from {', '.join(classes)}")
 
 
 def read_metric(name: str) -> Metric:
     """Return the metric of that name. Raises: `UserError` for an unknown one, or one on another split."""
     split, _, rest = name.replace("/", ".").partition(".")
-    if split == "train" or name.startswith("train_"):
-        raise UserError(
-            f"--metric {name}: only validation images may decide a search: a model that memorised the training images "
-            "would win"
-        )
-    if split in ("test", "external") or name.startswith("test_"):
-        raise UserError(
-            f"--metric {name}: only validation images may decide a search: test images that chose the model "
-            "could not judge it any more"
-        )
+    if split in ("train", "test", "external") or name.startswith(("train_", "test_")):
+        memorised = "a model that memorised the training images would win"
+        reason = memorised if name.startswith("train") else "test images that select a model cannot judge it"
+        raise UserError(f"--metric {name}: only validation images may decide a search: {reason}")
     if split == "per_class":
         class_name, _, metric = rest.rpartition(".")
         if class_name and metric in PER_CLASS:

@@ -95,9 +95,7 @@ def run_search(search: Search) -> None:
         _run_search(search)
     except (StorageInternalError, OperationalError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"--storage: the study's database does not answer ({reason}); run the same command again once it does"
-        ) from None
+        raise UserError(f"--storage: the study's database does not answer ({reason}); try again later") from None
 
 
 def _run_search(search: Search) -> None:

@@ -28,7 +28,7 @@ from search.space import Space, suggest, with_values
 from search.study import ALIVE, INTERRUPTIONS, REASON, SURPLUS, counting, retry
 from training.ending import Pruned
 from training.trainer import train
-from utils import UserError, log
+from utils import UserError, count, log
 
 if TYPE_CHECKING:
     from evaluation.predictions import Predictions
@@ -76,9 +76,11 @@ class Worker:
                 self._update(bar)
                 if self._has_work():
                     self.run_trial()
-                elif running := [t.number for t in counting(self.study) if t.state == TrialState.RUNNING]:
+                elif running := sum(trial.state == TrialState.RUNNING for trial in counting(self.study)):
                     if not waiting:
-                        self._log_waiting(running)
+                        patience = ALIVE * self.storage.heartbeat_interval
+                        trials = f"{count(running, 'trial')} of other workers"
+                        log.info(f"waiting for {trials} (a dead worker is noticed after {patience} s)")
                     waiting = True
                     time.sleep(self.storage.heartbeat_interval)
                 else:
@@ -108,11 +110,6 @@ class Worker:
         if (best := best_trial(self.study)) is not None:
             bar.set_postfix_str(f"best {self.metric.words} {best.value:.4f}, trial {best.number}", refresh=False)
         bar.refresh()
-
-    def _log_waiting(self, running: list[int]) -> None:
-        which = f"trial {running[0]}" if len(running) == 1 else f"{len(running)} trials"
-        patience = ALIVE * self.storage.heartbeat_interval
-        log.info(f"waiting for {which} of other workers (a dead worker is noticed after {patience} s)")
 
     def run_trial(self) -> None:
         """Run one trial and log its result. Raises: what ends the worker, after the trial was queued again."""
