@@ -36,7 +36,7 @@ class ModelResult:
 
     @property
     def failed(self) -> bool:
-        """Whether a method fails a sanity check."""
+        """True if a method fails a sanity check."""
         return any(finding.verdict == "fail" for finding in self.findings)
 
 

@@ -1,4 +1,4 @@
-"""A request for maps: which maps of which images, how they are measured, and where they go."""
+"""A request for maps: methods, images, measurements and folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ExplanationRequest:
-    """The maps to draw of a model, and what to measure of them.
+    """The maps to draw of a model, and the measurements to make on them.
 
     Attributes:
         images: images or folders of images; none: images of the test split.
@@ -31,7 +31,7 @@ class ExplanationRequest:
         batch: images per forward pass.
         seed: for the choice of images, noise and random weights.
 
-    Raises: `UserError` that names the flag of a value that suits no model.
+    Raises: `UserError` that names the flag, for a value that suits no model.
     """
 
     images: Sequence[Path] = ()
@@ -62,7 +62,7 @@ class ExplanationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where maps go.
+    """Folders for the maps of one or several models.
 
     Attributes:
         output: the folder for overlays and tables, with a folder in it for each of several models; None: each run's own
@@ -76,7 +76,7 @@ class Destination:
     save_folder: Path | None = None
 
     def of(self, selection: Selection, name: str, several: bool, keep: bool) -> Output:
-        """Return the folders of the model `name`, one of `several` or the only one."""
+        """Return the folders for the model `name`, which is one of `several` or the only one."""
         below = name if several else "."
         folder = self.output / below if self.output else selection.output_folder("cams")
         save = self.save_folder / below if self.save_folder else folder

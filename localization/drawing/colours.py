@@ -47,7 +47,7 @@ class Scale(NamedTuple):
     signed: bool = False
 
     @classmethod
-    def of_differences(cls, furthest: float) -> Scale:
+    def for_differences(cls, furthest: float) -> Scale:
         """Return a scale from green over black to pink: its ends are equally light, its middle adds nothing.
 
         Args:

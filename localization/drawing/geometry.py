@@ -1,4 +1,4 @@
-"""Where a model's square lies on the original image: maps laid back over it, and the outlines of masks."""
+"""Geometry of a model's square on the original image: maps laid back over it, and outlines of masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataset.readers import letterbox_frame
 
 
 class Square(NamedTuple):
-    """How images became a model's input: the fit, `squash` or `letterbox`, and the square's side in pixels."""
+    """The square that images become as a model's input: the fit, `squash` or `letterbox`, and the side in pixels."""
 
     fit: str
     side: int

@@ -37,7 +37,7 @@ TABLES = ("cams.csv", "controls.csv", "scores.csv", "scores.png", "sanity.csv", 
 
 @dataclass(frozen=True)
 class Style:
-    """How maps are drawn.
+    """Style of drawn maps.
 
     Attributes:
         scale: the top of the colours: each map's own peak (`image`), the highest peak of the method in the batch
@@ -58,7 +58,7 @@ class ExplainedModel:
     Attributes:
         name: for tables.
         fit: how images become its input, `squash` or `letterbox`.
-        device: where it is.
+        device: the device that the model is on.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ExplainedModel:
 
     @property
     def averages_layers(self) -> bool:
-        """Whether maps of a layer are means of several layers', each divided by its peak."""
+        """True if the maps of a layer are means over several layers, each divided by its peak."""
         return len(self.explainer.layers) > 1
 
 
@@ -90,7 +90,7 @@ class MapJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where maps go.
+    """Folders for maps.
 
     Attributes:
         folder: for overlays and tables.
@@ -205,8 +205,10 @@ class _Writer:
         probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
         count = len(maps)
         for i, index in enumerate(batch.indices):
-            own = rows[i * count : (i + 1) * count]
-            self.waiting.append(_ExplainedImage(int(index), probabilities[i], own, [cams[i] for cams in maps.values()]))
+            image_rows = rows[i * count : (i + 1) * count]
+            self.waiting.append(
+                _ExplainedImage(int(index), probabilities[i], image_rows, [cams[i] for cams in maps.values()])
+            )
         if self.style.scale != "shared":
             self._draw_waiting()
 

@@ -108,7 +108,7 @@ def draw_differences(
     spread = [{name: _spread(cam, images[name]) for name, cam in means.maps.items()} for means in pair]
     differences = {name: spread[0][name] - spread[1][name] for name in images if all(name in maps for maps in spread)}
     scale = Scale(max(float(cam.max()) for means in pair for cam in means.maps.values()), colormap)
-    signed = Scale.of_differences(max((float(np.abs(map_).max()) for map_ in differences.values()), default=0.0))
+    signed = Scale.for_differences(max((float(np.abs(map_).max()) for map_ in differences.values()), default=0.0))
     rows = []
     for name, image in images.items():
         nothing = np.zeros_like(image)

@@ -48,9 +48,9 @@ class MapEntry:
 
     def scale(self, colormap: str) -> tuple[Scale, float | None]:
         """Return the scale of the map's colours, and the map's own peak if that is not the top of the scale."""
-        own = float(self.cam.max())
-        top = own if self.peak is None else self.peak
-        return Scale(top, colormap), None if top == own else own
+        own_peak = float(self.cam.max())
+        top = own_peak if self.peak is None else self.peak
+        return Scale(top, colormap), None if top == own_peak else own_peak
 
 
 class OverlayDrawer:

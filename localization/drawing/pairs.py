@@ -1,4 +1,4 @@
-"""The same images under two models: where one looks and the other does not."""
+"""The same images under two models: differences of maps and of mean maps."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ SMALL = {"fontsize": 8, "color": "0.3"}
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The head of a panel; what is empty or None is left out.
+    """The head of a panel; empty fields are left out.
 
     Attributes:
         name: the image's file.
@@ -153,7 +153,7 @@ class PanelDrawer:
         difference = _Tile(title="A - B", pixels=_grey(small), caption="no difference: a map is missing")
         if len(maps) == 2:
             values = maps["A"] - maps["B"]
-            signed = Scale.of_differences(float(np.abs(values).max()))
+            signed = Scale.for_differences(float(np.abs(values).max()))
             difference = _Tile(title="A - B", pixels=blend(small, values, signed), scale=signed)
         foot = "In multiples of each map's mean: a uniform map has 1 everywhere. Pink: more in A; green: more in B."
         self._save(path, subject, image, [*tiles, difference], foot)

@@ -62,7 +62,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class _MeasuredImage:
-    """An image as it is measured: without a letterbox's padding, which is no part of it.
+    """An image as it is measured: without the padding of a letterbox.
 
     Attributes:
         side: of the model's square, in pixels.
@@ -115,7 +115,7 @@ class Measurer:
         images: with their masks.
         fit: how the images became squares; padding is neither scored nor counted as a part of the image.
         name: the model's, for tables over several models.
-        controls: None: the model's own maps alone.
+        controls: None: measure the model's own maps alone.
         tolerance: of the pointing game, as a share of the image's side.
     """
 
@@ -249,7 +249,7 @@ class Measurer:
 
 
 class _RandomisedMaps:
-    """The maps of a batch under a randomised model: of costly methods those of the images at `positions` alone."""
+    """Maps of a batch under a randomised model; costly methods run on the images at `positions` alone."""
 
     def __init__(self, explainer: Explainer, explanation: Explanation, positions: np.ndarray) -> None:
         self.positions = positions

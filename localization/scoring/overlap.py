@@ -36,10 +36,10 @@ def map_states(maps: np.ndarray) -> list[MapState]:
     one cell is uniform, so diffuse.
     """
     finite = np.isfinite(maps).all((1, 2))
-    states = [MapState.EMPTY if usable else MapState.NAN for usable in finite]
+    states = [MapState.EMPTY if is_finite else MapState.NAN for is_finite in finite]
     usable = np.flatnonzero(finite & (maps.max((1, 2)) > 0))
-    found = maps[usable].astype(np.float64)
-    diffuse, border = _effective_area(found) >= DIFFUSE, _frame_share(found) > BORDER
+    positive = maps[usable].astype(np.float64)
+    diffuse, border = _effective_area(positive) >= DIFFUSE, _frame_share(positive) > BORDER
     for i, is_diffuse, is_border in zip(usable, diffuse, border, strict=True):
         states[i] = MapState.BORDER if is_border else MapState.DIFFUSE if is_diffuse else MapState.OK
     return states

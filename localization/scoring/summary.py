@@ -63,7 +63,7 @@ class SummaryRow:
 
     @property
     def beats_controls(self) -> bool:
-        """Whether the method is better than each comparable control of `TO_BEAT`, of which there is at least one."""
+        """True if the method is better than each comparable control of `TO_BEAT`, and there is at least one."""
         comparable = {control for control in TO_BEAT if self.comparable(control)}
         return bool(comparable) and comparable <= set(self.better_than)
 
@@ -77,11 +77,11 @@ def summarise(rows: Sequence[MapRow]) -> list[SummaryRow]:
     A labelled image counts if it is correctly classified and its map explains that class; images without a label are
     summarised by the class explained, in parentheses. Scores that no map has make no row.
     """
-    own = [(row, name) for row in rows if not row.control and (name := _class_of(row))]
+    counted = [(row, name) for row in rows if not row.control and (name := _class_of(row))]
     others = {_key(row, row.control): row.scores for row in rows if row.control}
-    values = _matrix([row.scores if row.state.scored else {} for row, _ in own])
-    controls = {name: _matrix([others.get(_key(row, name), {}) for row, _ in own]) for name in CONTROLS}
-    patients = np.unique([row.group for row, _ in own], return_inverse=True)[1]
+    values = _matrix([row.scores if row.state.scored else {} for row, _ in counted])
+    controls = {name: _matrix([others.get(_key(row, name), {}) for row, _ in counted]) for name in CONTROLS}
+    patients = np.unique([row.group for row, _ in counted], return_inverse=True)[1]
     columns = [column for column in range(len(SCORES)) if not np.isnan(values[:, column]).all()]
     return [
         _summary_row(
@@ -89,13 +89,13 @@ def summarise(rows: Sequence[MapRow]) -> list[SummaryRow]:
             values[members, column],
             {control: matrix[members, column] for control, matrix in controls.items()},
             patients[members],
-            dict(
-                zip(("model", "class_name", "method"), cell, strict=True),
-                maps=len(members),
-                states=dict(Counter(own[i][0].state for i in members)),
-            ),
+            model=model,
+            class_name=class_name,
+            method=method,
+            maps=len(members),
+            states=dict(Counter(counted[i][0].state for i in members)),
         )
-        for cell, members in _cells(own).items()
+        for (model, class_name, method), members in _cells(counted).items()
         for column in columns
     ]
 
@@ -117,15 +117,15 @@ def _matrix(scores: Sequence[dict[str, float]]) -> np.ndarray:
     return np.array(found, np.float64).reshape(len(scores), len(SCORES))
 
 
-def _cells(own: Sequence[tuple[MapRow, str]]) -> dict[tuple[str, str, str], list[int]]:
+def _cells(counted: Sequence[tuple[MapRow, str]]) -> dict[tuple[str, str, str], list[int]]:
     """Return the rows that belong to each model, class and method, in the order of the table."""
-    models, methods = (dict.fromkeys(getattr(row, name) for row, _ in own) for name in ("model", "method"))
+    models, methods = (dict.fromkeys(getattr(row, name) for row, _ in counted) for name in ("model", "method"))
     cells: dict[tuple[str, str, str], list[int]] = {}
     for model in models:
-        classes = sorted({name for row, name in own if row.model == model})
+        classes = sorted({name for row, name in counted if row.model == model})
         for name in [*classes, ALL] if len(classes) > 1 else classes:
             cells |= {(model, name, method): [] for method in methods}
-    for i, (row, name) in enumerate(own):
+    for i, (row, name) in enumerate(counted):
         for place in dict.fromkeys((name, ALL)):
             if (row.model, place, row.method) in cells:
                 cells[row.model, place, row.method].append(i)
@@ -133,19 +133,19 @@ def _cells(own: Sequence[tuple[MapRow, str]]) -> dict[tuple[str, str, str], list
 
 
 def _summary_row(
-    score: str, own: np.ndarray, controls: dict[str, np.ndarray], patients: np.ndarray, cell: dict[str, Any]
+    score: str, values: np.ndarray, controls: dict[str, np.ndarray], patients: np.ndarray, **cell: Any
 ) -> SummaryRow:
-    """Return the mean of a score's (n,) values, with the same images' controls beside it; `cell` has other fields."""
-    known = ~np.isnan(own)
-    value, low, high = _interval(score, own[known], patients[known])
-    both = {control: known & ~np.isnan(values) for control, values in controls.items()}
+    """Return the mean of a score's (n,) values, with the same images' controls beside it; `cell`: the other fields."""
+    valid = ~np.isnan(values)
+    value, low, high = _interval(score, values[valid], patients[valid])
+    both = {control: valid & ~np.isnan(control_values) for control, control_values in controls.items()}
     means = {control: float(controls[control][b].mean()) if b.any() else np.nan for control, b in both.items()}
     better = (
         control
         for control, b in both.items()
         if not (control == "uniform" and score in ("drop", "increase"))
         and b.any()
-        and _beats(score, own[b], controls[control][b], patients[b])
+        and _beats(score, values[b], controls[control][b], patients[b])
     )
     has_oracle = score in OF_ORACLE and means["oracle"] > 0
     return SummaryRow(
@@ -153,11 +153,11 @@ def _summary_row(
         value=value,
         low=low,
         high=high,
-        n=int(known.sum()),
-        patients=len(np.unique(patients[known])),
+        n=int(valid.sum()),
+        patients=len(np.unique(patients[valid])),
         controls=means,
         n_randomised=int(both["randomised"].sum()),
-        of_oracle=float(own[both["oracle"]].mean() / means["oracle"]) if has_oracle else np.nan,
+        of_oracle=float(values[both["oracle"]].mean() / means["oracle"]) if has_oracle else np.nan,
         better_than=tuple(better),
         **cell,
     )
@@ -178,17 +178,17 @@ def _range(score: str) -> tuple[float, float]:
     return (-np.inf if score == "road" else 0.0), (np.inf if score.endswith(("lift", "road")) else 1.0)
 
 
-def _beats(score: str, own: np.ndarray, control: np.ndarray, patients: np.ndarray) -> bool:
+def _beats(score: str, values: np.ndarray, control: np.ndarray, patients: np.ndarray) -> bool:
     """Return whether the 95 % interval of the mean paired difference is wholly on the good side; not for one patient.
 
     The difference of proportions is by MOVER: a t interval would have no width where every map hits and no control.
     """
     if score not in PROPORTIONS:
-        better = control - own if score in LOWER_IS_BETTER else own - control
+        better = control - values if score in LOWER_IS_BETTER else values - control
         return mean_over_patients(better, patients)[1] > ROUNDING
-    (value, low, high), (other, other_low, other_high) = (_interval(score, v, patients) for v in (own, control))
+    (value, low, high), (other, other_low, other_high) = (_interval(score, v, patients) for v in (values, control))
     limits = (np.array(pair) for pair in ((value, -other), (low, -other_high), (high, -other_low)))
-    influence = np.stack([own - value, other - control], 1)
+    influence = np.stack([values - value, other - control], 1)
     return mean_interval(*limits, influence, Patients(patients))[0] > ROUNDING
 
 

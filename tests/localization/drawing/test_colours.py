@@ -34,11 +34,11 @@ def test_colours_over_an_image() -> None:
 
 
 def test_differences_are_neutral_at_zero_and_even_on_both_sides() -> None:
-    scale = Scale.of_differences(2)
+    scale = Scale.for_differences(2)
     grey = np.full((1, 3), 90, np.uint8)
     less, none, more = blend(grey, np.array([[-2, 0, 2]]), scale)[0].astype(int)
     assert none.tolist() == [90, 90, 90]
     assert less[1] > less[[0, 2]].max() and more[1] < more[[0, 2]].min()  # green, and its opposite
     bright = [colour @ (0.2126, 0.7152, 0.0722) for colour in (less, more)]
     assert bright[0] == pytest.approx(bright[1], rel=0.05) and min(bright) > 100
-    assert Scale.of_differences(1e-7).top == pytest.approx(0.1)  # rounding is not stretched
+    assert Scale.for_differences(1e-7).top == pytest.approx(0.1)  # rounding is not stretched
