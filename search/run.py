@@ -27,7 +27,7 @@ from search.space import Space, default_values, describes_learning, find_space, 
 from search.study import PRECISION, Terms, claim, describe_space, open_storage, open_study
 from search.worker import Worker
 from training.trainer import prepare
-from utils import UserError, file_sha256, log, make_folder, shown, sqlite_address
+from utils import UserError, count, file_sha256, log, make_folder, shown, sqlite_address
 
 # Keys that may differ between the workers of one study: paths and the machine. Data are compared by their content.
 OF_THE_MACHINE = {
@@ -118,10 +118,8 @@ def _run_search(search: Search) -> None:
     storage = storage or open_storage(sqlite_address(search.folder / "study.db"), arguments.heartbeat)
     study = open_study(storage, search.name, terms)
     claim(search.folder, study)
-    log.info(
-        f"study {search.name}: {search.metric.words} of {len(dataset.images('val'))} validation images, "
-        f"{len(search.space)} keys ({search.space_file})"
-    )
+    images, keys = count(len(dataset.images("val")), "validation image"), count(len(search.space), "key")
+    log.info(f"study {search.name}: {search.metric.words} of {images}, {keys} ({search.space_file})")
     config = replace(config, precision=study.user_attrs[PRECISION])
     worker = Worker(
         study=study,
