@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,8 @@ import pytest
 import torch
 
 from config import Config, TrainConfig, compose_config, load_run_config
-from experiment import checkpoint as checkpoints
-from experiment.checkpoint import hashes_to_tensor, load_checkpoint, save_checkpoint
-from experiment.run_folder import HISTORY, RunFolder, finished_runs, newest_run
+from experiment.checkpoint import load_checkpoint
+from experiment.run_folder import HISTORY, finished_runs
 from training import loop, trainer
 from training.loop import steady_learning
 from training.optimisation import build_optimizer, freeze_backbone, learning_rate
@@ -68,51 +64,6 @@ def test_run_folder_holds_the_contract(tiny_run: Path, phantom: Path) -> None:
     assert load_run_config(tiny_run / "config.yaml").data.path == str(phantom)
 
 
-def test_checkpoint_is_all_that_is_needed(tiny_run: Path) -> None:
-    raw = torch.load(tiny_run / "best.pt", weights_only=True)
-    checkpoint = load_checkpoint(tiny_run / "best.pt")
-    split = pd.read_csv(tiny_run / "split.csv")
-    trained = split[split["split"] == "train"]["sha256"]
-    assert checkpoint.train_hashes.shape == (len(trained), 32)
-    assert {bytes(row).hex() for row in checkpoint.train_hashes.numpy()} == set(trained)
-    assert checkpoint.classes == ["COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"]
-    assert (checkpoint.size, checkpoint.fit, checkpoint.architecture.name) == (64, "squash", "resnet18")
-    assert raw["config"]["train"]["batch"] == 16
-    history = pd.read_csv(tiny_run / "history.csv")
-    assert checkpoint.epoch == history["epoch"][history["valid_loss"].idxmin()]
-    assert checkpoint.model()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
-
-
-@pytest.mark.parametrize("cut", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("written", [0, 100_000])
-def test_what_cuts_a_checkpoint_short_is_what_is_raised(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: BaseException, written: int
-) -> None:
-    """torch raises its own complaint over it; the file before stays."""
-    checkpoint = load_checkpoint(tiny_run / "best.pt")
-    checkpoint.path = tmp_path / "best.pt"
-    checkpoint.path.write_bytes(b"before")
-
-    class Disk(io.BytesIO):
-        def write(self, data: bytes) -> int:
-            if self.tell() + len(data) > written:
-                raise cut
-            return super().write(data)
-
-    whole = checkpoints.atomic_write
-
-    @contextlib.contextmanager
-    def atomic_write(path: Path, mode: str) -> Iterator[Disk]:
-        with whole(path, mode):
-            yield Disk()
-
-    monkeypatch.setattr(checkpoints, "atomic_write", atomic_write)
-    with pytest.raises(type(cut)) as error:
-        save_checkpoint(checkpoint)
-    assert error.value is cut
-    assert checkpoint.path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_interruption_waits_and_is_not_lost(fails: bool, ctrl_c: Callable[[], None]) -> None:
     """Also where the block fails meanwhile; after it signals are heard at once again."""
@@ -130,13 +81,6 @@ def test_an_interruption_waits_and_is_not_lost(fails: bool, ctrl_c: Callable[[],
         ctrl_c()
     with interrupts_wait():
         pass
-
-
-def test_hashes_round_trip() -> None:
-    import hashlib
-
-    digests = [hashlib.sha256(bytes([i])).hexdigest() for i in range(3)]
-    assert [bytes(row).hex() for row in hashes_to_tensor(digests).numpy()] == digests
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -342,34 +286,6 @@ def test_precision_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: 
         assert choose_precision(model, f"net-{fastest}", (32, 3, 32, 32), device, tmp_path) == fastest
     monkeypatch.setattr(precision, "measure_precisions", lambda *_: pytest.fail("measured again"))
     assert choose_precision(model, "net-bf16", (32, 3, 32, 32), device, tmp_path) == "bf16"
-
-
-def test_names_of_runs(tmp_path: Path) -> None:
-    first = RunFolder.create(tmp_path, "timm/x", None)
-    assert first.path.name.startswith("timm-x-2")
-    assert RunFolder.create(tmp_path, "timm/x", None).path != first.path
-    RunFolder.create(tmp_path, "m", "mine")
-    with pytest.raises(UserError, match=r"--name mine: .* exists"):
-        RunFolder.create(tmp_path, "m", "mine")
-    with pytest.raises(UserError, match="plain name"):
-        RunFolder.create(tmp_path, "m", "a/b")
-
-
-def test_the_newest_finished_run(tmp_path: Path) -> None:
-    for name, status, finished, model in (
-        ("a", "finished", "2026-01-02", "vgg16"),
-        ("b", "finished", "2026-01-01", "resnet18"),
-        ("c", "failed", "2026-01-03", "vgg16"),
-        ("d", "running", "", "vgg16"),
-    ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"status": status, "finished": finished, "model": model}))
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "run.json").write_text("{")
-    assert newest_run(tmp_path).name == "a"
-    assert newest_run(tmp_path, "resnet18").name == "b"
-    with pytest.raises(UserError, match="no finished run of densenet121"):
-        newest_run(tmp_path, "densenet121")
 
 
 @pytest.mark.parametrize("batch", [10, 4, 2])
