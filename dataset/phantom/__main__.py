@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from command_line import check_at_least, run_verb
 from dataset.phantom.constants import IMAGE_SIZE, MAXIMUM_SIZE, MINIMUM_COUNT, MINIMUM_SIZE
-from utils import UserError
+from utils import UserError, make_folder
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,8 +42,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.size > MAXIMUM_SIZE:
         raise UserError(f"--size {arguments.size}: it must be at most {MAXIMUM_SIZE}")
     sheet = arguments.contact_sheet
-    if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
+    if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir() or not sheet.absolute().parent.is_dir()):
         raise UserError(f"--contact-sheet {sheet}: cannot be written; name a .png file in an existing folder")
+    if sheet is not None:
+        make_folder(sheet.absolute().parent, "--contact-sheet")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,19 +54,14 @@ def main(argv: Sequence[str]) -> None:
 
     from dataset.phantom.write import write_contact_sheet, write_phantom
 
-    output, sheet = arguments.output, arguments.contact_sheet
+    output = arguments.output
+    make_folder(output.absolute().parent, "--output")
     try:
         write_phantom(output, arguments.count, arguments.seed, arguments.size, arguments.workers)
     except ValueError as error:
         raise UserError(f"--output {error}") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--output {output}: cannot be written ({reason}); choose another folder") from None
-    if sheet is not None:
-        try:
-            write_contact_sheet(output, sheet)
-        except OSError as error:
-            raise UserError(f"--contact-sheet {sheet}: cannot be written ({error.strerror or error})") from None
+    if arguments.contact_sheet is not None:
+        write_contact_sheet(output, arguments.contact_sheet)
     print(f"wrote {arguments.count} images to {output}")
 
 

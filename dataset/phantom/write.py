@@ -11,7 +11,9 @@ import re
 import shutil
 import tempfile
 import zipfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,22 +94,16 @@ def _single_thread() -> None:
 
 def _write_films(folder: Path, plan: list[Patient], seed: int, size: int, workers: int) -> None:
     """Draw all patients, in this process or in `workers` others, under a progress bar."""
+    draw = partial(_write_patients, folder, seed=seed, size=size)
     batches = [plan[start : start + 4] for start in range(0, len(plan), 4)]
-    with tqdm(total=sum(patient.films for patient in plan), unit="film", desc="phantom", disable=None) as bar:
-        if workers == 1:
-            for batch in batches:
-                bar.update(_write_patients(folder, batch, seed, size))
-            return
-        # spawn, not fork: the fork of a process with threads (torch, OpenCV) can hang
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
-            jobs = [pool.submit(_write_patients, folder, batch, seed, size) for batch in batches]
-            try:
-                for job in as_completed(jobs):
-                    bar.update(job.result())
-            except BaseException:  # a failed batch or Ctrl-C: cancel the rest
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    # spawn, not fork: the fork of a process with threads (torch, OpenCV) can hang
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        nullcontext() if workers == 1 else ProcessPoolExecutor(workers, spawn, _single_thread) as pool,
+        tqdm(total=sum(patient.films for patient in plan), unit="film", desc="phantom", disable=None) as bar,
+    ):
+        for films in (pool.map if pool else map)(draw, batches):
+            bar.update(films)
 
 
 def _write_metadata(folder: Path, plan: list[Patient], seed: int, size: int) -> None:
