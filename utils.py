@@ -160,20 +160,21 @@ def count(number: int, noun: str) -> str:
 
 def elide(text: str, limit: int) -> str:
     """Return `text`, with its middle replaced by `…` if it has more than `limit` characters."""
-    kept = limit - 1
-    return text if len(text) <= limit else f"{text[: kept - kept // 2].rstrip()}…{text[-(kept // 2) :].lstrip()}"
+    tail = (limit - 1) // 2
+    shortened = f"{text[: limit - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
+    return text if len(text) <= limit else shortened
 
 
-def shortened_name(text: str, identity: str = "", limit: int = 120) -> str:
+def shortened_name(text: str, limit: int = 120) -> str:
     """Return a name for a file or folder: `text`, cut to `limit` bytes of UTF-8 if it is longer.
 
-    A cut name ends in 8 hexadecimal digits of the SHA-256 of `identity` (default: `text`), so that texts that begin
-    alike keep different names. File systems allow names of 255 bytes.
+    A cut name ends in 8 hexadecimal digits of the SHA-256 of `text`, so that texts that begin alike keep different
+    names. File systems allow names of 255 bytes.
     """
     encoded = text.encode()
     if len(encoded) <= limit:
         return text
-    mark = hashlib.sha256((identity or text).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(encoded).hexdigest()[:8]
     return f"{encoded[: limit - 9].decode(errors='ignore')}-{mark}"
 
 
