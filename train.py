@@ -2,9 +2,9 @@
 
 python train.py                                            # the phantom: no data needed
 python train.py --data DIR --model densenet121             # your folder, from ImageNet weights
-python train.py --data DIR --group-pattern '^(\\d{8})_'     # the file name tells the patient
-python train.py --resume runs/NAME                         # go on after an interruption
-torchrun --nproc-per-node 4 train.py --data DIR            # on four GPUs (or processes of a CPU)
+python train.py --data DIR --group-pattern '^(\\d{8})_'     # file names begin with the patient's number
+python train.py --resume runs/NAME                         # continue after an interruption
+torchrun --nproc-per-node 4 train.py --data DIR            # on four GPUs (or four CPU processes)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parser() -> Parser:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with an interrupted run, exactly as if it had not been; with --epochs, train it longer",
+        help="continue an interrupted run as if it had not been interrupted; with a larger --epochs, train it longer",
     )
     return parser
 
@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
         train(config, arguments.name)
         return
     if arguments.config:
-        raise UserError("--config: a run that is resumed keeps its configuration")
+        raise UserError("--config: a resumed run keeps its configuration; leave it out")
     if arguments.name:
-        raise UserError("--name: a run that is resumed keeps its name")
+        raise UserError("--name: a resumed run keeps its name; leave it out")
     resume(arguments.resume, {key: get_value(config, key) for key in given})
 
 

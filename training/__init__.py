@@ -1,1 +1,1 @@
-"""The loop, optimisation, measured precision, checkpoints, run folders and curves."""
+"""Training: the epochs, optimisation, measured precision, ranks, run folders and trackers."""

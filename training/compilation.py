@@ -1,4 +1,4 @@
-"""torch.compile for the steps of a training; checkpoints, validation and maps stay with the module itself."""
+"""torch.compile for training steps. Checkpoints, validation and maps use the uncompiled model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from training.loop import Learner
 from utils import UserError, autocast, log
 
-LONG_RUN = 20_000  # steps from which `auto` compiles: it takes a minute or so, and saves a part of each step
+LONG_RUN = 20_000  # `auto` compiles runs of at least this many steps: compiling takes about a minute
 
 
 def training_forward(learner: Learner, steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the forward pass of training steps: the model itself, or a compiled one that shares its parameters.
+    """Return the forward pass for training steps: the model, or a compiled version that shares its parameters.
 
-    `train.compile` is `on`, `off`, or `auto`: on a GPU, in runs of `LONG_RUN` steps or more. It is compiled here, by a
-    step that leaves weights, statistics and random numbers as they were, for whole micro-batches. Others, an epoch's
-    last, go through the model: each shape would be compiled for itself.
+    `train.compile` is `on`, `off` or `auto`, which compiles runs of at least `LONG_RUN` steps on a GPU. One step
+    compiles the model for a full micro-batch and leaves weights, statistics and random numbers unchanged. Smaller
+    batches, at the end of an epoch, use the uncompiled model, because every shape would be compiled separately.
 
     Args:
-        steps: of the whole run, so that a run that is resumed decides as it did at first.
+        steps: in the whole run, so that a resumed run decides as the original did.
 
-    Raises: `UserError` where compiling fails and `train.compile=on`; `auto` warns and does without.
+    Raises: `UserError` if `train.compile=on` and compiling fails; `auto` warns and returns the model.
     """
     model, device, mode = learner.model, learner.device, learner.config.train.compile
     if mode == "off" or (mode == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
@@ -42,7 +42,7 @@ def training_forward(learner: Learner, steps: int) -> Callable[[torch.Tensor], t
         reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
         if mode == "on":
             raise UserError(f"{reason}; set train.compile=off") from None
-        log.warning(f"{reason}: going on without")
+        log.warning(f"{reason}; training continues uncompiled")
         return model
     finally:
         model.load_state_dict(before)

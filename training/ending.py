@@ -1,4 +1,4 @@
-"""How a training can end."""
+"""How a training can end early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class Pruned(Exception):
 
 
 def status_of(error: BaseException) -> str:
-    """Return what run.json calls a training that `error` ended: `interrupted`, `pruned` or `failed`."""
+    """Return the status in run.json of a training ended by `error`: `interrupted`, `pruned` or `failed`."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return "pruned" if isinstance(error, Pruned) else "failed"

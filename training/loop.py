@@ -27,16 +27,17 @@ from training.distributed import Ranks, synchronise_norms
 from training.optimisation import build_optimizer, freeze_backbone, learning_rate
 from utils import UserError, autocast, derived_seed
 
-BAR_SECONDS = 0.5  # reading the loss waits for the device: no oftener than this
+LOSS_SECONDS = 0.5  # show and check the loss at most this often: reading it waits for the device
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(kw_only=True)
 class Learner:
-    """What training needs at hand.
+    """A model in training, with its optimiser and augmentation.
 
     Attributes:
         size: side in pixels of the model's input.
-        forward: the model's forward pass in training steps; it may be compiled.
+        forward: the forward pass of training steps; it may be compiled.
         validated: probabilities (n, classes) of the validation images after the newest epoch.
     """
 
@@ -49,12 +50,12 @@ class Learner:
     ranks: Ranks = field(default_factory=Ranks)
     optimizer: torch.optim.Optimizer = field(init=False)
     augment: Augment = field(init=False)
-    forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)
+    forward: Forward = field(init=False)
     validated: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         config = self.config
-        torch.backends.cudnn.benchmark = True  # the batches of a training have one shape
+        torch.backends.cudnn.benchmark = True  # training batches have one shape
         self.model = synchronise_norms(self.model, config.train.sync_batch_norm, self.ranks, self.device)
         self.optimizer = build_optimizer(self.model, config.train)
         self.augment = Augment(config.augment, config.seed, config.augment.resize or self.size, self.size)
@@ -62,16 +63,17 @@ class Learner:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """Shape of a whole micro-batch: (n, channels, side, side)."""
+        """Shape of a full micro-batch: (n, channels, side, side)."""
         return (self.ranks.micro_batch(self.config.train), len(self.architecture.mean), self.size, self.size)
 
 
 def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, float]:
-    """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss`, `train_accuracy`.
+    """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss` and `train_accuracy`.
 
-    Order and augmentation are functions of (seed, epoch, position), dropout is one of (seed, epoch, rank), so an epoch
-    can be repeated exactly. Several ranks share every batch of the one order.
-    Raises: `UserError` naming epoch and step where the loss is not finite.
+    Order and augmentation depend only on (seed, epoch, position), dropout only on (seed, epoch, rank), so an epoch can
+    be repeated exactly. All ranks follow the same order and share every batch.
+
+    Raises: `UserError` that names epoch and step, if the loss is not finite.
     """
     config, train, model, ranks = learner.config, learner.config.train, learner.model, learner.ranks
     order = epoch_order(images.labels, train.sampler, config.seed, epoch)
@@ -84,9 +86,9 @@ def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, flo
     freeze_backbone(model, learner.architecture.head, epoch <= train.freeze_epochs)
     forward = ranks.parallel(model, learner.forward)
     torch.manual_seed(derived_seed(config.seed, epoch, *([] if ranks.leads else [ranks.rank])))
-    # In the precision of the weights: the loss of every step, summed over its images, and its right answers.
+    # One column per step, in the dtype of the weights: the sum of the losses, the number of correct predictions.
     tally = torch.zeros((2, len(steps)), dtype=next(model.parameters()).dtype, device=learner.device)
-    seen, shown, checked = 0, time.perf_counter(), 0
+    seen, checked, shown_at = 0, 0, time.perf_counter()
     title = f"epoch {epoch}/{train.epochs}"
     with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=not ranks.leads) as bar:
         for step, share in enumerate(shares):
@@ -96,27 +98,26 @@ def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, flo
             tally[:, step] = ranks.sum(_step(learner, forward, share, batches))
             seen += share.images
             bar.update(share.images)
-            if time.perf_counter() - shown > BAR_SECONDS or step + 1 == len(steps):
-                shown = time.perf_counter()
+            if time.perf_counter() - shown_at > LOSS_SECONDS or step + 1 == len(steps):
+                shown_at = time.perf_counter()
                 _check_finite(tally[0], checked, step + 1, epoch)
                 checked = step + 1
-                loss, correct = (float(row.sum()) / seen for row in tally)
-                bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{correct:.4f}")
+                loss, accuracy = (float(row.sum()) / seen for row in tally)
+                bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}")
     ranks.share_buffers(model)
-    return {"learning_rate": rate, "train_loss": loss, "train_accuracy": correct}
+    return {"learning_rate": rate, "train_loss": loss, "train_accuracy": accuracy}
 
 
-def _step(
-    learner: Learner, forward: Callable[[torch.Tensor], torch.Tensor], share: Share, batches: Iterator[Batch]
-) -> torch.Tensor:
-    """One step of the optimiser. Returns: (2,) this rank's sum of losses, and its right answers.
+def _step(learner: Learner, forward: Forward, share: Share, batches: Iterator[Batch]) -> torch.Tensor:
+    """Take one step of the optimiser and return this rank's sum of losses and number of correct predictions, (2,).
 
-    Each micro-batch counts with its part of the step's images, so that the gradient is that of the whole batch's mean
-    however the batch is cut; DistributedDataParallel takes the mean over the ranks, hence the factor.
+    Every micro-batch is weighted by its fraction of the step's images, so that the gradient is that of the mean over
+    the whole batch, however it is divided. The factor `world` undoes the mean that DistributedDataParallel takes over
+    the ranks.
     """
     train, ranks = learner.config.train, learner.ranks
     learner.optimizer.zero_grad(set_to_none=True)
-    found = torch.zeros(2, dtype=next(learner.model.parameters()).dtype, device=learner.device)
+    totals = torch.zeros(2, dtype=next(learner.model.parameters()).dtype, device=learner.device)
     for number, (counted, batch) in enumerate(zip(share.counted, batches, strict=False), 1):
         last = number == len(share.counted)
         with contextlib.nullcontext() if ranks.world == 1 or last else forward.no_sync():
@@ -124,16 +125,16 @@ def _step(
             loss = F.cross_entropy(scores, batch.labels, label_smoothing=train.label_smoothing)
             (loss * (counted * ranks.world / share.images)).backward()
         if counted:
-            right = (scores.detach().argmax(1) == batch.labels).sum()
-            found += torch.stack([loss.detach() * counted, right.to(loss.dtype)])
+            correct = (scores.detach().argmax(1) == batch.labels).sum()
+            totals += torch.stack([loss.detach() * counted, correct.to(loss.dtype)])
     if train.clip_norm is not None:
         nn.utils.clip_grad_norm_(learner.model.parameters(), train.clip_norm)
     learner.optimizer.step()
-    return found
+    return totals
 
 
-def _scores(learner: Learner, forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """The class scores (n, classes), in single precision or better."""
+def _scores(learner: Learner, forward: Forward, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the class scores (n, classes) in single precision or better."""
     try:
         with autocast(learner.device, learner.precision):
             scores = forward(inputs)
@@ -141,8 +142,8 @@ def _scores(learner: Learner, forward: Callable[[torch.Tensor], torch.Tensor], i
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"--batch {learner.config.train.batch}: batch normalisation of a map of one pixel needs two images or more "
-            "at once, on every rank and in every micro-batch; raise --batch or data.size"
+            f"--batch {learner.config.train.batch}: batch normalisation of a 1×1 feature map needs at least two images "
+            "per micro-batch on every rank; raise --batch or data.size"
         ) from None
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -153,13 +154,15 @@ def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> No
         step = start + int((~finite).nonzero()[0]) + 1
         raise UserError(
             f"the loss is not finite at epoch {epoch}, step {step} of {len(losses)}: lower --learning-rate, set "
-            "train.clip_norm, or try --precision fp32 (checkpoints of earlier epochs are kept)"
+            "train.clip_norm, or try --precision fp32 (the checkpoints of earlier epochs are kept)"
         )
 
 
 def validate(learner: Learner, images: ImageSet, share: ImageSet) -> dict[str, float]:
-    """Return `valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over `images`, of
-    which this rank predicts its `share` (`Ranks.share`).
+    """Return `valid_loss` (nats, without label smoothing), `valid_accuracy` and `valid_macro_f1` over `images`.
+
+    Args:
+        share: the images that this rank predicts (`Ranks.share`).
     """
     logits = predict_logits(
         learner.model,
@@ -178,6 +181,6 @@ def validate(learner: Learner, images: ImageSet, share: ImageSet) -> dict[str, f
     }
 
 
-def steady_learning(history: list[dict[str, Any]], patience: int | None) -> bool:
-    """Whether one of the last `patience` epochs still lowered the validation loss."""
+def still_improving(history: list[dict[str, Any]], patience: int | None) -> bool:
+    """Return whether one of the last `patience` epochs has the lowest validation loss so far."""
     return patience is None or history[-1]["epoch"] - best_epoch(history)["epoch"] < patience

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules. The rate is a function of the step: no state is lost on resume."""
+"""Optimisers and learning-rate schedules. The rate is a function of the step, so resuming needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over all parameters: weights decay, biases and norms (one dimension or none) do not.
+    """Return AdamW, Adam or SGD over all parameters, with weight decay on those of two or more dimensions: biases and
+    norms do not decay.
 
-    Every optimiser gets every parameter, so that unfreezing the backbone and resuming need no new one.
+    Frozen parameters are included, so that unfreezing the backbone and resuming keep the same optimiser.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
+    weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": weights, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
-        # The fused kernel cannot mix parameters with and without momentum, as there are after a frozen backbone thaws.
+        # When the backbone is unfrozen, its parameters have no momentum yet, which the fused kernel cannot handle.
         return torch.optim.SGD(
             groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=not train.freeze_epochs
         )
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=train.lr, fused=True)
+    optimizer = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return optimizer(groups, lr=train.lr, fused=True)
 
 
 def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step (from 0).
+    """Return the learning rate of a step (from 0).
 
-    Linear warm-up over the fraction `warmup` of all steps, then `cosine` to zero at the end of the last epoch
-    (Loshchilov and Hutter 2017), or `constant`; `step` multiplies by `step_gamma` every `step_epochs` epochs and has no
-    warm-up.
+    After a linear warm-up over the fraction `warmup` of all steps, `cosine` falls to zero at the end of the last epoch
+    (Loshchilov and Hutter 2017) and `constant` stays. `step` multiplies the rate by `step_gamma` every `step_epochs`
+    epochs, without warm-up.
     """
     if train.schedule == "step":
         return train.lr * train.step_gamma ** (step // steps_per_epoch // train.step_epochs)
@@ -47,8 +48,8 @@ def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def freeze_backbone(model: nn.Module, head: str, frozen: bool) -> None:
-    """Put `model` into training mode; while `frozen`, the module `head` alone learns, and the rest keeps its
-    normalisation statistics too.
+    """Put `model` into training mode. While `frozen`, only the module `head` learns; the backbone also keeps its
+    normalisation statistics.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not frozen or name.startswith(head + "."))

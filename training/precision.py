@@ -1,4 +1,4 @@
-"""Which precision trains fastest here: measured, remembered, and said."""
+"""The precision that trains fastest on this device: measured once, stored and logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils import autocast, device_name, log, write_json
 
 CANDIDATES = ("fp32", "bf16")
 MAX_IMAGES, MAX_SECONDS = 8, 5.0
-REPEATS = 6  # the best of several: a neighbour on the machine slows single steps
+REPEATS = 6  # the fastest counts, because other processes slow down single steps
 
 
 def choose_precision(
@@ -24,47 +24,47 @@ def choose_precision(
 ) -> str:
     """Return the faster of fp32 and bf16 autocast for training steps of `model` on `device`.
 
-    Measured on at most `MAX_IMAGES` images within about `MAX_SECONDS`, and remembered in `precision.json` in `folder`
-    by model, input size, batch, device and torch version.
+    A measurement takes about `MAX_SECONDS`. Results are stored in `precision.json` in `folder`, by model, input size,
+    batch, device and torch version.
 
     Args:
         shape: of a step's inputs, (n, channels, side, side).
     """
-    memory = folder / "precision.json"
+    file = folder / "precision.json"
     key = f"{name}, {shape[-1]}px, batch {shape[0]}, {device_name(device)}, torch {torch.__version__}"
-    remembered = _read(memory)
-    if key not in remembered:
-        log.info("measuring which precision trains faster here ...")
+    measured = _read(file)
+    if key not in measured:
+        log.info("measuring which precision trains faster on this device ...")
         seconds = measure_precisions(model, shape, device)
-        remembered = _read(memory) | {key: seconds}
+        measured = _read(file) | {key: seconds}
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(memory, remembered)
-    seconds = remembered[key]
+        write_json(file, measured)
+    seconds = measured[key]
     chosen = min(CANDIDATES, key=lambda p: seconds[p])
     times = ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
     log.info(f"precision {chosen}: a training step took {times} per image ({key})")
     return chosen
 
 
-def _read(memory: Path) -> dict[str, dict[str, float]]:
+def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
-        content = json.loads(memory.read_text())
+        content = json.loads(file.read_text())
         return {k: v for k, v in content.items() if all(isinstance(v[p], float) for p in CANDIDATES)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # absent, or not what we wrote: it is measured again
+        return {}  # missing or invalid: measure again
 
 
 def measure_precisions(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> dict[str, float]:
     """Return the seconds per image of a training step with inputs of `shape`, for each of `CANDIDATES`.
 
-    Steps of two and of up to `MAX_IMAGES` images are timed on a copy of `model`, the best of interleaved repeats, and
-    the line through both is followed to the whole batch: casting the weights costs the same however many images there
-    are (VGG's classifier), and a small step alone would blame the precision for it.
+    Steps of two and of up to `MAX_IMAGES` images are timed on a copy of `model`, and extrapolated linearly to the full
+    batch. A small step alone would overrate the cost of casting the weights, which does not depend on the number of
+    images (it is large for the classifier of VGG).
     """
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     start = time.perf_counter()
-    # The first steps make the kernels; they also tell how many images fit into the time. Two images at the least: batch
-    # normalisation of a 1×1 map needs them.
+    # The first steps load the kernels and show how many images fit into the time. Batch normalisation of a 1×1 map
+    # needs at least two images.
     few = 2
     slowest = max(_step_seconds(model, (few, *shape[1:]), precision, device) for precision in CANDIDATES)
     left = MAX_SECONDS - (time.perf_counter() - start)

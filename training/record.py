@@ -1,4 +1,4 @@
-"""What rank 0 writes into the run folder of a training: run.json, train.log, checkpoints, history and curves."""
+"""A training and its run folder, in which rank 0 writes run.json, train.log, checkpoints, history and curves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from evaluation.figures.plots import learning_curves_figure, save_figure
 from experiment.checkpoint import Checkpoint, hashes_to_tensor, save_checkpoint
 from experiment.run_folder import RunFolder, best_epoch, now, runs_folder
 from training.loop import Learner
-from utils import device_name, interrupts_wait, log, shown
+from utils import count, device_name, interrupts_wait, log, shown
 
 
 @dataclass(kw_only=True)
 class Training:
-    """A training as far as it has come.
+    """A training in progress.
 
     Attributes:
-        init: where the initial weights came from, in words.
-        run: the run folder, on rank 0 alone.
-        history: one row of history.csv per finished epoch.
+        init: where the initial weights come from, in words.
+        run: the run folder, on rank 0 only.
+        history: the rows of history.csv.
     """
 
     learner: Learner
@@ -51,7 +51,7 @@ class Training:
 
 
 def start_run(training: Training, name: str | None) -> RunFolder:
-    """Make the run folder and write its configuration, split and run.json. Raises: `UserError`."""
+    """Create the run folder with config.yaml, split.csv and run.json, and return it. Raises: `UserError`."""
     learner, dataset, config = training.learner, training.dataset, training.learner.config
     run = RunFolder.create(runs_folder(config), config.model, name)
     record = {
@@ -71,10 +71,10 @@ def start_run(training: Training, name: str | None) -> RunFolder:
 
 
 def reopen_run(training: Training, checkpoint: Checkpoint) -> RunFolder:
-    """Open the folder of a run that goes on after `checkpoint`, and say so in its run.json."""
+    """Open the folder of a run that is resumed from `checkpoint`, update its run.json, and return it."""
     learner, run = training.learner, RunFolder.open(checkpoint.path.parent)
     run.write_config(learner.config)
-    for key in ("finished", "reason"):  # of its last part
+    for key in ("finished", "reason"):  # how the run ended before
         run.record.pop(key, None)
     resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": learner.ranks.world}
     run.update(
@@ -88,7 +88,7 @@ def reopen_run(training: Training, checkpoint: Checkpoint) -> RunFolder:
 
 
 def log_start(training: Training) -> None:
-    """Log what is trained on what, and the images that were left out."""
+    """Log the model, the device, the images and the unreadable files."""
     learner, dataset, record = training.learner, training.dataset, training.run.record
     log.info(
         f"run {shown(training.run.path)}: {record['model']} at {record['size']}×{record['size']}, {learner.precision} "
@@ -97,16 +97,16 @@ def log_start(training: Training) -> None:
     train, ranks = learner.config.train, learner.ranks
     if ranks.world * train.accumulate > 1:
         log.info(
-            f"batch of {train.batch}: {ranks.world} ranks × {train.accumulate} micro-batches of "
-            f"{ranks.micro_batch(train)} images; the learning rate is the batch's, whatever the ranks"
+            f"batch of {train.batch}: {count(ranks.world, 'rank')} × {count(train.accumulate, 'accumulation step')} × "
+            f"{count(ranks.micro_batch(train), 'image')}; the learning rate applies to the whole batch"
         )
     for path, reason in dataset.unreadable.items():
-        log.debug(f"unreadable, left out: {path} ({reason})")
+        log.debug(f"unreadable image left out: {path} ({reason})")
     log.info(dataset.table().to_string())
 
 
 def log_epoch(training: Training) -> None:
-    """Log the newest epoch in a line, with an asterisk where it is the best so far."""
+    """Log the newest epoch, with an asterisk if it is the best so far."""
     row = training.history[-1]
     log.info(
         f"epoch {row['epoch']}/{training.learner.config.train.epochs}  loss {row['train_loss']:.4f}  accuracy "
@@ -118,9 +118,7 @@ def log_epoch(training: Training) -> None:
 
 @interrupts_wait()
 def save_epoch(training: Training) -> None:
-    """Write last.pt, best.pt where this epoch is the best, history.csv and curves.png: all of them or none, but for a
-    disk that is full.
-    """
+    """Write last.pt, history.csv and curves.png, and best.pt if this epoch is the best so far. Ctrl-C waits for all."""
     learner, history, run = training.learner, training.history, training.run
     checkpoint = Checkpoint(
         architecture=learner.architecture,
@@ -147,7 +145,7 @@ def save_epoch(training: Training) -> None:
 
 
 def finish_run(training: Training) -> None:
-    """Write the result into run.json, and log which commands come next."""
+    """Write the results into run.json, and log the commands that come next."""
     history, run = training.history, training.run
     best, seconds = best_epoch(history), sum(row["seconds"] for row in history)
     rate = sum(row["images_per_second"] for row in history) / len(history)
@@ -162,15 +160,15 @@ def finish_run(training: Training) -> None:
     folder = shown(run.path)
     log.info(
         f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy {best['valid_accuracy']:.4f}; "
-        f"{seconds:.0f} s in all\nrun folder: {folder}\nnext:\n"
+        f"{seconds:.0f} s in total\nrun folder: {folder}\nnext:\n"
         f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save"
     )
 
 
-def end_badly(run: RunFolder, status: str, reason: str) -> None:
-    """Write into run.json and train.log how the training ended."""
+def record_failure(run: RunFolder, status: str, reason: str) -> None:
+    """Write the status and the reason of a training that ended early into run.json and train.log."""
     run.update(status=status, reason=reason, finished=now())
     with log_to(run.path / "train.log"):
         log.info(f"{status}: {reason}")
         if status == "interrupted" and (run.path / "last.pt").exists():
-            log.info(f"go on with: python train.py --resume {shown(run.path)}")
+            log.info(f"continue with: python train.py --resume {shown(run.path)}")

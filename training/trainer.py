@@ -1,4 +1,4 @@
-"""A whole training run: data, model, precision, epochs, checkpoints, curves."""
+"""A whole training run, from the data to the finished run folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ from experiment.run_folder import RunFolder, runs_folder
 from pretrained_models import build_model, canonical_name, check_size, default_size
 from training.compilation import training_forward
 from training.distributed import Ranks, job
-from training.loop import Learner, steady_learning, train_epoch, validate
+from training.loop import Learner, still_improving, train_epoch, validate
 from training.precision import choose_precision
-from training.record import Training, end_badly, finish_run, log_epoch, log_start, reopen_run, save_epoch, start_run
+from training.record import (
+    Training,
+    finish_run,
+    log_epoch,
+    log_start,
+    record_failure,
+    reopen_run,
+    save_epoch,
+    start_run,
+)
 from training.trackers.base import check_tracker, tracking
-from utils import UserError, log, make_folder, seed_everything
+from utils import UserError, count, log, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]
-# What may change when a run goes on: how long, and on what machine. Anything else would be another experiment.
+# Keys that may change when a run is resumed: its length and the machine. Others would make it another experiment.
 RESUMABLE = {
     *("device", "train.sync_batch_norm"),
     *("train.epochs", "train.patience", "train.eval_batch", "train.compile", "train.accumulate"),
@@ -37,19 +46,21 @@ RESUMABLE = {
 
 
 def train(config: Config, name: str | None = None, report: Report | None = None) -> Path:
-    """Train as `config` says into a new run folder and return it. Under torchrun this is one rank of the job.
+    """Train a model as described by `config` and return its new run folder. Under torchrun this is one rank of the job.
 
-    After each epoch rank 0 calls `report` with the epoch's row of history.csv and the validation predictions. Where
-    `report` raises `Pruned` the training ends there, and run.json says `pruned`.
+    Args:
+        name: of the run folder; default: MODEL-YYYYMMDD-HHMMSS.
+        report: called by rank 0 after each epoch with the epoch's row of history.csv and the validation predictions.
+            If it raises `Pruned`, the training ends with status `pruned` in run.json.
 
-    Raises: `UserError`; once the folder is there, its run.json then says `failed`.
+    Raises: `UserError`; if the run folder exists by then, its run.json gets the status `failed`.
     """
     return job(lambda ranks: _train(ranks, config, name, report))
 
 
 def _train(ranks: Ranks, config: Config, name: str | None, report: Report | None) -> Path:
     check_tracker(config.track)
-    make_folder(runs_folder(config), "--save")  # found out now, not after minutes of decoding
+    make_folder(runs_folder(config), "--save")  # fail early, before minutes of decoding
     training = prepare(config, ranks)
     if ranks.leads:
         training.run = start_run(training, name)
@@ -59,18 +70,18 @@ def _train(ranks: Ranks, config: Config, name: str | None, report: Report | None
 
 
 def prepare(config: Config, ranks: Ranks | None = None) -> Training:
-    """Return a training before its first epoch: the model on its device with its optimiser, the data in the cache.
+    """Return a training that is ready for its first epoch, with the model on its device and the images in the cache.
 
-    Its configuration (`learner.config`) is `config` with the model's full name and absolute paths. Raises: `UserError`.
+    `learner.config` is `config` with the canonical name of the model and absolute paths. Raises: `UserError`.
     """
     ranks = ranks or Ranks()
     micro = ranks.micro_batch(config.train)
     device = ranks.device(config.device)
-    config = _completed(config)
+    config = _resolved(config)
     seed_everything(config.seed)
-    # The head's size needs the classes, the images' size the model: the data is read before the model is built.
+    # The head needs the number of classes, and the cache the model's input size: load the data, then build the model.
     size = config.data.size or default_size(config.model)
-    with ranks.leading():
+    with ranks.leader_first():
         dataset = load_dataset(config.data, size)
         model, architecture, init = build_model(config.model, len(dataset.classes), config.init)
         check_size(model, architecture, size)
@@ -93,20 +104,23 @@ def prepare(config: Config, ranks: Ranks | None = None) -> Training:
     return Training(learner=learner, dataset=dataset, init=init)
 
 
-def _completed(config: Config) -> Config:
-    """Return `config` with the model's full name, and with paths that mean the same from any folder."""
+def _resolved(config: Config) -> Config:
+    """Return `config` with the canonical name of the model, and with paths that are valid in any working folder."""
     if config.init not in ("auto", "imagenet", "none") and not Path(config.init).is_file():
-        raise UserError(f"--init {config.init}: no such file (nor one of auto, imagenet, none)")
+        raise UserError(f"--init {config.init}: no such file; give a file, auto, imagenet or none")
     paths = {key: getattr(config.data, key) for key in ("path", "lung_masks", "lesion_masks")}
     absolute = {key: str(Path(path).expanduser().resolve()) for key, path in paths.items() if path is not None}
     return replace(config, model=canonical_name(config.model), data=replace(config.data, **absolute))
 
 
 def resume(path: Path, changes: dict[str, Any]) -> Path:
-    """Go on with an interrupted run from its `last.pt`; `changes` are the configuration keys given with it. The job may
-    have another number of ranks than before.
+    """Continue a run from its last.pt and return its folder. The number of ranks may differ from before.
 
-    Raises: `UserError` for a folder without `last.pt`, a key that would make it another experiment, or a finished run.
+    Args:
+        path: the run folder, or a file in it.
+        changes: the configuration keys to change (`RESUMABLE`), by dotted name.
+
+    Raises: `UserError` for a folder without last.pt, a key that would make it another experiment, or a finished run.
     """
     folder = path.parent if path.is_file() else path
     job(lambda ranks: _resume(ranks, folder, changes))
@@ -114,11 +128,11 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
 
 
 def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
-    config, checkpoint = _resumable(folder, changes)
+    config, checkpoint = _read_run(folder, changes)
     ranks.micro_batch(config.train, fixed=True)
     device = ranks.device(config.device)
-    data = replace(config.data, path=None)  # the images are those of the run's split.csv
-    with ranks.leading():
+    data = replace(config.data, path=None)  # use the images of the run's split.csv
+    with ranks.leader_first():
         dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
     learner = Learner(
         model=checkpoint.model().to(device),
@@ -132,19 +146,17 @@ def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
     learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
     training = Training(learner=learner, dataset=dataset, init="", history=checkpoint.resume["history"])
     if not torch.equal(training.train_hashes, checkpoint.train_hashes):
-        raise UserError(f"--resume {folder}: its training images have changed since; restore them, or train a new run")
+        raise UserError(f"--resume {folder}: its training images have changed; restore them, or train a new run")
     if ranks.leads:
         training.run = reopen_run(training, checkpoint)
     _run_epochs(training)
 
 
-def _resumable(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoint]:
-    """The configuration of the run in `folder` with `changes`, and its `last.pt`. Raises: `UserError` as `resume`."""
-    forbidden = sorted(set(changes) - RESUMABLE)
-    if forbidden:
+def _read_run(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoint]:
+    """Return the configuration of a run, with `changes`, and its last.pt. Raises: `UserError` as `resume` does."""
+    if fixed := sorted(set(changes) - RESUMABLE):
         raise UserError(
-            f"--resume {folder}: {forbidden[0]} cannot change in a run that goes on (only "
-            f"{', '.join(sorted(RESUMABLE))} can)"
+            f"--resume {folder}: {fixed[0]} cannot change in a resumed run; only {', '.join(sorted(RESUMABLE))} can"
         )
     RunFolder.open(folder)
     checkpoint = load_checkpoint(folder / "last.pt", "--resume")
@@ -154,23 +166,23 @@ def _resumable(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoin
     check_tracker(config.track)
     history = checkpoint.resume.get("history")
     if not history or "optimizer" not in checkpoint.resume:
-        raise UserError(f"--resume {folder}: its last.pt holds no state of a training")
+        raise UserError(f"--resume {folder}: its last.pt has no optimiser state; train a new run")
     if checkpoint.epoch >= config.train.epochs:
-        raise UserError(f"--resume {folder}: its {checkpoint.epoch} epochs are done; give --epochs N with a larger N")
-    if not steady_learning(history, config.train.patience):
         raise UserError(
-            f"--resume {folder}: it stopped early; give --patience N with an N over {config.train.patience}"
+            f"--resume {folder}: already trained for {count(checkpoint.epoch, 'epoch')}; pass a larger --epochs"
         )
+    if not still_improving(history, config.train.patience):
+        raise UserError(f"--resume {folder}: it stopped early; pass a --patience larger than {config.train.patience}")
     return config, checkpoint
 
 
 def _run_epochs(training: Training, report: Report | None = None) -> None:
-    """Train the epochs that the history does not hold yet; rank 0 writes each down, and how the training ended."""
+    """Train the epochs that are missing in the history; rank 0 records each of them, and how the training ends."""
     if training.run is None:
         for _ in _epochs(training):
             pass
         return
-    training.learner.ranks.last_words = partial(end_badly, training.run)
+    training.learner.ranks.on_failure = partial(record_failure, training.run)
     with log_to(training.run.path / "train.log"):
         log_start(training)
         with tracking(training) as track_epoch:
@@ -186,10 +198,10 @@ def _run_epochs(training: Training, report: Report | None = None) -> None:
 
 
 def _epochs(training: Training) -> Iterator[dict[str, Any]]:
-    """The epochs that the history does not hold yet, entered there and yielded as they end, on every rank alike."""
+    """Train the epochs that are missing in the history, on every rank; add each row to the history and yield it."""
     learner, history = training.learner, training.history
     train, ranks = learner.config.train, learner.ranks
-    with ranks.leading():
+    with ranks.leader_first():
         images = training.dataset.images("train", learner.augment.source_side)
     if not len(images) or not len(training.validation):
         raise UserError(f"--data: no {'validation' if len(images) else 'training'} images; change data.split")
@@ -203,6 +215,6 @@ def _epochs(training: Training) -> Iterator[dict[str, Any]]:
         row |= {"seconds": time.perf_counter() - began, "images_per_second": len(images) / seconds}
         history.append(row)
         yield row
-        if not steady_learning(history, train.patience):
-            log.info(f"stopped early: no lower validation loss for {train.patience} epochs")
+        if not still_improving(history, train.patience):
+            log.info(f"stopped early: no lower validation loss for {count(train.patience, 'epoch')}")
             break

@@ -1,4 +1,4 @@
-"""What `test_distributed.py` runs under torchrun: distributed_case.py FOLDER PHANTOM CACHE."""
+"""The program that `test_distributed.py` runs under torchrun: distributed_case.py FOLDER PHANTOM CACHE."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ batch_norm = partial(nn.BatchNorm2d, 8)
 
 
 class Network(nn.Module):
-    """A small network without dropout; it works in the precision of its weights."""
+    """A small network without dropout that computes in the precision of its weights."""
 
     def __init__(self, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -69,86 +69,86 @@ def learner_of(
     )
 
 
-def losses_of(learner: Learner, part: ImageSet, epochs: int) -> list[float]:
-    """The loss of every step: what the ranks' shares sum to, over the images of the step."""
-    found: list[torch.Tensor] = []
-    ranks, taken = learner.ranks, []
+def losses_of(learner: Learner, images: ImageSet, epochs: int) -> list[float]:
+    """Train and return the mean loss of every step, over the shares of all ranks."""
+    sums: list[torch.Tensor] = []
+    ranks, counts = learner.ranks, []
     original = loop._step
 
     def step(learner: Learner, forward: Any, share: Any, batches: Iterator[Batch]) -> torch.Tensor:
-        taken.append(share.images)
+        counts.append(share.images)
         return original(learner, forward, share, batches)
 
     def total(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(Ranks.sum(ranks, tensor).clone())
-        return found[-1]
+        sums.append(Ranks.sum(ranks, tensor).clone())
+        return sums[-1]
 
     loop._step, ranks.sum = step, total
     try:
         for epoch in range(1, epochs + 1):
-            train_epoch(learner, part, epoch)
+            train_epoch(learner, images, epoch)
     finally:
         loop._step = original
         del ranks.sum
-    return [float(pair[0]) / images for pair, images in zip(found, taken, strict=True)]
+    return [float(pair[0]) / number for pair, number in zip(sums, counts, strict=True)]
 
 
-def drawn_of(learner: Learner, part: ImageSet) -> list[int]:
-    """The images that this rank draws in one epoch."""
+def drawn_of(learner: Learner, images: ImageSet) -> list[int]:
+    """Train one epoch and return the images that this rank draws."""
     drawn: list[int] = []
-    original = part.batches
+    original = images.batches
 
     def spying(*arguments: Any, **named: Any) -> Iterator[Batch]:
         for batch in original(*arguments, **named):
             drawn.extend(batch.indices.tolist())
             yield batch
 
-    part.batches = spying
-    train_epoch(learner, part, 1)
-    del part.batches
+    images.batches = spying
+    train_epoch(learner, images, 1)
+    del images.batches
     return drawn
 
 
 def agree(ranks: Ranks, phantom: Path, cache: Path) -> dict[str, Any]:
-    """Everything that must not depend on the number of ranks, and a little that must."""
+    """Return results that must not depend on the number of ranks, and two that do: statistics and weights per rank."""
     config = config_of(phantom, cache)
-    with ranks.leading():
+    with ranks.leader_first():
         dataset = load_dataset(config.data, SIDE)
     whole, validation = dataset.images("train"), dataset.images("val")
-    found: dict[str, Any] = {"images": len(whole)}
+    results: dict[str, Any] = {"images": len(whole)}
     exact = {"norm": group_norm, "dtype": torch.float64}
 
-    def some(images: int) -> ImageSet:
-        return whole.take(np.arange(len(whole)) < images)
+    def first(number: int) -> ImageSet:
+        return whole.take(np.arange(len(whole)) < number)
 
-    # last batches of 3, which is too small for two ranks, of 7 and of 6
-    for name, images, words in (
+    # The last batches have 3 images, which is too small for two ranks, 7 and 6.
+    for name, number, words in (
         ("weighted", 67, ["train.label_smoothing=0.1"]),
         ("frozen", 63, ["train.freeze_epochs=1", "train.sampler=sequential", "train.clip_norm=null"]),
         ("accumulated", 62, [f"train.accumulate={2 if ranks.world > 1 else 1}", "train.clip_norm=0.1"]),
     ):
         learner = learner_of(config_of(phantom, cache, *words), ranks, **exact)
-        found[name] = losses_of(learner, some(images), 3)
+        results[name] = losses_of(learner, first(number), 3)
     if ranks.world == 1:
         learner = learner_of(config_of(phantom, cache, "train.accumulate=4", "train.clip_norm=0.1"), ranks, **exact)
-        found["accumulated alone"] = losses_of(learner, some(62), 3)
-    found["single precision"] = losses_of(learner_of(config, ranks, group_norm), whole, 1)
+        results["accumulated alone"] = losses_of(learner, first(62), 3)
+    results["single precision"] = losses_of(learner_of(config, ranks, group_norm), whole, 1)
     sequential = config_of(phantom, cache, "train.sampler=sequential")
-    drawn = drawn_of(learner_of(sequential, ranks, group_norm), some(64))
-    found["drawn"] = ranks.gather(np.array(drawn)).tolist()
-    for eval_batch in (5, 100):  # of the second, one rank has none
+    drawn = drawn_of(learner_of(sequential, ranks, group_norm), first(64))
+    results["drawn"] = ranks.gather(np.array(drawn)).tolist()
+    for eval_batch in (5, 100):  # with 100, one rank has no images
         tested = learner_of(config_of(phantom, cache, f"train.eval_batch={eval_batch}"), ranks, batch_norm)
-        found[f"validation {eval_batch}"] = validate(tested, validation, ranks.share(validation, eval_batch))
-        found[f"answers {eval_batch}"] = tested.validated.tolist()
+        results[f"validation {eval_batch}"] = validate(tested, validation, ranks.share(validation, eval_batch))
+        results[f"predictions {eval_batch}"] = tested.validated.tolist()
     normed = learner_of(config, ranks, batch_norm)
-    train_epoch(normed, some(67), 1)
-    found["statistics"] = ranks.gather(normed.model.body[1].running_var[None].numpy()).tolist()
-    found["weights"] = ranks.gather(normed.model.head.weight.detach()[None].numpy()).tolist()
-    return found
+    train_epoch(normed, first(67), 1)
+    results["statistics"] = ranks.gather(normed.model.body[1].running_var[None].numpy()).tolist()
+    results["weights"] = ranks.gather(normed.model.head.weight.detach()[None].numpy()).tolist()
+    return results
 
 
 def fail(phantom: Path, cache: Path, folder: Path) -> None:
-    """A real training, in which a mistake of the user's befalls rank 1 in the second epoch."""
+    """Start a training in which rank 1 raises a `UserError` in the second epoch."""
     steps, original = [], loop._step
 
     def step(*arguments: Any) -> torch.Tensor:

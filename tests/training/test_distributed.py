@@ -1,4 +1,4 @@
-"""Several ranks: real torchrun, two Gloo ranks on this machine, against one process."""
+"""Several ranks: two Gloo ranks of a real torchrun job on this machine, compared with a single process."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CASE = ROOT / "tests" / "helpers" / "distributed_case.py"
 
 
 def _torchrun(*command: object) -> subprocess.CompletedProcess:
-    """`torchrun --nproc-per-node 2 COMMAND`, one thread each: sums of one order on one rank as on two."""
+    """Run `torchrun --nproc-per-node 2 COMMAND` with one thread per rank, so that sums keep their order."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=600,  # a rank that waits for one that failed would do so for an hour
+        timeout=600,  # only a hang takes this long
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
@@ -44,7 +44,7 @@ def _torchrun(*command: object) -> subprocess.CompletedProcess:
 def launch(
     phantom: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess]:
-    """One job of two ranks for most of these tests, since starting one takes seconds: its folder, and how it ended."""
+    """Return the folder of a job of two ranks, shared by most tests as starting one takes seconds, and its process."""
     folder = tmp_path_factory.mktemp("ranks")
     return folder, _torchrun(CASE, folder, phantom, cache_dir)
 
@@ -53,7 +53,7 @@ def launch(
 def both(
     launch: tuple[Path, subprocess.CompletedProcess], phantom: Path, cache_dir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What one process finds, and what two ranks find."""
+    """Return the results of one process and of two ranks."""
     folder, ended = launch
     assert (folder / "found.pt").exists(), ended.stderr
     threads = torch.get_num_threads()
@@ -67,7 +67,7 @@ def both(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weighted", "frozen", "accumulated"])
 def test_two_ranks_take_the_steps_of_one(name: str, both: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """In float64, short last batches, clipping, a frozen start and accumulation included."""
+    """In float64, with short last batches, clipping, a frozen backbone and accumulation."""
     one, two = both
     assert len(one[name]) > 20
     assert len(set(one[name])) == len(one[name])
@@ -95,17 +95,17 @@ def test_every_image_is_drawn_once(both: tuple[dict[str, Any], dict[str, Any]]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 100])
 def test_the_evaluation_is_that_of_one_process(batch: int, both: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """To the last bit, each image once and in order."""
+    """Equal bit for bit, with each image once and in order."""
     one, two = both
     assert two[f"validation {batch}"] == one[f"validation {batch}"]
-    assert two[f"answers {batch}"] == one[f"answers {batch}"]
-    assert len(one[f"answers {batch}"]) > 20
+    assert two[f"predictions {batch}"] == one[f"predictions {batch}"]
+    assert len(one[f"predictions {batch}"]) > 20
 
 
 @pytest.mark.slow
 def test_ranks_agree_on_weights_and_statistics(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Batch normalisation sees a rank's images alone, so its statistics are others than one process's; they and the
-    weights are the same on all ranks, those that are saved and validated.
+    """All ranks have the weights and statistics that are saved and validated. The statistics differ from those of one
+    process, because batch normalisation sees the images of one rank only.
     """
     one, two = both
     for name in ("statistics", "weights"):
@@ -116,7 +116,7 @@ def test_ranks_agree_on_weights_and_statistics(both: tuple[dict[str, Any], dict[
 
 @given(st.integers(1, 100), st.integers(1, 6), st.integers(1, 4), st.integers(1, 8))
 def test_shares(images: int, world: int, accumulate: int, micro: int) -> None:
-    """Every position is worked on once; ranks go together; no lonely image where there is a way around."""
+    """Every position is processed once, in equally many rounds on all ranks, and not alone if that is avoidable."""
     batch = micro * world * accumulate
     steps = epoch_steps(images, batch)
     assert [place for step in steps for place in step] == list(range(images))
@@ -149,14 +149,14 @@ def test_a_batch_that_does_not_divide() -> None:
         UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use --batch 24 or 32, or 3 or 5 ranks"
     ):
         Ranks(world=4).micro_batch(train)
-    with pytest.raises(UserError, match=r"use 3 or 5 ranks$"):  # a run that goes on keeps its batch
+    with pytest.raises(UserError, match=r"use 3 or 5 ranks$"):  # a resumed run keeps its batch
         Ranks(world=4).micro_batch(train, fixed=True)
     train.accumulate = 4
     with pytest.raises(UserError, match=r"use another train\.accumulate$"):
         Ranks().micro_batch(train, fixed=True)
 
 
-def test_what_ranks_refuse() -> None:
+def test_ranks_refuse_named_devices_and_cpu_synchronisation() -> None:
     with pytest.raises(UserError, match="--device cuda:1: torchrun gives every rank its own GPU"):
         Ranks(world=2).device("cuda:1")
     model = torch.nn.BatchNorm2d(3)
@@ -167,7 +167,7 @@ def test_what_ranks_refuse() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/efficientnet_b0"])
 def test_a_model_with_synchronised_norms_is_the_same_model(name: str) -> None:
-    """Its checkpoint is a single process's, which has BatchNorm. (It answers on GPUs only.)"""
+    """Its state dict fits a model with BatchNorm. (Its forward pass needs GPUs.)"""
     model, _, _ = build_model(name, 4, "none")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     synchronised = synchronise_norms(model, True, Ranks(world=2), torch.device("cuda"))
@@ -182,7 +182,7 @@ def test_a_model_with_synchronised_norms_is_the_same_model(name: str) -> None:
 def test_a_bad_batch_ends_all_ranks_with_one_line(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
     ended = _torchrun("train.py", "--data", phantom, "--batch", 9, "--save", tmp_path, f"data.cache_dir={cache_dir}")
     assert ended.returncode != 0
-    assert ended.stderr.count("--batch 9: does not divide by 2") == 1
+    assert ended.stderr.count("--batch 9: not divisible by 2") == 1
     assert ended.stderr.count("exitcode  : 2 ") == 2
     assert "UserError" not in ended.stderr
     assert not list(tmp_path.iterdir())
@@ -203,8 +203,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_reason(launch: tuple[Path, subp
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_ranks(tiny_run: Path, tmp_path: Path) -> None:
-    """From one to two and back to one; checkpoints are those of a single process."""
+def test_a_run_resumes_with_another_number_of_ranks(tiny_run: Path, tmp_path: Path) -> None:
+    """From one rank to two and back to one, with the same kind of checkpoint."""
     import shutil
 
     run = tmp_path / "run"
@@ -213,11 +213,11 @@ def test_a_run_goes_on_with_other_ranks(tiny_run: Path, tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps(record | {"status": "interrupted", "reason": "KeyboardInterrupt"}))
     ended = _torchrun("train.py", "--resume", run, "--epochs", 3, "track=none")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("epoch 3/3 ") == 1  # rank 0 alone speaks
+    assert ended.stdout.count("epoch 3/3 ") == 1  # only rank 0 logs
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["ranks"], record["epochs"]) == ("finished", 2, 3)
     assert "reason" not in record
-    assert "2 ranks × 1 micro-batches of 8 images" in (run / "train.log").read_text()
+    assert "2 ranks × 1 accumulation step × 8 images" in (run / "train.log").read_text()
     resume(run, {"train.epochs": 4, "train.accumulate": 2, "device": "cpu"})
     record = json.loads((run / "run.json").read_text())
     assert [(r["epoch"], r["ranks"]) for r in record["resumed"]] == [(2, 2), (3, 1)]

@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard's and MLflow's own readers find is what history.csv says; none ever ends a training."""
+"""Trackers: TensorBoard's and MLflow's own readers find the numbers of history.csv; no failure ends a training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub.io import gfile
 
 from command_line import start_logging
-from config import Config, compose_config
+from config import Config
 from evaluation.figures.plots import confusion_figure
 from experiment.checkpoint import load_checkpoint
 from experiment.run_folder import HISTORY, RunFolder
+from tests.helpers.training_case import small_config
 from training.ending import Pruned
 from training.trackers import base as trackers
 from training.trackers.mlflow import EXPERIMENT, FILES
@@ -39,7 +40,7 @@ Tracked = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither what the machine says of MLflow, nor what a test makes MLflow say, reaches another test."""
+    """Hide the machine's MLflow variables, and delete those that a test sets."""
     start_logging()
     for name in [name for name in os.environ if name.startswith("MLFLOW")]:
         monkeypatch.delenv(name)
@@ -51,13 +52,17 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def tracked(phantom: Path, cache_dir: Path, tmp_path: Path) -> Tracked:
-    """`tracked("mlflow", epochs=2)`: a small training; its run folder."""
+    """`tracked("mlflow", epochs=2)` trains a small model and returns its run folder."""
 
     def run(track: str, epochs: int = 1, name: str = "a", save: Path = tmp_path) -> Path:
-        words = [f"data.cache_dir={cache_dir}", "data.split=0.6,0.2,0.2", "data.size=64", "model=timm/test_resnet"]
-        flags = {"data.path": str(phantom), "init": "none", "precision": "fp32", "save": str(save), "track": track}
-        flags |= {"train.epochs": epochs, "train.batch": 24, "train.patience": 9}
-        return train(compose_config(words, flags), name)
+        words = (
+            "model=timm/test_resnet",
+            f"track={track}",
+            f"train.epochs={epochs}",
+            "train.batch=24",
+            "train.patience=9",
+        )
+        return train(small_config(phantom, cache_dir, save, *words), name)
 
     return run
 
@@ -71,7 +76,7 @@ def _events(run: Path) -> EventAccumulator:
 
 
 def _shown(run: Path) -> pd.DataFrame:
-    """TensorBoard's scalars as a history, in the order that they were written in."""
+    """Return TensorBoard's scalars as a history, in the order in which they were written."""
     scalars = {column: _events(run).Scalars(tag) for column, tag in TAGS.items()}
     steps = {column: [event.step for event in events] for column, events in scalars.items()}
     assert all(found == steps["seconds"] for found in steps.values())
@@ -84,7 +89,7 @@ def _history(run: Path) -> pd.DataFrame:
 
 
 def _one_warning(run: Path, capfd: pytest.CaptureFixture) -> str:
-    """The one warning that the trackers gave in a training that finished all the same, and showed no traceback."""
+    """Return the only warning about the tracker, of a training that finished without a traceback or a password."""
     out, err = capfd.readouterr()
     (warning,) = [line for line in out.splitlines() if "--track" in line]
     assert warning.startswith("WARNING: ") and warning in (run / "train.log").read_text()
@@ -114,7 +119,7 @@ def test_tensorboard_shows_configuration_and_images(tiny_run: Path) -> None:
         assert np.ptp(np.array(image.convert("HSV"))[..., 1]) > 100  # a map in colour over a grey radiograph
 
 
-def test_the_confusion_matrix_is_that_of_the_predictions() -> None:
+def test_the_confusion_matrix_has_the_predicted_counts() -> None:
     counts, drawn = np.array([[3, 1], [0, 6]]), io.BytesIO()
     values = {"accuracy": {"value": 0.9}, "balanced_accuracy": {"value": 0.875}}
     metrics = {"confusion": counts.tolist(), "classes": ["A", "B"], "n": 10, **values}
@@ -124,12 +129,12 @@ def test_the_confusion_matrix_is_that_of_the_predictions() -> None:
     )
 
 
-def test_a_run_that_goes_on_is_one_log(tracked: Tracked) -> None:
+def test_a_resumed_run_has_every_epoch_once(tracked: Tracked) -> None:
     run = tracked("tensorboard")
     resume(run, {"train.epochs": 2, "track": "none"})
     with max(run.glob("events.*")).open("ab") as file:
-        file.write(b"\x18\0\0\0half a record")  # the machine went down
-    resume(run, {"train.epochs": 3, "track": "tensorboard"})  # what was not shown is shown now
+        file.write(b"\x18\0\0\0half a record")  # the machine crashed
+    resume(run, {"train.epochs": 3, "track": "tensorboard"})  # epoch 2 is added
     pd.testing.assert_frame_equal(_shown(run), _history(run), rtol=1e-6)
     assert _history(run)["epoch"].tolist() == [1, 2, 3]
     assert len(_events(run).Tensors("config/text_summary")) == 1
@@ -148,29 +153,29 @@ def test_events_that_cannot_be_written_are_one_warning(
     assert not list(run.glob("events.*"))
 
 
-def test_mlflow_keeps_the_run(tracked: Tracked, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """One run there, whether it was trained at one go or not: numbers, parameters and files."""
+def test_mlflow_stores_the_run(tracked: Tracked, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """A resumed run is one MLflow run with all numbers, parameters and files."""
     from mlflow.tracking import MlflowClient
 
-    folder = tmp_path / "a?b #ä"  # signs that mean something in an address
+    folder = tmp_path / "a?b #ä"  # characters with a meaning in URLs
     run = tracked("mlflow", save=folder)
     first = _record(run)["mlflow"]["run_id"]
     resume(run, {"train.epochs": 2})
     assert "--track" not in capfd.readouterr().out
-    assert "MLFLOW_TRACKING_URI" not in os.environ  # nor is it left set for whoever comes next
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
     (tmp_path / "link.db").symlink_to(folder / "mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path / 'link.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == EXPERIMENT]
-    (kept,) = client.search_runs([experiment.experiment_id])
-    assert (kept.info.run_id, kept.info.run_name, kept.info.status) == (first, "a", "FINISHED")
+    (stored,) = client.search_runs([experiment.experiment_id])
+    assert (stored.info.run_id, stored.info.run_name, stored.info.status) == (first, "a", "FINISHED")
     history = _history(run)
     for name in HISTORY[1:]:
         metrics = client.get_metric_history(first, name)
         assert [m.step for m in metrics] == [1, 2]
         np.testing.assert_allclose([m.value for m in metrics], history[name], rtol=1e-12)
-    assert kept.data.params["train.batch"] == "24" and kept.data.params["model"] == "timm/test_resnet"
-    assert kept.data.tags["mlflow.source.git.commit"] == _record(run)["commit"]
+    assert stored.data.params["train.batch"] == "24" and stored.data.params["model"] == "timm/test_resnet"
+    assert stored.data.tags["mlflow.source.git.commit"] == _record(run)["commit"]
     files = Path(client.download_artifacts(first, "", str(tmp_path)))
     assert all((files / name).read_bytes() == (run / name).read_bytes() for name in FILES)
     assert {p.name for p in (files / "sample Grad-CAM").iterdir()} == {f"{c} 1.png" for c in _record(run)["classes"]}
@@ -189,14 +194,14 @@ def test_a_server_that_is_down_is_one_warning_without_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
     run = tracked("mlflow")
     warning = _one_warning(run, capfd)
-    assert f"http://{address.removeprefix('doctor:secret@')} failed" in warning and remedy in warning
+    assert f"http://{address.replace('secret', '***')} failed" in warning and remedy in warning
     assert "secret" not in (run / "train.log").read_text() + (run / "run.json").read_text()
 
 
 def test_a_server_that_never_answers_is_not_waited_for(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """It gets one request and one retry, each given up after the time that the user set; then nothing more."""
+    """It gets one request and one retry, both with the user's own timeout, and nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -211,9 +216,9 @@ def test_a_server_that_never_answers_is_not_waited_for(
 
 
 class _Fake:
-    """A backend that writes down what it is told, draws random numbers as libraries do, and may fail."""
+    """A backend that records its calls, draws random numbers as libraries do, and may fail."""
 
-    place, remedy, look = "nowhere", "do nothing", "true"
+    place, remedy, view = "nowhere", "do nothing", "true"
 
     def __init__(self, fails_at: str = "") -> None:
         self.fails_at, self.calls = fails_at, []
@@ -234,7 +239,7 @@ class _Fake:
     def image(self, name: str, pixels: np.ndarray, epoch: int) -> None:
         self._do(name)
 
-    def end(self, status: str) -> None:
+    def close(self, status: str) -> None:
         self._do(status)
 
 
@@ -255,7 +260,7 @@ def test_tracking_changes_no_weight_and_a_failure_is_the_last_call(
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt, "interrupted"), (UserError, "failed"), (Pruned, "pruned")]
 )
-def test_a_tracker_learns_how_it_ended(
+def test_a_tracker_is_closed_with_the_status(
     error: type[BaseException], status: str, monkeypatch: pytest.MonkeyPatch, tiny_run: Path
 ) -> None:
     fake = _Fake()
@@ -272,12 +277,12 @@ def test_a_tracker_learns_how_it_ended(
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_a_package_that_is_not_installed_is_said_before_anything_starts(
+def test_a_missing_package_is_reported_before_anything_starts(
     name: str, tracked: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else real(n, *a))
-    with pytest.raises(UserError, match=f"--track {name}: not installed: pip install {name}"):
+    with pytest.raises(UserError, match=f"--track {name}: not installed; run pip install {name}"):
         tracked(name, save=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     trackers.check_tracker("none")

@@ -1,19 +1,19 @@
-"""Where the course of a training is shown beside its run folder: TensorBoard, MLflow, or nowhere.
+"""Trackers show a training outside its run folder: in TensorBoard, in MLflow, or not at all.
 
-A tracker looks on: if it fails (a full disk, a server that is down), it is disabled with a warning, the training goes
-on, and its run folder holds the same numbers. Of several ranks the first alone has one.
+A tracker never ends a training: if it fails (a full disk, a server that is down), it is disabled with a warning, and
+the run folder still has all the numbers. Only rank 0 has a tracker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from command_line import hide_password
 from config import all_keys, get_value
 from evaluation.metrics.confusion import confusion_matrix
 from experiment.checkpoint import load_checkpoint
@@ -24,35 +24,35 @@ from utils import UserError, elide, log
 
 
 class Backend(Protocol):
-    """One way to show a run. Any of the methods may raise anything.
+    """A program that can show a run. All methods may raise any exception.
 
     Attributes:
-        place: where it writes, for people; without passwords.
-        remedy: what to do where that fails.
-        look: the command that shows it.
+        place: the file or address it writes to, without passwords.
+        remedy: what the user can do if that fails.
+        view: the command or address that shows the run.
     """
 
     place: str
     remedy: str
-    look: str
+    view: str
 
     def open(self) -> set[int]:
-        """Begin, or go on where an earlier part of the run ended. Returns: the epochs that it has already."""
+        """Start, or continue a resumed run. Returns: the epochs that it has already."""
 
     def scalars(self, row: dict[str, Any]) -> None:
-        """Show a row of the history."""
+        """Show a row of history.csv."""
 
     def image(self, name: str, pixels: np.ndarray, epoch: int) -> None:
-        """Show `pixels` (h, w, 3) uint8 as what `name` (`group/name`) was after an epoch."""
+        """Show `pixels` (h, w, 3) uint8, made after `epoch`, under `name` (`group/name`)."""
 
-    def end(self, status: str) -> None:
-        """The run is `finished`, `interrupted`, `failed` or `pruned`."""
+    def close(self, status: str) -> None:
+        """End the run as `finished`, `interrupted`, `failed` or `pruned`."""
 
 
 def check_tracker(name: str) -> None:
-    """Raises: `UserError` where the package behind a `track` is not installed (it has the tracker's name)."""
+    """Raise a `UserError` if the tracker's package, which has the same name, is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise UserError(f"--track {name}: not installed: pip install {name}, or leave tracking out with --track none")
+        raise UserError(f"--track {name}: not installed; run pip install {name}, or pass --track none")
 
 
 def make_backend(training: Training) -> Backend | None:
@@ -69,7 +69,7 @@ def make_backend(training: Training) -> Backend | None:
 
 @contextlib.contextmanager
 def tracking(training: Training) -> Iterator[Callable[[], None]]:
-    """Track the training in the block, which calls the function it is given after every epoch."""
+    """Track the training that runs in the block, and give it a function to call after every epoch."""
     tracker = _Tracker(training, make_backend(training))
     tracker.attempt(tracker.open)
     try:
@@ -77,19 +77,19 @@ def tracking(training: Training) -> Iterator[Callable[[], None]]:
         tracker.attempt(tracker.show_cams)
     except BaseException as error:
         status = status_of(error)
-        tracker.attempt(lambda backend: backend.end(status))
+        tracker.attempt(lambda backend: backend.close(status))
         raise
-    tracker.attempt(lambda backend: backend.end("finished"))
+    tracker.attempt(lambda backend: backend.close("finished"))
 
 
 class _Tracker:
-    """What is shown of a training by a backend that is disabled if it fails; None: nothing is shown."""
+    """Shows a training in a backend and disables the backend if it fails."""
 
     def __init__(self, training: Training, backend: Backend | None) -> None:
         self.training, self.backend = training, backend
 
     def attempt(self, action: Callable[[Backend], None]) -> None:
-        """Do it; if that fails, warn and disable the backend. Any error at all: none is worth a training."""
+        """Run `action`; if it fails for any reason, warn and disable the backend."""
         if self.backend is None:
             return
         try:
@@ -97,20 +97,20 @@ class _Tracker:
         except Exception as error:
             log.warning(
                 f"--track {self.training.learner.config.track}: {self.backend.place} failed ({_line(error)}): "
-                f"{self.backend.remedy}; the training goes on untracked, its numbers are in history.csv"
+                f"{self.backend.remedy}; training continues without it, all numbers are in history.csv"
             )
             self.backend = None
 
     def open(self, backend: Backend) -> None:
-        """Open the backend, and show what it lacks of the epochs before: it may have failed in an earlier part."""
-        shown = backend.open()
+        """Open the backend and show earlier epochs that it lacks, for example because it had failed."""
+        known = backend.open()
         for row in self.training.history:
-            if row["epoch"] not in shown:
+            if row["epoch"] not in known:
                 backend.scalars(row)
-        log.info(f"tracked: {backend.look}")
+        log.info(f"tracking: {backend.view}")
 
     def show_epoch(self, backend: Backend) -> None:
-        """Show the newest epoch; its confusion matrix too where it is the best so far."""
+        """Show the newest epoch, with its confusion matrix if it is the best so far."""
         training = self.training
         row, images = training.history[-1], training.validation
         backend.scalars(row)
@@ -125,7 +125,7 @@ class _Tracker:
         checkpoint = load_checkpoint(self.training.run.path / "best.pt")
         try:
             cams = sample_cams(checkpoint, self.training.dataset, learner.config, learner.device)
-        except (UserError, RuntimeError) as error:  # no Grad-CAM, or no memory for it: no fault of the backend's
+        except (UserError, RuntimeError) as error:  # no Grad-CAM or no memory for it: the backend has not failed
             log.warning(f"--track {learner.config.track}: no sample CAMs: {_line(error)}")
             return
         for name, pixels in cams:
@@ -133,11 +133,6 @@ class _Tracker:
 
 
 def _line(error: Exception) -> str:
-    """Return the error in one line: what was tried stands first, why it failed last."""
-    text = elide(without_password(" ".join(str(error).split())), 200)
+    """Return the error in one line. Of a long one the ends matter: the action comes first, the reason last."""
+    text = elide(hide_password(" ".join(str(error).split())), 200)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def without_password(text: str) -> str:
-    """Return the text, its addresses without user and password: it is for screens and logs."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

@@ -1,4 +1,4 @@
-"""Images of a training for a tracker: the validation's confusion matrix, and sample CAMs."""
+"""Images that trackers show: the confusion matrix on the validation images, and sample CAMs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_CAMS = 4
 
 @interrupts_wait()
 def confusion_image(counts: np.ndarray, classes: list[str], title: str) -> np.ndarray:
-    """Return the drawn confusion matrix (classes, classes), rows true and columns predicted, as (h, w, 3) uint8."""
+    """Draw a confusion matrix (rows true, columns predicted) and return the image, (h, w, 3) uint8."""
     metrics = {
         "confusion": counts,
         "classes": classes,
@@ -38,12 +38,13 @@ def confusion_image(counts: np.ndarray, classes: list[str], title: str) -> np.nd
 def sample_cams(
     checkpoint: Checkpoint, dataset: Dataset, config: Config, device: torch.device
 ) -> list[tuple[str, np.ndarray]]:
-    """Return Grad-CAM overlays (h, w, 3) uint8 of a few validation images: the evidence for each predicted class.
+    """Return names and Grad-CAM overlays (h, w, 3) uint8 of a few validation images, for their predicted classes.
 
-    The images are drawn by seed. Their names, the true class and a number, are the same for all weights.
-    Raises: `UserError` for an architecture that can have no Grad-CAM.
+    The seed chooses the images. Their names, the true class and a number, do not depend on the weights.
+
+    Raises: `UserError` for an architecture without Grad-CAM.
     """
-    # These imports take half a second, which only the end of a tracked training needs.
+    # Imported here because it takes half a second, and only finished trainings with a tracker need it.
     from localization.drawing.maps import ExplainedModel, MapJob, Output, draw_maps
     from localization.explainer import Explainer
     from localization.methods.explanation import Settings
@@ -52,7 +53,7 @@ def sample_cams(
     order = np.random.default_rng(config.seed).permutation(len(validation))
     each = max(1, MOST_CAMS // len(dataset.classes))
     chosen = validation.iloc[order].groupby("label").head(each).sort_values("label", kind="stable").head(MOST_CAMS)
-    part, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, config.data, dataset.side, masks=True)
+    images, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, config.data, dataset.side, masks=True)
     explainer = Explainer.from_architecture(
         checkpoint.model().to(device),
         checkpoint.architecture,
@@ -62,7 +63,7 @@ def sample_cams(
     job = MapJob(methods=explainer.choose("gradcam"))
     model = ExplainedModel(name=checkpoint.architecture.name, explainer=explainer, fit=checkpoint.fit, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        rows = draw_maps(model, part, job, Output(folder=Path(folder))).rows
+        rows = draw_maps(model, images, job, Output(folder=Path(folder))).rows
         pixels = [np.asarray(Image.open(Path(folder) / row.file).convert("RGB")) for row in rows]
     labels = [row.label for row in rows]
     return [(f"{label} {labels[: i + 1].count(label)}", pixels[i]) for i, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""A run in TensorBoard: event files in the run folder."""
+"""TensorBoard: event files in the run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils import shown
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# The columns of history.csv as TensorBoard groups them: what stands before the stroke is a heading.
+# The columns of history.csv and their tags; TensorBoard groups tags by the part before the slash.
 TAGS = {
     "train_loss": "loss/train",
     "valid_loss": "loss/validation",
@@ -30,35 +30,35 @@ _default_hook = threading.excepthook
 
 
 class TensorBoard:
-    """A `Backend` of `training.trackers`. TensorBoard shows the run folder's name.
+    """TensorBoard as a `Backend`. It lists runs by the names of their folders.
 
     Args:
-        parameters: the configuration, flat.
+        parameters: the configuration, by dotted key.
     """
 
     def __init__(self, run: RunFolder, parameters: dict[str, Any]) -> None:
         self.folder, self.parameters = run.path, parameters
         self.place = f"the event file in {shown(run.path)}"
-        self.remedy = "make room, or leave it out with --track none"
-        self.look = f"tensorboard --logdir {shlex.quote(shown(run.path.parent))}"
+        self.remedy = "make room, or pass --track none"
+        self.view = f"tensorboard --logdir {shlex.quote(shown(run.path.parent))}"
         self._writer: SummaryWriter | None = None
 
     def open(self) -> set[int]:
-        """As `Backend.open`: of a run that goes on, the epochs in its earlier files."""
+        """As `Backend.open`."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         threading.excepthook = _quiet_hook
-        shown = self._epochs()
+        known = self._recorded_epochs()
         self._writer = SummaryWriter(str(self.folder))
-        if not shown:
+        if not known:
             yaml = (self.folder / "config.yaml").read_text(encoding="utf-8")
-            self._writer.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))  # Markdown's code
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))  # a code block
             self._writer.add_custom_scalars(CHARTS)
             plain = {key: v if isinstance(v, (bool, str, float, int)) else str(v) for key, v in self.parameters.items()}
-            for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would make another run
+            for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would create another run
                 self._writer.file_writer.add_summary(summary)
-        return shown
+        return known
 
     def scalars(self, row: dict[str, Any]) -> None:
         """As `Backend.scalars`."""
@@ -71,12 +71,12 @@ class TensorBoard:
         self._writer.add_image(name, pixels, epoch, dataformats="HWC")
         self._writer.flush()
 
-    def end(self, status: str) -> None:
-        """As `Backend.end`."""
+    def close(self, status: str) -> None:
+        """As `Backend.close`."""
         self._writer.close()
 
-    def _epochs(self) -> set[int]:
-        """Return the epochs in the event files, each as far as it is whole."""
+    def _recorded_epochs(self) -> set[int]:
+        """Return the epochs in the event files of a resumed run; the last file may be truncated."""
         if not list(self.folder.glob("events.out.tfevents.*")):
             return set()
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,6 +86,6 @@ class TensorBoard:
 
 
 def _quiet_hook(arguments: threading.ExceptHookArgs) -> None:
-    """Drop the traceback of an error in SummaryWriter's thread: the training's next call raises it, for one warning."""
+    """Print no traceback for an error in SummaryWriter's thread: the next call to the writer raises it again."""
     if not type(arguments.thread).__module__.startswith("tensorboard."):
         _default_hook(arguments)
