@@ -163,9 +163,9 @@ def fail(phantom: Path, cache: Path, folder: Path) -> None:
 
 def main(argv: list[str]) -> None:
     folder, phantom, cache = map(Path, argv)
-    found = job(lambda ranks: agree(ranks, phantom, cache))
+    results = job(lambda ranks: agree(ranks, phantom, cache))
     if os.environ["RANK"] == "0":
-        torch.save(found, folder / "found.pt")
+        torch.save(results, folder / "results.pt")
     fail(phantom, cache, folder)
 
 

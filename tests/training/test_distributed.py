@@ -55,11 +55,11 @@ def both(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the results of one process and of two ranks."""
     folder, ended = launch
-    assert (folder / "found.pt").exists(), ended.stderr
+    assert (folder / "results.pt").exists(), ended.stderr
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return agree(Ranks(), phantom, cache_dir), torch.load(folder / "found.pt", weights_only=True)
+        return agree(Ranks(), phantom, cache_dir), torch.load(folder / "results.pt", weights_only=True)
     finally:
         torch.set_num_threads(threads)
 
@@ -88,8 +88,8 @@ def test_the_first_step_in_single_precision(both: tuple[dict[str, Any], dict[str
 
 @pytest.mark.slow
 def test_every_image_is_drawn_once(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    for found in both:
-        assert sorted(found["drawn"]) == list(range(64))
+    for results in both:
+        assert sorted(results["drawn"]) == list(range(64))
 
 
 @pytest.mark.slow

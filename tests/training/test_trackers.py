@@ -79,7 +79,7 @@ def _shown(run: Path) -> pd.DataFrame:
     """Return TensorBoard's scalars as a history, in the order in which they were written."""
     scalars = {column: _events(run).Scalars(tag) for column, tag in TAGS.items()}
     steps = {column: [event.step for event in events] for column, events in scalars.items()}
-    assert all(found == steps["seconds"] for found in steps.values())
+    assert all(numbers == steps["seconds"] for numbers in steps.values())
     values = {column: [event.value for event in events] for column, events in scalars.items()}
     return pd.DataFrame({"epoch": steps["seconds"], **values})[HISTORY]
 

@@ -103,9 +103,9 @@ class _Tracker:
 
     def open(self, backend: Backend) -> None:
         """Open the backend and show earlier epochs that it lacks, for example because it had failed."""
-        known = backend.open()
+        recorded = backend.open()
         for row in self.training.history:
-            if row["epoch"] not in known:
+            if row["epoch"] not in recorded:
                 backend.scalars(row)
         log.info(f"tracking: {backend.view}")
 

@@ -49,16 +49,16 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         threading.excepthook = _quiet_hook
-        known = self._recorded_epochs()
+        recorded = self._recorded_epochs()
         self._writer = SummaryWriter(str(self.folder))
-        if not known:
+        if not recorded:
             yaml = (self.folder / "config.yaml").read_text(encoding="utf-8")
             self._writer.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))  # a code block
             self._writer.add_custom_scalars(CHARTS)
             plain = {key: v if isinstance(v, (bool, str, float, int)) else str(v) for key, v in self.parameters.items()}
             for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would create another run
                 self._writer.file_writer.add_summary(summary)
-        return known
+        return recorded
 
     def scalars(self, row: dict[str, Any]) -> None:
         """As `Backend.scalars`."""
