@@ -279,6 +279,7 @@ def test_transformed_and_basic_limits_by_hand() -> None:
     assert basic_interval(0.05, np.linspace(0.05, 0.10, 1001)) == pytest.approx((0.00125, 0.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 3])
 def test_intervals_cover(images: int) -> None:
     """A quick form of benchmarks/coverage_of_intervals.py: 200 samples of 240 images, accuracy about 0.9.

@@ -111,6 +111,7 @@ def test_sign_flips_of_many_images_keep_their_tail() -> None:
     assert sign_flip_test(differences) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.01)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)  # statsmodels collects garbage in every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_against_statsmodels(p: list[float]) -> None:
@@ -269,6 +270,7 @@ def test_one_class_alone_has_no_correlation() -> None:
     assert forest_figure(comparison).axes
 
 
+@pytest.mark.slow
 def test_the_coverage_simulation() -> None:
     """Limits beside the usual ones for every metric, and a pair of models as different as its setting says."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

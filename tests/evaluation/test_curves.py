@@ -49,6 +49,7 @@ def test_curves_against_scikit_learn(n: int) -> None:
     assert mean.area["value"] == pytest.approx(np.mean([c.area["value"] for c in curves["roc"][:-1]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 3])
 def test_the_roc_band_covers(images: int) -> None:
     """The band at a false alarm rate of 0.1 and 0.3 holds the true curve in at least 95 % of samples, less noise."""

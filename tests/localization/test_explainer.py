@@ -150,6 +150,7 @@ def test_a_model_without_class_scores_is_refused() -> None:
         Explainer(nn.Conv2d(3, 4, 3), mean=MEAN, std=STD, size=32)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
     """Count tensors and resident memory while images are explained by every method and drawn."""
     import gc

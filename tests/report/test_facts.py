@@ -32,6 +32,7 @@ def _answer(page: Page, standard: str, item: str) -> str | None:
     return answers[0].words() if answers else None
 
 
+@pytest.mark.slow
 def test_external_images_are_not_internal_testing(own: Case) -> None:
     page = own.report()
     assert "the run's own test split" in _answer(page, "CLAIM", "32")

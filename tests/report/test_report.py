@@ -242,6 +242,7 @@ def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case
             assert np.asarray(picture.convert("L")).mean() == pytest.approx(wanted, abs=2)
 
 
+@pytest.mark.slow
 def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
     """Said in a sentence; the errors' maps are of these weights whatever `kind` says, for they match by path."""
     record = own.run / "cams" / "cams.json"
@@ -275,6 +276,7 @@ def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
     assert "left out" not in " ".join(shown()[2:])
 
 
+@pytest.mark.slow
 def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those beside the table are shown, never those of the working folder, and never others of the same name."""
     theirs, work = tmp_path / "theirs", tmp_path / "work"
@@ -300,6 +302,7 @@ def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.abs(np.asarray(_picture(tile.find("img")[0]).convert("L"), float) - wanted).max() < 12
 
 
+@pytest.mark.slow
 def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
     def groups(sources: list[str]) -> str:
         table = make_table(120, CLASSES).assign(source=[sources[i % len(sources)] for i in range(120)])
@@ -313,6 +316,7 @@ def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
     assert "the data name no source" in groups([""])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "panels", "left_out"), [(2, 3, 0), (14, 15, 0), (23, 24, 0), (30, 24, 7)])
 def test_every_class_has_its_curve_up_to_a_limit(size: int, panels: int, left_out: int) -> None:
     """And the figure says how many it leaves out; what is drawn is what the label names."""
@@ -332,6 +336,7 @@ def test_every_class_has_its_curve_up_to_a_limit(size: int, panels: int, left_ou
     assert heading == (f"not shown (no room): {left_out} of {size} classes" if left_out else "")
 
 
+@pytest.mark.slow
 def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
     names = [f"finding {i:02d}" for i in range(26)]
     table = make_table(104, names)
@@ -347,6 +352,7 @@ def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
         assert rest in section.words()
 
 
+@pytest.mark.slow
 def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Case) -> None:
     found = own.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
     text = "if perfectly calibrated 0.031, at most 0.057 in 95 % of samples"
@@ -357,6 +363,7 @@ def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Cas
         assert "if perfectly" not in own.report().source
 
 
+@pytest.mark.slow
 def test_validation_images_do_not_judge_their_own_thresholds(own: Case) -> None:
     assert own.report().root.find("section", id="thresholds")
     own.metrics(evaluation={"kind": "val"})
@@ -417,6 +424,7 @@ def test_markup_in_names_stays_text(tmp_path: Path) -> None:
         assert all(e.tag != "script" for e in figure.find())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 20])
 def test_few_and_many_classes(tmp_path: Path, size: int) -> None:
     case = make_case(tmp_path, [f"finding {i:02d}" for i in range(size)], n=120)
@@ -454,6 +462,7 @@ def test_warnings_are_shown_by_level(own: Case) -> None:
     assert "Small." in header.find("p", class_="caution")[0].words()
 
 
+@pytest.mark.slow
 def test_temperature_that_is_applied(own: Case) -> None:
     """The diagrams are always plain first: which of them shows predictions.csv changes."""
 
@@ -467,6 +476,7 @@ def test_temperature_that_is_applied(own: Case) -> None:
     assert errors()[1] == pytest.approx(ece, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_a_report_is_a_function_of_its_files(own: Case) -> None:
     first = write_report(own.folder, own.run).read_bytes()
     assert write_report(own.folder, own.run).read_bytes() == first
@@ -488,6 +498,7 @@ def test_broken_folders_are_named(own: Case, tmp_path: Path) -> None:
         write_report(own.folder, own.run)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_report_on_twenty_thousand_predictions(tmp_path: Path) -> None:
     """With twelve errors whose radiographs are as large as a detector's."""
     table = make_table(21165, CLASSES)

@@ -30,6 +30,7 @@ def _learner(compiled: str, device: torch.device = CPU) -> Learner:
     return Learner(model=model, architecture=architecture, config=config, size=9, device=device, precision="fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_a_compiled_step_learns_the_same() -> None:
     learner = _learner("on")

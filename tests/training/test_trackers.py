@@ -129,6 +129,7 @@ def test_the_confusion_matrix_has_the_predicted_counts() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_every_epoch_once(tracked: Tracked) -> None:
     run = tracked("tensorboard")
     resume(run, {"train.epochs": 2, "track": "none"})
@@ -153,6 +154,7 @@ def test_events_that_cannot_be_written_are_one_warning(
     assert not list(run.glob("events.*"))
 
 
+@pytest.mark.slow
 def test_mlflow_stores_the_run(tracked: Tracked, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """A resumed run is one MLflow run with all numbers, parameters and files."""
     from mlflow.tracking import MlflowClient
@@ -243,6 +245,7 @@ class _Fake:
         self._do(status)
 
 
+@pytest.mark.slow
 def test_tracking_changes_no_weight_and_a_failure_is_the_last_call(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

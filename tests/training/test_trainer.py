@@ -40,6 +40,7 @@ def test_run_folder_holds_the_contract(tiny_run: Path, phantom: Path) -> None:
     assert load_run_config(tiny_run / "config.yaml").data.path == str(phantom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_an_interrupted_and_resumed_run_is_an_uninterrupted_one(
     optimizer: str, phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

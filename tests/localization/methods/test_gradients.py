@@ -24,7 +24,8 @@ from localization.methods.gradients import (
 from localization.methods.layers import Layer, find_layers
 from tests.helpers.networks import SIZE, architecture_of, bright_quarters, build_network
 
-MODELS = ("resnet18", "vgg16", "densenet121", "vit_b_16", "swin_t", "convnext_tiny")
+LARGE = ("vgg16", "vit_b_16", "swin_t", "convnext_tiny")
+MODELS = ("resnet18", "densenet121", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE))
 FAMILY = (grad_cam, grad_cam_plus_plus, hires_cam, x_grad_cam, layer_cam, eigen_cam, eigen_grad_cam)
 
 
