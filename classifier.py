@@ -15,8 +15,7 @@ import torch
 
 from command_line import start_logging
 from config import TrainConfig
-from dataset.blank import without_flat_images
-from dataset.image_set import ImageSet
+from dataset.image_set import ImageSet, without_flat_images
 from experiment.selection import Selection
 from inference.ensemble import Ensemble
 from inference.images import FLAT, image_records, images_from_arrays, images_from_paths

@@ -7,12 +7,14 @@ waits and then finds the rows, and the next build overwrites what an interrupted
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
@@ -37,51 +39,44 @@ CHUNK = 16  # files per job: one file per job would cost a tenth of the decoding
 
 
 def in_parallel(
-    work: Callable, items: Sequence, workers: int, title: str, unit: str, processes: bool = False
+    work: Callable, items: Sequence, workers: int, title: str, unit: str, processes_from: float = math.inf
 ) -> Iterator:
     """Yield `work(item)` in order, under a progress bar, with a bounded number of jobs in flight.
 
     Args:
         workers: 0 means one per core.
         title, unit: for the progress bar.
-        processes: from `MANY` items on, use processes instead of threads, because the faster PNG decoder holds the
-            interpreter's lock; `work` is then pickled.
+        processes_from: from this many items on, use processes instead of threads, for work that holds the interpreter's
+            lock; it is then pickled.
 
     Raises: `UserError` if a process dies.
     """
     from tqdm import tqdm
 
     workers = workers or cores()
-    processes = processes and workers > 1 and len(items) >= MANY
     size = max(1, min(CHUNK, len(items) // (4 * workers)))
-    chunks = (items[i : i + size] for i in range(0, len(items), size))
-    with (
-        _process_pool(workers) if processes else ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar,
-    ):
-
-        def submit(count: int) -> list[Future]:
-            return [pool.submit(_each, work, part) for part in islice(chunks, count)]
-
-        pending = deque(submit(2 * workers))
+    if workers > 1 and len(items) >= processes_from:
+        # spawn, not fork: the fork of a process with threads (torch, OpenCV) can hang
+        executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_process)
+    else:
+        executor = ThreadPoolExecutor(workers)
+    with executor as pool, tqdm(total=len(items), desc=title, unit=unit, leave=False, delay=0.5) as bar:
+        jobs = (pool.submit(_each, work, items[i : i + size]) for i in range(0, len(items), size))
         try:
+            pending = deque(islice(jobs, 2 * workers))
             while pending:
                 done = pending.popleft().result()
-                pending.extend(submit(1))
+                pending.extend(islice(jobs, 1))
                 yield from done
                 bar.update(len(done))
         except BrokenProcessPool:
-            raise UserError(f"{title}: a decoding process died, perhaps out of memory; try data.workers=1") from None
+            raise UserError(f"{title}: a process died, perhaps out of memory; try data.workers=1") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _each(work: Callable, items: Sequence) -> list:
     return [work(item) for item in items]
-
-
-def _process_pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process)
 
 
 def _start_process() -> None:
@@ -91,10 +86,10 @@ def _start_process() -> None:
     readers.one_thread = True
 
 
-def _decode(decode: Callable, side: int, fit: str, item: tuple[str, str]) -> np.ndarray | str:
-    """Return the pixels of a file (path, hash), or the reason why it cannot be read."""
+def _decode(decode: Callable, side: int, fit: str, item: Hashable) -> np.ndarray | str:
+    """Return the pixels of an item, or the reason why it cannot be read."""
     try:
-        return decode(Path(item[0]), side, fit)
+        return decode(item, side, fit)
     except UnreadableImage as error:
         return str(error)
 
@@ -131,35 +126,27 @@ def cache_folder(data: DataConfig) -> Path:
 def hash_files(paths: Sequence[str], cache_dir: Path, workers: int = 0) -> list[str | None]:
     """Return the SHA-256 of each file, remembered by path, size and mtime_ns; None for a file that cannot be read."""
     make_folder(cache_dir, "data.cache_dir")
-    with closing(
-        _open_index(
-            Path(cache_dir) / "hashes.sqlite",
-            "hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT)",
-        )
-    ) as index:
-        remembered = {path: (size, mtime, sha) for path, size, mtime, sha in index.execute("SELECT * FROM hashes")}
+    table = "hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT)"
+    with closing(_open_index(Path(cache_dir) / "hashes.sqlite", table)) as index:
+        remembered = {row[0]: row for row in index.execute("SELECT * FROM hashes")}
 
         def work(path: str) -> tuple[str, int, int, str] | None:
             try:
-                stat = os.stat(path)
-                size, mtime, sha = remembered.get(path, (None, None, None))
-                if (size, mtime) == (stat.st_size, stat.st_mtime_ns):
-                    return path, size, mtime, sha
-                return path, stat.st_size, stat.st_mtime_ns, file_sha256(path)
+                stat, row = os.stat(path), remembered.get(path)
+                unchanged = row and row[1:3] == (stat.st_size, stat.st_mtime_ns)
+                return row if unchanged else (path, stat.st_size, stat.st_mtime_ns, file_sha256(path))
             except OSError:
                 return None
 
         hashed = list(in_parallel(work, paths, workers, "hashing", "file"))
+        new = [row for row in hashed if row and row is not remembered.get(row[0])]
         with index:
-            index.executemany(
-                "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
-                [row for row in hashed if row and remembered.get(row[0]) != row[1:]],
-            )
+            index.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", new)
     return [row and row[3] for row in hashed]
 
 
 class PixelStore:
-    """Rows of (side, side) uint8, keyed by the SHA-256 of the file that they were decoded from.
+    """Rows of (side, side) uint8, keyed by the SHA-256 of what they were decoded from.
 
     Args:
         fit: `squash` or `letterbox` (`dataset.readers.fit_square`).
@@ -170,7 +157,9 @@ class PixelStore:
         self.side, self.fit, self.kind = side, fit, kind
         self.folder = make_folder(Path(cache_dir) / f"{kind}-{side}-{fit}-v{FORMAT}", "data.cache_dir")
         self.rows_file = self.folder / "rows.u8"
-        self._file: IO[bytes] | None = None
+        # Open as long as the store: rows can be read even if the file is deleted.
+        self._file = os.open(self.rows_file, os.O_RDONLY | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, self._file)
 
     def rows(self, hashes: Iterable[str]) -> np.ndarray:
         """Return the row of each hash, int64, -1 if it has none."""
@@ -179,51 +168,43 @@ class PixelStore:
         return np.array([row_of.get(sha, -1) for sha in hashes], np.int64)
 
     def build(
-        self,
-        paths: Sequence[str],
-        hashes: Sequence[str],
-        workers: int = 0,
-        decode: Callable[[Path, int, str], np.ndarray] | None = None,
-    ) -> dict[str, str]:
-        """Decode the files whose hash has no row yet.
+        self, items: Sequence[Hashable], keys: Sequence[str], workers: int = 0, decode: Callable | None = None
+    ) -> dict[Hashable, str]:
+        """Decode the items whose key has no row yet.
 
         Args:
-            decode: a function of (path, side, fit) that returns (side, side) uint8; default: read an image or a mask,
+            items: paths, or whatever `decode` takes.
+            keys: the SHA-256 of each.
+            decode: a function of (item, side, fit) that returns (side, side) uint8; default: read an image or a mask,
                 depending on the kind.
 
-        Returns: path → reason of every file that cannot be read.
+        Returns: item → reason of every one that cannot be read.
         """
-        unreadable: dict[str, str] = {}
-        if (self.rows(hashes) >= 0).all():
-            return unreadable
+        if (self.rows(keys) >= 0).all():
+            return {}
+        decode = decode or (square_image if self.kind == "image" else square_mask)
+        work, title = partial(_decode, decode, self.side, self.fit), f"{self.kind}s to {self.side}×{self.side}"
+        failed: dict[str, str] = {}
         with _locked(self.folder / "lock.sqlite"), closing(self._index()) as index:
-            missing = [(path, sha) for path, sha, row in zip(paths, hashes, self.rows(hashes), strict=True) if row < 0]
-            files = list({sha: (path, sha) for path, sha in missing}.values())
+            missing = {key: item for item, key, row in zip(items, keys, self.rows(keys), strict=True) if row < 0}
             with index:  # drop entries without bytes: somebody deleted or truncated the file
                 index.execute("DELETE FROM rows WHERE row >= ?", (self._rows_on_disk(),))
-            next_row, area = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0], self.side**2
-            processes = decode is None  # a given decoder may be large, and would be pickled with every chunk
-            decode = decode or (square_image if self.kind == "image" else square_mask)
-            failed: dict[str, str] = {}
-            work = partial(_decode, decode, self.side, self.fit)
-            with open(self.rows_file, "r+b" if self.rows_file.exists() else "w+b") as file:
-                file.truncate(next_row * area)  # drop rows that an interrupted build did not enter in the index
-                file.seek(next_row * area)
+            next_row = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()[0]
+            with open(self.rows_file, "ab") as file:
+                file.truncate(next_row * self.side**2)  # drop rows that an interrupted build did not enter in the index
                 entered = []
-                title = f"{self.kind}s to {self.side}×{self.side}"
-                results = in_parallel(work, files, workers, title, self.kind, processes)
-                for (_, sha), result in zip(files, results, strict=True):
+                results = in_parallel(work, list(missing.values()), workers, title, self.kind, MANY)
+                for key, result in zip(missing, results, strict=True):
                     if isinstance(result, str):
-                        failed[sha] = result
+                        failed[key] = result
                         continue
                     file.write(result)
-                    entered.append((sha, next_row))
+                    entered.append((key, next_row))
                     next_row += 1
                     if len(entered) == COMMIT_ROWS:
                         self._enter(index, file, entered)
                 self._enter(index, file, entered)
-            unreadable.update({path: failed[sha] for path, sha in missing if sha in failed})
-        return unreadable
+        return {item: failed[key] for item, key in zip(items, keys, strict=True) if key in failed}
 
     @staticmethod
     def _enter(index: sqlite3.Connection, file: IO[bytes], entered: list[tuple[str, int]]) -> None:
@@ -237,11 +218,6 @@ class PixelStore:
     def _index(self) -> sqlite3.Connection:
         return _open_index(self.folder / "index.sqlite", "rows (sha256 TEXT PRIMARY KEY, row INTEGER NOT NULL)")
 
-    def open(self) -> None:
-        """Open the file of rows, if there is one; it can then be read even if it is deleted later."""
-        if self._file is None and self.rows_file.exists():
-            self._file = open(self.rows_file, "rb", buffering=0)  # noqa: SIM115 - stays open
-
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the pixels of `rows` (int64, -1 for none): (n, side, side) uint8, zeros for -1.
 
@@ -250,7 +226,6 @@ class PixelStore:
 
         Raises: `UserError` for rows that no longer exist.
         """
-        self.open()
         out = np.zeros((len(rows), self.side, self.side), np.uint8)
         # Consecutive rows are read at once.
         ends = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
@@ -263,14 +238,10 @@ class PixelStore:
         """Fill `pixels` from the byte offset `at`; one read may return less than requested."""
         view = memoryview(pixels.reshape(-1))
         while len(view):
-            got = 0 if self._file is None else os.preadv(self._file.fileno(), [view[:MAX_READ]], at)
+            got = os.preadv(self._file, [view[:MAX_READ]], at)
             if got == 0:
                 raise UserError(f"{self.rows_file}: shorter than its index; delete {self.folder} and run again")
             view, at = view[got:], at + got
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self._file.close()
-
     def _rows_on_disk(self) -> int:
-        return self.rows_file.stat().st_size // self.side**2 if self.rows_file.exists() else 0
+        return self.rows_file.stat().st_size // self.side**2

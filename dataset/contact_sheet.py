@@ -27,13 +27,10 @@ def draw_contact_sheet(dataset: Dataset, config: Config, output: Path) -> None:
 
     side = config.data.size or dataset.side
     source_side = config.augment.resize or side
-    chosen = pd.concat(
-        [
-            rows.sample(PER_CLASS, replace=len(rows) < PER_CLASS, random_state=config.data.split_seed)
-            for _, rows in dataset.records.groupby("label")
-        ],
-        ignore_index=True,
-    )
+    groups = (rows for _, rows in dataset.records.groupby("label"))
+    seed = config.data.split_seed
+    drawn = [rows.sample(PER_CLASS, replace=len(rows) < PER_CLASS, random_state=seed) for rows in groups]
+    chosen = pd.concat(drawn, ignore_index=True)
     plain, _ = make_image_set(chosen, dataset.classes, dataset.data, source_side, masks=True)
     indices = np.arange(len(plain))
     pixels = plain.gather("image", indices)

@@ -21,19 +21,10 @@ from utils import PROJECT, UserError, make_folder
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python dataset/data.py", description=__doc__)
     add_data_flags(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=PROJECT / "runs" / "contact_sheet.png",
-        metavar="FILE",
-        help="the contact sheet (default runs/contact_sheet.png)",
-    )
-    parser.add_argument(
-        "--write-split",
-        type=Path,
-        metavar="FILE",
-        help="also write images, patients and splits to a CSV, which --data accepts like a folder",
-    )
+    sheet, sheet_help = PROJECT / "runs" / "contact_sheet.png", "the contact sheet (default runs/contact_sheet.png)"
+    parser.add_argument("--output", type=Path, default=sheet, metavar="FILE", help=sheet_help)
+    split_help = "also write images, patients and splits to a CSV, which --data accepts like a folder"
+    parser.add_argument("--write-split", type=Path, metavar="FILE", help=split_help)
     arguments, config, _ = parser.read_command(argv)
 
     from dataset.contact_sheet import draw_contact_sheet

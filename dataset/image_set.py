@@ -16,11 +16,12 @@ import torch
 from config import DataConfig
 from dataset.cache import PixelStore, cache_folder
 from dataset.layouts import MASKS
-from dataset.masks import mask_keys
+from dataset.masks import mask_keys, mask_noun, named_masks
 from dataset.readers import image_size, letterbox_frame
 from dataset.sampling import epoch_steps
 from dataset.transforms import Augment, Normalisation, normalise
 from pretrained_models import Architecture
+from utils import UserError, count, log
 
 BLOCK = 1024  # images read at a time by `ImageSet.blocks`
 
@@ -59,6 +60,9 @@ class Schedule:
         return [range(start, min(start + batch, images)) for start in range(0, images, batch)]
 
 
+ALL = Schedule()  # every image once
+
+
 @dataclass(kw_only=True)
 class ImageSet:
     """The images of one split: records, and pixels (uint8 rows of the cache, read a batch at a time).
@@ -80,10 +84,7 @@ class ImageSet:
     _resident: dict[torch.device, torch.Tensor] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = np.array([number.get(label, -1) for label in self.records["label"]], np.int64)
-        for store, _ in self.stores.values():
-            store.open()
+        self.labels = pd.Index(self.classes).get_indexer(self.records["label"]).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -110,6 +111,11 @@ class ImageSet:
         for start in range(0, len(indices), BLOCK):
             yield indices[start : start + BLOCK], self.gather(name, indices[start : start + BLOCK])
 
+    def each(self, name: str, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield every one of `indices` with its pixels, (side, side); the cache is read in blocks."""
+        for block in self.blocks(name, indices):
+            yield from zip(*block, strict=True)
+
     def has(self, name: str) -> np.ndarray:
         """Return which images have the mask `name`: (n,) bool."""
         return self.stores[name][1] >= 0
@@ -118,13 +124,6 @@ class ImageSet:
         """Return the images that `kept`, (n,) bool, selects."""
         stores = {name: (store, rows[kept]) for name, (store, rows) in self.stores.items()}
         return replace(self, records=self.records[kept].reset_index(drop=True), stores=stores)
-
-    def without_masks(self, name: str, indices: np.ndarray) -> ImageSet:
-        """Return the same images, those at `indices` without their mask `name`."""
-        store, rows = self.stores[name]
-        rows = rows.copy()
-        rows[indices] = -1
-        return replace(self, stores={**self.stores, name: (store, rows)})
 
     def fits(self, device: torch.device) -> bool:
         """Return whether the device has memory of its own, with room for all images."""
@@ -141,11 +140,7 @@ class ImageSet:
         return self._resident.get(device)
 
     def batches(
-        self,
-        device: torch.device,
-        batch: int,
-        normalisation: Architecture | Normalisation,
-        schedule: Schedule | None = None,
+        self, device: torch.device, batch: int, normalisation: Architecture | Normalisation, schedule: Schedule = ALL
     ) -> Iterator[Batch]:
         """Yield all images, or those of `schedule`, in batches; the last batch may be smaller, nothing is dropped.
 
@@ -156,7 +151,6 @@ class ImageSet:
             batch: images per batch.
             normalisation: the mean and standard deviation that the model expects: an `Architecture`, or explicit ones.
         """
-        schedule = schedule or Schedule()
         order = np.arange(len(self)) if schedule.order is None else schedule.order
         steps = schedule.steps(len(order), batch)
         chunks = [order[positions.start : positions.stop] for positions in steps]
@@ -200,11 +194,7 @@ def decode_images(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[P
 
 
 def make_image_set(
-    records: pd.DataFrame,
-    classes: list[str],
-    data: DataConfig,
-    side: int,
-    masks: bool = False,
+    records: pd.DataFrame, classes: list[str], data: DataConfig, side: int, masks: bool = False
 ) -> tuple[ImageSet, dict[str, str]]:
     """Fill the pixel cache for `records` (with `sha256`) and, if asked for, their masks.
 
@@ -220,3 +210,39 @@ def make_image_set(
         stores[name] = (store, store.rows(mask_keys(store, name, records, data)))
     memory = round(data.device_memory * 2**30)
     return ImageSet(records=records, classes=classes, stores=stores, device_bytes=memory), unreadable
+
+
+def without_flat_images(images: ImageSet, fit: str) -> tuple[ImageSet, list[str]]:
+    """Return the images without those of a single value, in which nothing can be explained, and the paths of those.
+
+    `fit` is the images' `data.fit`: the padding of a letterbox does not belong to the image.
+    """
+    everything = images.each("image", np.arange(len(images)))
+    contents = (pixels[images.content(index, fit) or ...] for index, pixels in everything)
+    kept = np.array([pixels.min() < pixels.max() for pixels in contents], bool)
+    return images.take(kept), list(images.records["path"][~kept])
+
+
+def without_empty_masks(images: ImageSet, data: DataConfig) -> ImageSet:
+    """Return the images without their empty masks, which nothing can be scored against; a line of the log counts them.
+
+    An empty lung mask is a fault; an image without a finding has an empty lesion mask.
+    Raises: `UserError` if all masks that the user named are empty.
+    """
+    for name in MASKS:
+        there = np.flatnonzero(images.has(name))
+        empty = [index for index, mask in images.each(name, there) if not mask.any()]
+        if not empty:
+            continue
+        kind, first, named = mask_noun(name), images.records[name].iloc[empty[0]], named_masks(name, data)
+        if named and len(empty) == len(there):
+            raise UserError(
+                f"{named}: the masks of all chosen images ({len(empty)}) are empty at {images.side}×{images.side} "
+                f"pixels, for example {first}; pass other masks, or leave {named.flag} out"
+            )
+        line = f"{count(len(empty), f'empty {kind} mask')}, for example {first}: no {kind} scores"
+        (log.warning if kind == "lung" else log.info)(line)
+        store, rows = images.stores[name]
+        rows = np.where(np.isin(np.arange(len(rows)), empty), -1, rows)
+        images = replace(images, stores=images.stores | {name: (store, rows)})
+    return images

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -45,17 +45,9 @@ def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFr
     classes = sorted(records["label"].unique())
     if len(classes) < fewest:
         raise UserError(
-            f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs at least two{_nested_hint(path, flag)}"
+            f"{flag} {path}: only one class, '{classes[0]}'; pass the folder that holds two class folders or more"
         )
     return records.sort_values("path", ignore_index=True)[COLUMNS]
-
-
-def _nested_hint(path: Path, flag: str) -> str:
-    """Return ` (did you mean FLAG FOLDER?)` if the class folders are one level deeper, else an empty string."""
-    for folder in _subfolders(path) if path.is_dir() else []:
-        if sum(any(map(is_image_file, _files(sub / "images"))) for sub in _subfolders(folder)) > 1:
-            return f" (did you mean {flag} {folder}?)"
-    return ""
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -94,9 +86,8 @@ def _from_class(folder: Path, split: str, flag: str) -> pd.DataFrame:
     """Return the records of a class folder: its images, its masks or boxes, and its metadata."""
     nested = folder / "images"
     images = [p for p in _files(nested if nested.is_dir() else folder) if is_image_file(p)]
-    for image in images:
-        if not str(image).isprintable() and any("\ud800" <= c <= "\udfff" for c in str(image)):
-            raise UserError(f"{flag} {folder}: the file name {image.name!r} is not UTF-8; rename the file")
+    if broken := [p.name for p in images if str(p).encode(errors="replace") != os.fsencode(p)]:
+        raise UserError(f"{flag} {folder}: the file name {broken[0]!r} is not UTF-8; rename the file")
     stems = [p.stem for p in images]
     table = pd.DataFrame({"path": [_real(p) for p in images]}, columns=COLUMNS, dtype=object).fillna("")
     table["label"], table["split"] = folder.name, split
@@ -123,11 +114,9 @@ def _read_metadata(path: Path) -> pd.DataFrame:
 
     Lower case because the database itself writes NORMAL-1 for Normal-1.png.
     """
-    from openpyxl.utils.exceptions import InvalidFileException
-
     try:
         sheet = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # openpyxl raises nearly anything for a broken file
         raise UserError(f"{path}: cannot be read as an .xlsx file ({error}); fix or delete it") from None
     sheet.columns = [" ".join(str(name).upper().split()) for name in sheet.columns]
     if "FILE NAME" not in sheet:
@@ -140,18 +129,23 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     return metadata[~metadata.index.duplicated(keep="last")]
 
 
-def _from_csv(path: Path, flag: str) -> pd.DataFrame:
-    """Read a CSV with `path,label` (paths relative to the CSV's folder) and optionally the other columns."""
+def read_table(path: Path, needed: Sequence[str], name: str, remedy: str = "") -> pd.DataFrame:
+    """Read a CSV, all columns as text. Raises: `UserError` with the file's `name`, for example if it lacks a column."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{flag} {path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{name}: cannot be read as CSV ({str(error).splitlines()[0]}){remedy}") from None
     table.columns = [str(c).strip().lower() for c in table.columns]
+    if missing := [c for c in needed if c not in table]:
+        raise UserError(f"{name}: no column '{missing[0]}' (its columns: {', '.join(table.columns)}){remedy}")
     if not table.columns.is_unique:
-        raise UserError(f"{flag} {path}: two columns have the same name ({', '.join(table.columns)})")
-    for needed in ("path", "label"):
-        if needed not in table:
-            raise UserError(f"{flag} {path}: no column '{needed}' (its columns: {', '.join(table.columns)})")
+        raise UserError(f"{name}: two columns have the same name ({', '.join(table.columns)}){remedy}")
+    return table
+
+
+def _from_csv(path: Path, flag: str) -> pd.DataFrame:
+    """Read a CSV with `path,label` (paths relative to the CSV's folder) and optionally the other columns."""
+    table = read_table(path, ("path", "label"), f"{flag} {path}")
     table = table.reindex(columns=COLUMNS, fill_value="").apply(lambda column: column.str.strip())
     table["split"] = table["split"].str.lower().replace(SPLIT_NAMES)
     paths = table["path"]
@@ -178,12 +172,9 @@ def name_groups(records: pd.DataFrame, pattern: str | None) -> pd.Series:
     groups = records["group"]
     if pattern:
         try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"--group-pattern {pattern}: not a regular expression ({error})") from None
-        if compiled.groups < 1:
-            raise UserError(f"--group-pattern {pattern}: no group in parentheses to capture the patient")
-        matches = records["path"].map(lambda path: ((match := compiled.search(Path(path).stem)) and match[1]) or "")
+            matches = records["path"].map(lambda path: Path(path).stem).str.extract(pattern).iloc[:, 0].fillna("")
+        except (re.error, ValueError) as error:
+            raise UserError(f"--group-pattern {pattern}: not a pattern with a group in parentheses ({error})") from None
         if not matches.any():
             raise UserError(f"--group-pattern {pattern}: it matches none of the {count(len(records), 'file name')}")
         groups = groups.where(groups != "", matches)

@@ -11,7 +11,7 @@ import pandas as pd
 from config import DataConfig
 from dataset.cache import cache_folder, hash_files
 from dataset.image_set import ImageSet, decode_images, make_image_set
-from dataset.layouts import MASKS, find_records, name_groups
+from dataset.layouts import MASKS, find_records, name_groups, read_table
 from dataset.masks import give_masks
 from dataset.phantom.constants import GROUP_PATTERN, VERSION
 from dataset.phantom.write import write_phantom
@@ -98,7 +98,7 @@ def data_folder(data: DataConfig) -> tuple[Path, str | None]:
     if data.path is None:
         root = cache_folder(data) / f"phantom-v{VERSION}-{data.phantom_count}-{data.phantom_seed}"
         try:
-            write_phantom(root, data.phantom_count, data.phantom_seed, workers=data.workers or None)
+            write_phantom(root, data.phantom_count, data.phantom_seed, workers=data.workers)
         except (ValueError, OSError) as error:
             raise UserError(f"data.cache_dir: the phantom cannot be drawn ({error})") from None
         return root, data.group_pattern
@@ -110,15 +110,11 @@ def data_folder(data: DataConfig) -> tuple[Path, str | None]:
 def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
     """Raise a `UserError` if the data's classes differ from the checkpoint's."""
     labels = set(records["label"])
-    if classes is None or labels == set(classes):
-        return
-    extra, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
-    differences = [f"the model does not know {', '.join(extra)}"] if extra else []
-    differences += [f"the data has no {', '.join(absent)}"] if absent else []
-    raise UserError(
-        f"--data: its classes differ from the checkpoint's: {'; '.join(differences)} "
-        f"(the checkpoint's: {', '.join(classes)})"
-    )
+    if classes is not None and labels != set(classes):
+        raise UserError(
+            f"--data: its classes ({', '.join(sorted(labels))}) differ from the checkpoint's ({', '.join(classes)}) in "
+            f"{', '.join(sorted(labels ^ set(classes)))}"
+        )
 
 
 def _check_split(records: pd.DataFrame) -> None:
@@ -148,10 +144,9 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {count(len(records), 'image')} cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
-            if before is not None and len(unreadable) == len(records):
-                message += " (if the images were moved, pass --data DIR)"
             raise UserError(
-                f"{message}: more than data.max_unreadable={data.max_unreadable:g}; fix the files or raise the limit"
+                f"{message}: more than data.max_unreadable={data.max_unreadable:g}; fix the files, raise the limit, or "
+                "pass --data DIR if they were moved"
             )
         log.warning(f"{message}: left out")
     return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable
@@ -165,10 +160,8 @@ def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
     split = records["sha256"].map(dict(zip(run["sha256"], run["split"], strict=True))).fillna("")
     run = run.drop_duplicates("sha256").set_index("sha256")
     run["group"] = run["group"].where(run["group"] != run["path"], "")
-    records = records.copy()
-    for column in ("group", "source"):
-        values = records["sha256"].map(run[column]).fillna("")
-        records[column] = values.where(values != "", records[column])
+    known = {column: records["sha256"].map(run[column]).fillna("") for column in ("group", "source")}
+    records = records.assign(**{name: values.where(values != "", records[name]) for name, values in known.items()})
     unknown = int((split == "").sum())
     if unknown > len(records) / 2:
         log.info(f"new split: {unknown} of {count(len(records), 'image')} are not in the run's split.csv")
@@ -180,13 +173,7 @@ def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
 
 def read_split(path: Path) -> pd.DataFrame:
     """Read a run's split.csv, all columns as text. Raises: `UserError` for one that cannot be read."""
-    try:
-        records = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pass --data DIR") from None
-    if missing := [c for c in RECORD_COLUMNS if c not in records]:
-        raise UserError(f"{path}: no column '{missing[0]}'; pass --data DIR")
-    return records
+    return read_table(path, RECORD_COLUMNS, str(path), "; pass --data DIR")
 
 
 def write_split(records: pd.DataFrame, path: Path) -> None:

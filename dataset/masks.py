@@ -8,9 +8,7 @@ images, it is left out with a warning.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from config import DataConfig
-from dataset.boxes import boxes_key, is_boxes, match_boxes, read_boxes, square_boxes
+from dataset.boxes import Boxes, boxes_key, is_boxes, match_boxes, read_boxes, square_boxes
 from dataset.cache import PixelStore, cache_folder, hash_files, in_parallel
 from dataset.layouts import MASKS, match_masks
 from dataset.readers import UnreadableImage, image_size, letterbox_frame, square_mask
@@ -80,37 +78,38 @@ def same_shape(mask: Size, image: Size) -> bool:
     return abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*mask, *image)
 
 
-@dataclass(kw_only=True)
+class _Mask(NamedTuple):
+    """What the mask of one image is made of: a file or boxes, and the size of the image."""
+
+    source: str | Boxes
+    image_size: Size
+
+
+def _square(mask: _Mask, side: int, fit: str) -> np.ndarray:
+    """Return a mask as the cache keeps it, (side, side) uint8 of 0 and 1."""
+    if isinstance(mask.source, str):
+        return square_mask(Path(mask.source), side, fit, mask.image_size)
+    return square_boxes(mask.source, mask.image_size, side, fit)
+
+
+@dataclass
 class _Plan:
-    """How the masks of some images get into the cache; rows that are already there are found by their key.
+    """The masks of some images and their keys in the cache, by image; and why others are left out, by file or line."""
 
-    Args:
-        keys: image → key of its mask.
-        files: mask → hash, for masks that are decoded as they are.
-        made: image → function of (side, fit) that makes a mask for this image alone.
-        misfits, broken: mask, or line of a boxes file → why it is left out.
-    """
-
+    masks: dict[str, _Mask] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    made: dict[str, Callable[[int, str], np.ndarray]] = field(default_factory=dict)
     misfits: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
     def add_boxes(self, image: str, sha: str, file: str, size: Size) -> None:
         """Plan the boxes that `file` has for an image of `size`, except those outside it."""
-        if not Path(file).is_file():
-            self.broken[file] = "no such file"
-            return
-        boxes = read_boxes(file).get(Path(image).stem, ())
+        boxes = read_boxes(file).get(Path(image).stem, ()) if Path(file).is_file() else ()
         if not boxes:
-            self.broken[f"{file} of {image}"] = "no box for this image"
-        for box in boxes:
-            if not box.meets(*size):
-                self.misfits[f"{file}, line {box.line}"] = f"the box is outside {image} ({_shown(size)})"
-        if boxes := tuple(box for box in boxes if box.meets(*size)):
-            self.keys[image] = boxes_key(sha, boxes)
-            self.made[image] = partial(square_boxes, boxes, size)
+            self.broken[f"{file} of {image}"] = "no such file, or no box for this image"
+        outside = f"the box is outside {image} ({_shown(size)})"
+        self.misfits |= {f"{file}, line {box.line}": outside for box in boxes if not box.meets(*size)}
+        if inside := tuple(box for box in boxes if box.meets(*size)):
+            self.masks[image], self.keys[image] = _Mask(inside, size), boxes_key(sha, inside)
 
     def add_file(self, image: str, mask: str, sha: str, sizes: tuple[Size, Size], store: PixelStore) -> None:
         """Plan a mask file with the hash `sha`; `sizes` are the image's and the mask's."""
@@ -121,10 +120,8 @@ class _Plan:
         frame = letterbox_frame(*size, store.side)
         if store.fit == "letterbox" and letterbox_frame(*mask_size, store.side) != frame:
             # The mask's own frame, rounded to another size, would be shifted by a pixel.
-            self.keys[image] = hashlib.sha256(f"{sha} {tuple(frame)}".encode()).hexdigest()
-            self.made[image] = lambda side, fit: square_mask(Path(mask), side, fit, size)
-        else:
-            self.keys[image] = self.files[mask] = sha
+            sha = hashlib.sha256(f"{sha} {tuple(frame)}".encode()).hexdigest()
+        self.masks[image], self.keys[image] = _Mask(mask, size), sha
 
 
 def _shown(size: Size) -> str:
@@ -158,14 +155,16 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
         where, reason = next(iter(plan.misfits.items()))
         more = f" (and {len(plan.misfits) - 1} more)" if len(plan.misfits) > 1 else ""
         raise UserError(f"{named.flag} {where}: {reason}; fix or delete it{more}")
-    _build(store, plan, masks, data)
+    failed = store.build(list(plan.masks.values()), list(plan.keys.values()), data.workers, _square)
+    plan.broken |= {masks[image]: failed[mask] for image, mask in plan.masks.items() if mask in failed}
+    keys = {image: key for image, key in plan.keys.items() if plan.masks[image] not in failed}
     if left_out := plan.misfits | plan.broken:
         where, reason = next(iter(left_out.items()))
-        if named and not plan.keys:
+        if named and not keys:
             raise UserError(f"{named}: no usable mask, for example {where} ({reason})")
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         log.warning(f"left out: {mask_noun(name)} mask {where} ({reason}){more}")
-    return [plan.keys.get(path, "") for path in records["path"]]
+    return [keys.get(path, "") for path in records["path"]]
 
 
 def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> _Plan:
@@ -185,18 +184,6 @@ def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataC
         else:
             plan.add_file(path, mask, hashes[mask], sizes, store)
     return plan
-
-
-def _build(store: PixelStore, plan: _Plan, masks: dict[str, str], data: DataConfig) -> None:
-    """Fill the store as planned; an image whose mask cannot be decoded loses its key."""
-
-    def make(path: Path, side: int, fit: str) -> np.ndarray:
-        return plan.made[str(path)](side, fit)
-
-    failed = store.build(list(plan.made), [plan.keys[path] for path in plan.made], data.workers, make)
-    plan.broken |= {masks[path]: reason for path, reason in failed.items()}
-    plan.broken |= store.build(list(plan.files), list(plan.files.values()), data.workers)
-    plan.keys = {path: key for path, key in plan.keys.items() if masks[path] not in plan.broken}
 
 
 def mask_noun(name: str) -> str:

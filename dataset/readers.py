@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,8 @@ try:
 except ImportError:  # not built for this platform: OpenCV reads everything
     decode_image_png_u8 = None
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES})
 
 TIFF_ORIENTATION = 274  # the tag; 1 is upright
 
@@ -45,7 +48,7 @@ def read_image(path: Path) -> np.ndarray:
         raise UnreadableImage(error.strerror or str(error)) from None
     if not data:
         raise UnreadableImage("the file is empty")
-    if data[128:132] == b"DICM" or Path(path).suffix.lower() in (".dcm", ".dicom"):
+    if data[128:132] == b"DICM" or Path(path).suffix.lower() in DICOM_SUFFIXES:
         return _read_dicom(data)
     if not _is_whole(data):
         raise UnreadableImage("the file is truncated")
@@ -70,25 +73,16 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     from PIL import Image
 
-    if Path(path).suffix.lower() in (".dcm", ".dicom"):
-        return _dicom_size(path)
-    try:
+    with suppress(Exception):  # Pillow and pydicom raise nearly anything for a broken file: `read_image` decides
+        if Path(path).suffix.lower() in DICOM_SUFFIXES:
+            import pydicom
+
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+            return int(header.Rows), int(header.Columns)
         with Image.open(path) as image:  # the header only
             if "exif" not in image.info and getattr(image, "tag_v2", {}).get(TIFF_ORIENTATION, 1) == 1:
                 return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # a DICOM file without its extension, or a broken file: `read_image` decides
     return read_image(path).shape
-
-
-def _dicom_size(path: Path) -> tuple[int, int]:
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-        return int(header.Rows), int(header.Columns)
-    except Exception:  # pydicom raises nearly anything for a broken file: `read_image` decides
-        return read_image(path).shape
 
 
 def _read_grey_png(data: bytes) -> np.ndarray | None:
@@ -97,17 +91,13 @@ def _read_grey_png(data: bytes) -> np.ndarray | None:
     Returns: None, which leaves the file to OpenCV, for any other file, for one that may be stored rotated, for one that
         cannot be decoded, and if OpenCV's threads are faster.
     """
-    if decode_image_png_u8 is None or not one_thread or len(data) < 33 or data[12:16] != b"IHDR":
+    if not decode_image_png_u8 or not one_thread or data[12:16] != b"IHDR" or b"eXIf" in data[: data.find(b"IDAT")]:
         return None
-    if b"eXIf" in data[: data.find(b"IDAT")]:
-        return None
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
-    if (depth, colour, interlace) != (8, 0, 0) or not 0 < width * height < 2**28:
-        return None
-    try:
-        return decode_image_png_u8(data, (height, width), "mono").reshape(height, width)
-    except Exception:  # it raises nothing more specific; OpenCV reports the fault
-        return None
+    with suppress(Exception):  # the decoder raises nothing more specific; OpenCV reports the fault
+        width, height, *kind, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+        if (*kind, interlace) == (8, 0, 0) and 0 < width * height < 2**28:
+            return decode_image_png_u8(data, (height, width), "mono").reshape(height, width)
+    return None
 
 
 def _is_whole(data: bytes) -> bool:
@@ -132,31 +122,24 @@ def _read_dicom(data: bytes) -> np.ndarray:
 
     Without a window the declared range (BitsStored, PixelRepresentation) is used, not the extremes of the pixels.
     """
-    from io import BytesIO
-
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     try:
         frame = pydicom.dcmread(BytesIO(data), force=False)
-        raw = frame.pixel_array
-        if raw.ndim != 2:
-            raise UnreadableImage(f"not a single grey DICOM frame: its shape is {raw.shape}")
-        values = apply_modality_lut(raw, frame)
+        values = frame.pixel_array
+        if values.ndim != 2:
+            raise ValueError(f"not a single grey frame: its shape is {values.shape}")
+        values, (low, high) = apply_modality_lut(values, frame), _stored_range(frame)
         if "WindowCenter" in frame or "VOILUTSequence" in frame:
-            values = np.asarray(apply_voi_lut(values, frame), np.float64)
-            low, high = _window_range(frame, raw)
-        else:
-            values = np.asarray(values, np.float64)
-            low, high = _stored_range(frame)
+            values = apply_voi_lut(values, frame)
+        if "VOILUTSequence" in frame:  # `apply_voi_lut` prefers it to a window, and scales to the range of its entries
+            low, high = 0.0, float(2 ** int(frame.VOILUTSequence[0].LUTDescriptor[2]) - 1)
         inverted = frame.get("PhotometricInterpretation") == "MONOCHROME1"
-    except UnreadableImage:
-        raise
     except Exception as error:  # pydicom and its pixel decoders raise nearly anything for a broken file
-        raise UnreadableImage(
-            f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else 'broken'})"
-        ) from None
-    unit = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+        reason = (str(error) or "broken").splitlines()[0]
+        raise UnreadableImage(f"not a readable DICOM image ({reason})") from None
+    unit = np.clip((np.asarray(values, np.float64) - low) / max(high - low, 1e-12), 0, 1)
     return ((1 - unit if inverted else unit) * 65535).round().astype(np.uint16)
 
 
@@ -166,13 +149,6 @@ def _stored_range(frame) -> tuple[float, float]:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     slope, intercept = float(frame.get("RescaleSlope", 1) or 1), float(frame.get("RescaleIntercept", 0) or 0)
     return tuple(sorted((low * slope + intercept, high * slope + intercept)))
-
-
-def _window_range(frame, raw: np.ndarray) -> tuple[float, float]:
-    """Return the output range of the first VOI transformation, as `apply_voi_lut` scales it."""
-    if "VOILUTSequence" in frame:
-        return 0.0, float(2 ** int(frame.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    return _stored_range(frame)
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -24,10 +24,7 @@ def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
 
 
 def split_targets(
-    labels: np.ndarray,
-    fractions: list[float],
-    val_per_class: int | None,
-    test_per_class: int | None,
+    labels: np.ndarray, fractions: list[float], val_per_class: int | None, test_per_class: int | None
 ) -> np.ndarray:
     """Return the target number of images per split and class, (3, classes) float64.
 
@@ -86,7 +83,11 @@ def split_records(
     groups = merge_copies(records["group"], records["sha256"])
     given = records["split"].to_numpy(str)
     if (given != "").all():
-        _warn_of_leaks(given, groups)
+        if leaking := int((pd.Series(given).groupby(groups).nunique() > 1).sum()):
+            log.warning(
+                f"{count(leaking, 'patient')} with images in more than one of the data's splits (copies of an image "
+                "count as one patient): test results will be too optimistic"
+            )
         if (given == "val").any() or fractions[1] == 0:
             return records["split"]
         train = given == "train"
@@ -107,13 +108,3 @@ def split_records(
             "data.test_per_class, or add images"
         )
     return pd.Series(np.array(SPLITS, object)[assign_groups(labels, groups, targets, seed)], records.index)
-
-
-def _warn_of_leaks(given: np.ndarray, groups: np.ndarray) -> None:
-    """Warn of groups (`merge_copies`) that are in several of the splits that the data defines."""
-    leaking = int((pd.Series(given).groupby(groups).nunique() > 1).sum())
-    if leaking:
-        log.warning(
-            f"{count(leaking, 'patient')} with images in more than one of the data's splits (copies of an image count "
-            "as one patient): test results will be too optimistic"
-        )

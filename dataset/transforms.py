@@ -83,11 +83,7 @@ class Augment:
         return dict(zip(DRAWS, numbers.T, strict=True)), dict(zip(DRAWS, (2 * numbers - 1).T, strict=True))
 
     def __call__(
-        self,
-        pixels: torch.Tensor,
-        epoch: int,
-        positions: np.ndarray,
-        masks: torch.Tensor | None = None,
+        self, pixels: torch.Tensor, epoch: int, positions: np.ndarray, masks: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Transform a batch on its device.
 

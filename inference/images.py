@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset.blank import without_empty_masks, without_flat_images
 from dataset.cache import cache_folder, hash_files
-from dataset.image_set import ImageSet, make_image_set
+from dataset.image_set import ImageSet, make_image_set, without_empty_masks, without_flat_images
 from dataset.layouts import MASKS, name_groups
 from dataset.loading import RECORD_COLUMNS, read_split
 from dataset.masks import give_masks
@@ -105,9 +104,6 @@ class ArrayStore:
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels, self.side = pixels, pixels.shape[-1]
-
-    def open(self) -> None:
-        """Do nothing: the pixels are there."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the pixels of `rows`: (n, side, side) uint8."""

@@ -15,11 +15,11 @@ ORDER = """
 utils
 config
 command_line intervals pretrained_models
-dataset.readers dataset.sampling dataset.phantom
+dataset.readers dataset.sampling
 dataset.boxes dataset.transforms
 dataset.layouts
 dataset.cache
-dataset.masks dataset.split
+dataset.masks dataset.split dataset.phantom
 dataset.image_set
 dataset.loading
 dataset.external dataset.contact_sheet

@@ -19,49 +19,38 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str]) -> None:
     parser = _Parser(
         prog="python -m dataset.phantom",
         allow_abbrev=False,
         description="Draw synthetic chest radiographs in the layout of the COVID-19 Radiography Database.",
     )
+    size_help = "side of an image in pixels (default: %(default)s)"
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not hold anything else")
     parser.add_argument("--count", type=int, default=2000, help="images over all classes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=IMAGE_SIZE, help="side of an image in pixels (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=int, default=IMAGE_SIZE, help=size_help)
     parser.add_argument("--workers", type=int, help="processes that draw (default: one per core)")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="also write a PNG of sample images")
-    return parser
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Raise a `UserError` for a number out of range or a contact sheet that cannot be written."""
+    arguments = parser.parse_args(argv)
     check_at_least(arguments, count=MINIMUM_COUNT, seed=0, size=MINIMUM_SIZE, workers=1)
     if arguments.size > MAXIMUM_SIZE:
         raise UserError(f"--size {arguments.size}: it must be at most {MAXIMUM_SIZE}")
-    sheet = arguments.contact_sheet
-    if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir() or not sheet.absolute().parent.is_dir()):
-        raise UserError(f"--contact-sheet {sheet}: cannot be written; name a .png file in an existing folder")
+    output, sheet = arguments.output, arguments.contact_sheet
     if sheet is not None:
+        if sheet.suffix.lower() != ".png" or sheet.is_dir() or not sheet.absolute().parent.is_dir():
+            raise UserError(f"--contact-sheet {sheet}: cannot be written; name a .png file in an existing folder")
         make_folder(sheet.absolute().parent, "--contact-sheet")
-
-
-def main(argv: Sequence[str]) -> None:
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
 
     from dataset.phantom.write import write_contact_sheet, write_phantom
 
-    output = arguments.output
     make_folder(output.absolute().parent, "--output")
     try:
-        write_phantom(output, arguments.count, arguments.seed, arguments.size, arguments.workers)
+        write_phantom(output, arguments.count, arguments.seed, arguments.size, arguments.workers or 0)
     except ValueError as error:
         raise UserError(f"--output {error}") from None
-    if arguments.contact_sheet is not None:
-        write_contact_sheet(output, arguments.contact_sheet)
+    if sheet is not None:
+        write_contact_sheet(output, sheet)
     print(f"wrote {arguments.count} images to {output}")
 
 

@@ -9,7 +9,6 @@ relative path length; `attenuation` adds them up with the weights of the tissues
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,10 +18,10 @@ from dataset.phantom.film import View, smooth, soften, texture
 # The cardiomediastinal silhouette, counter-clockwise from the right side of the neck: superior vena cava, right
 # atrium, diaphragmatic surface, apex, left ventricle, left atrial appendage, pulmonary trunk, aortic knob, neck.
 SILHOUETTE = np.array([
-    (-0.055, -0.60), (-0.062, -0.38), (-0.070, -0.27), (-0.062, -0.14), (-0.080, -0.04), (-0.112, 0.04),
-    (-0.122, 0.13), (-0.110, 0.22), (-0.085, 0.33), (0.19, 0.34), (0.250, 0.29), (0.262, 0.22), (0.250, 0.14),
-    (0.215, 0.06), (0.165, 0.00), (0.112, -0.03), (0.104, -0.075), (0.086, -0.10), (0.070, -0.118), (0.088, -0.14),
-    (0.104, -0.17), (0.092, -0.21), (0.060, -0.24), (0.056, -0.38), (0.055, -0.60),
+    (-0.055, -0.60), (-0.062, -0.38), (-0.070, -0.27), (-0.062, -0.14), (-0.080, -0.04), (-0.112, 0.04), (-0.122, 0.13),
+    (-0.110, 0.22), (-0.085, 0.33), (0.19, 0.34), (0.250, 0.29), (0.262, 0.22), (0.250, 0.14), (0.215, 0.06),
+    (0.165, 0.00), (0.112, -0.03), (0.104, -0.075), (0.086, -0.10), (0.070, -0.118), (0.088, -0.14), (0.104, -0.17),
+    (0.092, -0.21), (0.060, -0.24), (0.056, -0.38), (0.055, -0.60),
 ])  # fmt: skip
 
 
@@ -89,9 +88,8 @@ def silhouette_outline(body: Body) -> np.ndarray:
 def torso(view: View, body: Body) -> np.ndarray:
     """Draw the relative thickness of the soft tissue: trunk, neck, shoulders and arms."""
     side = body.width + body.fat
-    half = [(0.085, -0.80), (0.088, -0.56), (0.12, -0.50), (0.24, -0.455), (0.38, -0.43), (0.50, -0.38),
-            (0.56, -0.26), (side + 0.03, -0.12), (side, 0.0), (side, 0.2), (side + 0.02, 0.45),
-            (side, 0.8)]  # fmt: skip
+    half = [(0.085, -0.80), (0.088, -0.56), (0.12, -0.50), (0.24, -0.455), (0.38, -0.43), (0.50, -0.38), (0.56, -0.26),
+            (side + 0.03, -0.12), (side, 0.0), (side, 0.2), (side + 0.02, 0.45), (side, 0.8)]  # fmt: skip
     edge = smooth(half, closed=False)
     trunk = view.area(np.concatenate([edge, edge[::-1] * (-1, 1)]))
     # extended beyond the top and bottom of the image, where the body does not end
@@ -103,9 +101,14 @@ def torso(view: View, body: Body) -> np.ndarray:
     if body.arms:
         canvas = view.canvas()
         arm = np.array([(0.49, -0.27), (0.545, -0.05), (0.60, 0.6)])
-        view.stroke(canvas, [arm, arm * (-1, 1)], 0.13, 1.0)
+        view.stroke(canvas, mirrored(arm), 0.13, 1.0)
         thickness = np.maximum(thickness, 0.45 * soften(view.reduce(canvas), 0.012))
     return thickness
+
+
+def mirrored(line: np.ndarray) -> list[np.ndarray]:
+    """Return a line on both sides of the patient."""
+    return [line * (-1, 1), line]
 
 
 def ribs(view: View, body: Body) -> tuple[np.ndarray, np.ndarray]:
@@ -122,10 +125,8 @@ def ribs(view: View, body: Body) -> tuple[np.ndarray, np.ndarray]:
                            closed=False)  # fmt: skip
         anterior = smooth([(w, side_y + 0.01), (1.0 * w, side_y + 0.055), (0.90 * w, side_y + 0.085),
                            (0.72 * w, side_y + 0.13), (reach * w, side_y + 0.165)], closed=False)  # fmt: skip
-        for sign in (-1, 1):
-            back.append(posterior * (sign, 1))
-            if number < 6:
-                front.append(anterior * (sign, 1))
+        back += mirrored(posterior)
+        front += mirrored(anterior) if number < 6 else []
     # (points, density), the ends first: towards the sternum bone turns into cartilage, which is not visible
     turn, cartilage = ((28, 0.6), (21, 1.0)), ((24, 0.3), (20, 0.55), (16, 0.8), (12, 1.0))
     layers = []
@@ -152,15 +153,14 @@ def girdle(view: View, body: Body) -> np.ndarray:
     shaft = np.array([(0.50, top), (0.555, 0.0), (0.58, 0.6)])
     clavicle = smooth([(0.030, top + 0.030), (0.09, top + 0.012), (0.19, top - 0.022), (0.29, top - 0.070),
                        (0.37, top - 0.085), (0.44, top - 0.070)], closed=False)  # fmt: skip
-    both = [np.array((-1, 1)), np.array((1, 1))]
-    view.fill(canvas, [blade * sign for sign in both], 0.27)
-    view.stroke(canvas, [np.concatenate([blade, blade[:1]]) * sign for sign in both], 0.007, 0.55)
-    view.stroke(canvas, [head * sign for sign in both], 0.095, 0.4)
+    view.fill(canvas, mirrored(blade), 0.27)
+    view.stroke(canvas, mirrored(np.concatenate([blade, blade[:1]])), 0.007, 0.55)
+    view.stroke(canvas, mirrored(head), 0.095, 0.4)
     if body.arms:
-        view.stroke(canvas, [shaft * sign for sign in both], 0.05, 0.35)
-    view.stroke(canvas, [clavicle[:4] * sign for sign in both], 0.034, 0.8)
-    view.stroke(canvas, [clavicle * sign for sign in both], 0.026, 0.9)
-    view.stroke(canvas, [clavicle * sign for sign in both], 0.015, 0.62)
+        view.stroke(canvas, mirrored(shaft), 0.05, 0.35)
+    view.stroke(canvas, mirrored(clavicle[:4]), 0.034, 0.8)
+    view.stroke(canvas, mirrored(clavicle), 0.026, 0.9)
+    view.stroke(canvas, mirrored(clavicle), 0.015, 0.62)
     return soften(view.reduce(canvas), 0.003)
 
 
@@ -195,16 +195,8 @@ def airways(view: View) -> np.ndarray:
     return soften(view.reduce(canvas), 0.005)
 
 
-class Vessels(NamedTuple):
-    """One generation of pulmonary vessels; width in image widths, density 0 to 1."""
-
-    lines: list[np.ndarray]
-    width: float
-    density: float
-
-
-def vessel_tree(rng: np.random.Generator) -> list[Vessels]:
-    """Return the generations of pulmonary vessels: trunks from the hila, which fork up to the pleura."""
+def vessel_tree(rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Return the lines of each generation of pulmonary vessels: trunks from the hila, which fork up to the pleura."""
     trunks = 8
     starts, headings = [], []
     for side, height in ((-1, -0.035), (1, -0.055)):
@@ -213,7 +205,7 @@ def vessel_tree(rng: np.random.Generator) -> list[Vessels]:
         start = np.stack([np.full(trunks, side * 0.078), height + 0.05 * fan], 1)
         starts.append(start + rng.normal(0, 0.008, (trunks, 2)))
     points, angles = np.concatenate(starts), np.concatenate(headings)
-    width, length, tree = 0.0165, 0.060, []
+    length, tree = 0.060, []
     for generation in range(6):
         bend = rng.normal(0, 0.16, len(angles))
         reach = 0.5 * length * rng.uniform(0.7, 1.35, len(angles))
@@ -221,20 +213,20 @@ def vessel_tree(rng: np.random.Generator) -> list[Vessels]:
         for step in (1, 2):
             heading = angles + bend * step
             steps.append(steps[-1] + reach[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1))
-        tree.append(Vessels(list(np.stack(steps, 1)), width, max(0.18, 1.0 - 0.17 * generation)))
+        tree.append(list(np.stack(steps, 1)))
         fork = rng.uniform(0.15, 0.5, (2, len(angles)))
         angles = np.concatenate([angles + 2 * bend + fork[0], angles + 2 * bend - fork[1]])
         points = np.concatenate([steps[-1], steps[-1]])
         keep = rng.random(len(angles)) < (1.0 if generation < 2 else 0.72)
-        angles, points, width, length = angles[keep], points[keep], width * 0.70, length * 0.90
+        angles, points, length = angles[keep], points[keep], length * 0.90
     return tree
 
 
 def vessels(view: View, rng: np.random.Generator) -> np.ndarray:
     """Draw hila and vessels, which taper towards the periphery."""
     canvas = view.canvas()
-    for generation in reversed(vessel_tree(rng)):
-        view.stroke(canvas, generation.lines, generation.width, generation.density * 0.8)
+    for generation, lines in reversed([*enumerate(vessel_tree(rng))]):
+        view.stroke(canvas, lines, 0.0165 * 0.70**generation, 0.8 * max(0.18, 1.0 - 0.17 * generation))
     fine = view.reduce(canvas)
     hila = view.canvas()
     for side, height in ((-1, -0.02), (1, -0.04)):

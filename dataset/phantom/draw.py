@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.phantom import anatomy, film, findings
-from dataset.phantom.constants import CLASSES, IMAGE_SIZE, MINIMUM_SIZE, SOURCES
+from dataset.phantom.constants import CLASSES, IMAGE_SIZE, SOURCES
 from dataset.phantom.film import View
 
 MASK_SIZE = 256
@@ -62,11 +62,7 @@ def draw_radiograph(
         seed: the data set's.
         size: side in pixels.
         finding: the class whose finding is drawn, by default `label`; "Normal" gives the same film without a finding.
-
-    Raises: ValueError for an unknown class or a number out of range.
     """
-    if label not in CLASSES or patient < 1 or image < 1 or seed < 0 or size < MINIMUM_SIZE:
-        raise ValueError(f"no such film: {label!r}, patient {patient}, image {image}, seed {seed}, size {size}")
     finding = finding or label
     body = anatomy.draw_body(random_stream(seed, label, patient, BODY))
     view = _view(label, patient, image, seed, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -50,11 +51,8 @@ class View:
 
     def stroke(self, canvas: np.ndarray, lines: list[np.ndarray], width: float, value: float) -> None:
         """Draw open lines of a width (in image widths) and a value (0 to 1) on a supersampled canvas."""
-        if not lines:
-            return
         thickness = max(1, round(width * SUPERSAMPLE * float(np.hypot(*self.matrix[:, 0]))))
-        points, ends = self.points(np.concatenate(lines)), np.cumsum([len(line) for line in lines])
-        parts = [points[end - len(line) : end] for line, end in zip(lines, ends, strict=True)]
+        parts = np.split(self.points(np.concatenate(lines)), np.cumsum([len(line) for line in lines])[:-1])
         kind = cv2.LINE_AA if thickness < 4 else cv2.LINE_8  # wide lines are smooth enough once averaged
         cv2.polylines(canvas, parts, False, round(255 * value), thickness, kind, SHIFT)
 
@@ -122,8 +120,7 @@ def mask(cover: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(cover.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site:
+class Site(NamedTuple):
     """The look of the films of one source; pairs of numbers are ranges."""
 
     window: tuple[float, float]  # extension of the grey scale beyond the darkest and the brightest tissue
@@ -136,15 +133,11 @@ class Site:
 
 
 SITES = (
-    Site(window=(0.00, 0.12), gamma=(0.9, 1.6), detail=(0.0, 0.3), collimated=0.15,
-         marker="R", corner=(0.03, 0.10), boxed=False),
-    Site(window=(0.02, 0.25), gamma=(0.8, 1.5), detail=(0.0, 0.2), collimated=0.30,
-         marker="L", corner=(0.90, 0.12), boxed=True),
-    Site(window=(-0.03, 0.08), gamma=(0.9, 1.7), detail=(0.3, 0.9), collimated=0.15,
-         marker="L", corner=(0.92, 0.09), boxed=False),
-    Site(window=(0.00, 0.15), gamma=(0.9, 1.6), detail=(0.0, 0.5), collimated=0.55,
-         marker="R", corner=(0.05, 0.16), boxed=True),
-)  # fmt: skip
+    Site((0.00, 0.12), (0.9, 1.6), (0.0, 0.3), 0.15, "R", (0.03, 0.10), boxed=False),
+    Site((0.02, 0.25), (0.8, 1.5), (0.0, 0.2), 0.30, "L", (0.90, 0.12), boxed=True),
+    Site((-0.03, 0.08), (0.9, 1.7), (0.3, 0.9), 0.15, "L", (0.92, 0.09), boxed=False),
+    Site((0.00, 0.15), (0.9, 1.6), (0.0, 0.5), 0.55, "R", (0.05, 0.16), boxed=True),
+)
 
 
 def _develop(attenuation_map: np.ndarray, energy: float, scatter: float, detail: float) -> np.ndarray:

@@ -42,15 +42,15 @@ def test_a_changed_file_rebuilds_one_row(tmp_path: Path, monkeypatch: pytest.Mon
     store.build(paths, hash_files(paths, tmp_path))
     decoded = []
     original = cache.square_image
-    monkeypatch.setattr(cache, "square_image", lambda path, *rest: decoded.append(path.name) or original(path, *rest))
+    monkeypatch.setattr(cache, "square_image", lambda path, *rest: decoded.append(path) or original(path, *rest))
     cv2.imwrite(paths[4], np.full((40, 40), 200, np.uint8))
     hashes = hash_files(paths, tmp_path)
     store.build(paths, hashes)
-    assert decoded == ["004.png"]
+    assert decoded == [paths[4]]
     assert _values(store, hashes) == [0, 1, 2, 3, 200, 5, 6, 7, 8, 9]
     Path(paths[7]).rename(tmp_path / "elsewhere.png")  # the same content under another name needs no new row
     store.build([str(tmp_path / "elsewhere.png")], hash_files([str(tmp_path / "elsewhere.png")], tmp_path))
-    assert decoded == ["004.png"]
+    assert decoded == [paths[4]]
 
 
 def test_hashes_are_remembered_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,8 @@ def test_an_interrupted_build_is_completed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cache, "COMMIT_ROWS", 4)
     original = cache.square_image
 
-    def stop(path: Path, *rest: object) -> np.ndarray:
-        if path.name == "017.png":
+    def stop(path: str, *rest: object) -> np.ndarray:
+        if path == paths[17]:
             raise KeyboardInterrupt
         return original(path, *rest)
 
@@ -169,8 +169,9 @@ def test_many_files_are_decoded_by_processes(tmp_path: Path, monkeypatch: pytest
     Path(paths[7]).write_bytes(b"not an image")
     monkeypatch.setattr(cache, "MANY", 40)
     started = []
-    original = cache._process_pool
-    monkeypatch.setattr(cache, "_process_pool", lambda workers: started.append(workers) or original(workers))
+    original = cache.ProcessPoolExecutor
+    spy = lambda workers, *rest: started.append(workers) or original(workers, *rest)  # noqa: E731
+    monkeypatch.setattr(cache, "ProcessPoolExecutor", spy)
     hashes = hash_files(paths, tmp_path)
     store = PixelStore(tmp_path, 32, "squash")
     assert list(store.build(paths, hashes, workers=2)) == [paths[7]]

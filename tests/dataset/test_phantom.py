@@ -70,8 +70,6 @@ def test_class_counts_follow_the_database() -> None:
             abs(counts[label] - count * share / 100) < 1
             for label, share in zip(CLASSES, PROPORTIONS, strict=True)
         )
-    with pytest.raises(ValueError, match="at least 8"):
-        class_counts(7)
 
 
 def test_layout(root: Path) -> None:
@@ -211,7 +209,7 @@ def test_nothing_gives_the_class_away(root: Path) -> None:
 
 def test_complete_phantom_is_kept_and_anything_else_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_phantom(tmp_path / "data", 8, workers=1)
-    monkeypatch.setattr(write, "_write_films", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(write, "in_parallel", lambda *_, **__: pytest.fail("drawn again"))
     assert write_phantom(root, 8) == root
     with pytest.raises(ValueError, match="exists and is not this phantom"):
         write_phantom(root, 9)
@@ -244,13 +242,6 @@ def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(write, "_write_metadata", other_first)
     assert write_phantom(root, 8, workers=1) == root
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_bad_films_are_refused() -> None:
-    bad = (("Pneumonia", 1, 1), ("COVID", 0, 1), ("COVID", 1, 0), ("COVID", 1, 1, -1), ("COVID", 1, 1, 0, 8))
-    for arguments in bad:
-        with pytest.raises(ValueError, match="no such film"):
-            draw_radiograph(*arguments)
 
 
 @pytest.mark.slow
