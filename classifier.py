@@ -22,7 +22,6 @@ from inference.images import FLAT, image_records, images_from_arrays, images_fro
 from localization.explainer import Explainer
 from localization.methods.explanation import Settings
 from localization.methods.table import METHODS, method_name
-from localization.run import checkpoint_name
 from localization.scoring.measure import Measurer
 from localization.scoring.rows import MapRow
 from localization.states import MapState
@@ -172,7 +171,7 @@ class Classifier:
         explainer = Explainer.from_architecture(model, checkpoint.architecture, checkpoint.size, settings=settings)
         [name] = explainer.choose(method_name(method))
         chosen = self._image_set(selection, images)
-        measurer = Measurer(chosen, checkpoint.fit, checkpoint_name(selection), controls=None)
+        measurer = Measurer(chosen, checkpoint.fit, selection.name, controls=None)
         maps = []
         for batch in chosen.batches(device, settings.batch, checkpoint.architecture):
             targets = None

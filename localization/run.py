@@ -45,7 +45,7 @@ def explain_checkpoints(
     drawn = []
     for name, path in names.items():
         selection = select(config, path, given)
-        name = name or checkpoint_name(selection)
+        name = name or selection.name
         images = (
             images_from_paths(selection, request.images)
             if request.images
@@ -70,14 +70,6 @@ def _every_run(config: Config, weights: Sequence[Path]) -> list[Path]:
     return runs
 
 
-def checkpoint_name(selection: Selection) -> str:
-    """Return the name of a checkpoint in tables: its run, and its file if that is not best.pt."""
-    path = selection.checkpoint.path
-    if selection.run is None:
-        return path.stem
-    return selection.run.name if path.name == "best.pt" else f"{selection.run.name}-{path.stem}"
-
-
 def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any]) -> dict[str, Path]:
     """Return several checkpoints by name, which has the parent folder in front where two would have the same name.
 
@@ -85,7 +77,7 @@ def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any
     """
     names: dict[str, Path] = {}
     for path in paths:
-        name = checkpoint_name(select(config, path, given))
+        name = select(config, path, given).name
         other = names.get(name)
         if other is not None and other.resolve() == path.resolve():
             raise UserError(f"--weights {path}: given twice; leave one out")
