@@ -1,10 +1,10 @@
-"""Evaluate a trained classifier: predictions, metrics with 95 % intervals, plots, and report.html.
+"""Evaluate a trained classifier: predictions, metrics with 95 % intervals, figures, and report.html.
 
 python test.py                                  # the newest finished run, its test split
 python test.py --weights runs/NAME/best.pt      # one checkpoint; several are an ensemble
 python test.py --external DIR --map flu="Viral Pneumonia"     # another hospital's folder
 python test.py --weights FILE --data DIR        # a checkpoint away from its run, or images that were moved
-python test.py --predictions FILE.csv           # what another program predicted: path, label, p_CLASS…
+python test.py --predictions FILE.csv           # predictions of another program: path, label, p_CLASS…
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ from utils import UserError
 def parser() -> Parser:
     parser = Parser(prog="test.py", description=__doc__)
     add_data_flags(parser)
-    add_checkpoint_flags(parser, several="several: their mean probability")
+    add_checkpoint_flags(parser, several="several are averaged as an ensemble")
     add_split_flag(parser, default=None)
     add_output_flag(parser, default="a folder in the run")
     add_runs_flag(parser)
     add = parser.add_argument
-    add("--external", type=Path, metavar="DIR", help="all images of another folder instead of a split")
+    add("--external", type=Path, metavar="DIR", help="evaluate all images of another folder instead of a split")
     add(
         "--map",
         action="append",
         default=[],
         metavar="THEIRS=OURS",
-        help="a class of --external by the model's name, or a YAML file of such pairs; may be repeated",
+        help="rename a class of --external to one of the model's; or a YAML file of such pairs; may be repeated",
     )
     add("--predictions", type=Path, metavar="FILE", help="evaluate this table of predictions instead of a model")
-    add("--validation", type=Path, metavar="FILE", help="with --predictions: those of the validation images")
-    add("--tta", action="store_true", help="average the probabilities of each picture and its mirror image")
-    add("--calibrated", action="store_true", help="divide the logits by the temperature that was fitted on validation")
-    add("--allow-overlap", action="store_true", help="evaluate also on images that were trained on; the report says so")
+    add("--validation", type=Path, metavar="FILE", help="with --predictions: the predictions for validation images")
+    add("--tta", action="store_true", help="test-time augmentation: average each image with its mirror image")
+    add("--calibrated", action="store_true", help="divide the logits by the temperature fitted on validation images")
+    add("--allow-overlap", action="store_true", help="evaluate training images too; the report warns about them")
     add(
         "--sensitivity",
         type=float,
         nargs="+",
         metavar="S",
-        help="of the operating points, in (0, 1] (default 0.9 0.95)",
+        help="target sensitivities of the operating points, in (0, 1] (default 0.9 0.95)",
     )
     add(
         "--prevalence",
         action="append",
         default=[],
         metavar="CLASS=P",
-        help="for PPV and NPV, in (0, 1); default: the class's share of the images; may be repeated",
+        help="prevalence for PPV and NPV, in (0, 1); default: the class's share of the images; may be repeated",
     )
-    add("--quick", action="store_true", help="predictions, metrics, confusion matrix alone: no validation, no report")
+    add("--quick", action="store_true", help="predictions, metrics and confusion matrix only: no validation, no report")
     add("--classes", type=int, metavar="N", help="check that the checkpoint has N classes")
     return parser
 
@@ -99,21 +99,21 @@ def check_flags(arguments: argparse.Namespace, given: Mapping[str, Any]) -> None
     if arguments.external is not None:
         if arguments.kind is not None or "data.path" in given or "data.subset" in given:
             raise UserError(
-                f"--external {arguments.external}: all its images are evaluated; leave --kind, --data and --subset out"
+                f"--external {arguments.external}: all its images are evaluated; drop --kind, --data and --subset"
             )
     elif arguments.map:
-        raise UserError("--map: it names the classes of --external DIR")
+        raise UserError("--map: it renames classes of --external DIR; pass --external too")
     if arguments.predictions is not None:
         names = ("weights", "kind", "external", "tta", "calibrated", "allow_overlap", "classes")
         unfit = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
-        unfit += [key for key in given if key != "data.cache_dir"]  # which changes nothing here
+        unfit += [key for key in given if key != "data.cache_dir"]  # this key does not matter here
         if unfit:
-            raise UserError(f"--predictions {arguments.predictions}: a table has no model; leave {unfit[0]} out")
+            raise UserError(f"--predictions {arguments.predictions}: a table has no model; drop {unfit[0]}")
     elif arguments.validation is not None:
-        raise UserError("--validation: it goes with --predictions; a run knows its validation images")
+        raise UserError("--validation: it is for --predictions only; a run has its own validation images")
     for value in arguments.sensitivity or ():
         if not 0 < value <= 1:
-            raise UserError(f"--sensitivity {value:g}: a number in (0, 1] is needed")
+            raise UserError(f"--sensitivity {value:g}: it must be in (0, 1]")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ class FileNote:
         file = folder / self.path
         if file.is_file() and file_sha256(file) == self.sha256:
             return file
-        log.warning(f"{file} is gone or has changed: no operating points")
+        log.warning(f"{file} is missing or has changed: no operating points")
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The model, the images and the command behind some predictions.
+    """The model, the images and the command behind a set of predictions.
 
     A field that is None is unknown, unless it is `recorded`: then None is what metrics.json says (of an ensemble, that
     its members differ).

@@ -1,4 +1,4 @@
-"""An evaluation folder: from checked predictions to metrics, tables and plots."""
+"""An evaluation folder: from checked predictions to metrics, tables and figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DRAWN = ("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """Predictions to evaluate and what is known of them.
+    """Predictions to evaluate, and what is known about them.
 
     Attributes:
         folder: where the results go.
@@ -74,7 +74,7 @@ def write_results(evaluation: Evaluation, quick: bool = False) -> dict[str, Any]
     metrics["warnings"] = cautions(predictions, metrics, provenance)
     write_predictions(predictions.table, folder / "predictions.csv")
     write_metrics(metrics, folder)
-    for name in DRAWN:  # figures of an earlier evaluation would be misread beside these numbers
+    for name in DRAWN:  # earlier figures would not match these numbers
         (folder / name).unlink(missing_ok=True)
     save_figure(confusion_figure(metrics, provenance.title), folder / "confusion_matrix.png")
     if not quick:
@@ -106,7 +106,7 @@ def _if_perfect(predictions: Predictions) -> dict[str, float]:
 
 
 def _ece_with(predictions: Predictions, temperature: Temperature) -> float:
-    """Return the ECE of these images with the temperature, which other images decided."""
+    """Return the ECE of these images with the temperature, which was fitted on other images."""
     scaled = temperature.before_and_after(predictions.probabilities)[1].max(1)
     return calibration.expected_calibration_error(scaled, predictions.correct, calibration.equal_width(scaled))
 
@@ -137,8 +137,8 @@ def _reliability(predictions: Predictions, temperature: Temperature | None) -> F
 
 
 def refuse_other_data(folder: Path, provenance: Provenance) -> None:
-    """Raise `UserError` if the folder holds the results of other data: two folders of images may have one name."""
+    """Raise `UserError` if the folder has the results of other data: two data folders may have the same name."""
     if (folder / "metrics.json").is_file():
-        earlier = Provenance.from_json(read_json(folder / "metrics.json", "remove it").get("evaluation"))
+        earlier = Provenance.from_json(read_json(folder / "metrics.json", "fix or delete it").get("evaluation"))
         if "data_path" in earlier.recorded and earlier.data_path != provenance.data_path:
-            raise UserError(f"{folder}: it holds the results for {earlier.data}; name another folder: --output DIR")
+            raise UserError(f"{folder}: it has the results for {earlier.data}; choose another folder with --output DIR")

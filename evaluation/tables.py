@@ -1,4 +1,4 @@
-"""The evaluation of a table of predictions: another program's, or an earlier one of test.py that is computed anew."""
+"""The evaluation of a table of predictions: from another program, or from test.py to be computed again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table_evaluation(
     sensitivity: Sequence[float] | None = None,
     prevalence: Sequence[str] = (),
 ) -> Evaluation:
-    """Read a table of predictions to evaluate; what an earlier evaluation recorded beside it is kept.
+    """Read a table of predictions to evaluate; what an earlier evaluation recorded is kept.
 
     Args:
         table: a `predictions.csv` of this or another program.
@@ -42,10 +42,10 @@ def table_evaluation(
         provenance = provenance.record(title=path.name, data=str(table))
     folder = output or (path.parent if earlier else path.with_name(f"{path.stem}-evaluation"))
     file = validation or (provenance.validation and provenance.validation.find(path.parent))
-    deciding = _read_validation(file, predictions) if file else None
+    chosen_on = _read_validation(file, predictions) if file else None
     temperature = Temperature.from_json(earlier["temperature"]) if earlier.get("temperature") else None
     if validation and not (temperature and temperature.applied):
-        temperature = temperature_from_validation(deciding)
+        temperature = temperature_from_validation(chosen_on)
         temperature = temperature and replace(temperature, applied=False)
     return Evaluation(
         predictions=predictions,
@@ -56,7 +56,7 @@ def table_evaluation(
             validation=file and FileNote.of(file, folder),
         ),
         run=path.parent.parent if earlier and (path.parent.parent / "run.json").is_file() else None,
-        validation=deciding,
+        validation=chosen_on,
         temperature=temperature,
     )
 
@@ -65,8 +65,8 @@ def _read_validation(file: Path, evaluated: Predictions) -> Predictions:
     validation = read_predictions(file, evaluated.classes)
     if shared := validation.shared(evaluated):
         raise UserError(
-            f"--validation {file}: {len(shared)} of its images are evaluated too ({shared[0]}): thresholds and "
-            "temperature must be decided by other images"
+            f"--validation {file}: it has {len(shared)} of the evaluated images, such as {shared[0]}; choose "
+            "thresholds and the temperature on other images"
         )
     return validation
 
@@ -76,5 +76,5 @@ def _earlier_results(path: Path) -> dict[str, Any]:
     beside = path.parent / "metrics.json"
     if path.name != "predictions.csv" or not beside.is_file():
         return {}
-    metrics = read_json(beside, "remove it, or run test.py again")
+    metrics = read_json(beside, "delete it, or run test.py again")
     return metrics if isinstance(metrics.get("evaluation"), dict) and "confusion" in metrics else {}

@@ -1,4 +1,4 @@
-"""Checkpoints: one file that holds all that a model needs to be used, in tensors and plain Python types."""
+"""Checkpoints: a file with everything needed to use a model, in tensors and plain Python types."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ STORED = ("size", "fit", "precision", "epoch", "train_hashes", "config", "resume
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """A trained model's file.
+    """A trained model and its file.
 
     Attributes:
         architecture: name, head and normalisation.
         classes: class names in the order of the outputs.
-        size, fit: how pictures become squares.
+        size, fit: how images become squares.
         precision: `fp32` or `bf16`, as trained.
         epoch: the epoch (from 1) after which it was saved.
         train_hashes: (n, 32) uint8, the SHA-256 of every training image.
-        config: the run's configuration, nested dictionaries.
+        config: the run's configuration, as nested dictionaries.
         state: the model's state dict.
-        resume: optimiser state, history and the like in `last.pt`; empty in `best.pt`.
+        resume: optimiser state and history in `last.pt`; empty in `best.pt`.
         path: the file.
     """
 
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell trained weights apart: of all tensors below a megabyte, the head's too."""
+        """16 hexadecimal digits that identify the weights, from all tensors below a megabyte, the head included."""
         digest = hashlib.sha256()
         for name, tensor in self.state.items():
             if tensor.nbytes < 2**20:
@@ -57,25 +57,24 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
     def model(self) -> nn.Module:
-        """The model in evaluation mode, float32, channels last. Raises: `UserError` where the state does not fit."""
+        """Return the model in evaluation mode, float32, channels last. Raises: `UserError` if the state misfits."""
         model, _, _ = build_model(self.architecture.name, len(self.classes))
         try:
             model.load_state_dict(self.state)
         except RuntimeError as error:
-            raise UserError(
-                f"--weights {self.path}: does not fit {self.architecture.name}: {str(error).splitlines()[-1].strip()}"
-            ) from None
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"--weights {self.path}: does not fit {self.architecture.name}: {reason}") from None
         return model.to(memory_format=torch.channels_last).eval()
 
 
 def hashes_to_tensor(hashes: list[str]) -> torch.Tensor:
-    """Hexadecimal SHA-256 digests as (n, 32) uint8."""
+    """Return hexadecimal SHA-256 digests as (n, 32) uint8."""
     joined = bytearray.fromhex("".join(hashes))
     return torch.from_numpy(np.frombuffer(joined, np.uint8).copy()).view(-1, 32)
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:
-    """Write `checkpoint.path`, atomically. Raises: `OSError` where there is no room for it."""
+    """Write `checkpoint.path`, atomically. Raises: `OSError` if there is no space left."""
     architecture = checkpoint.architecture
     content = {
         "format": FORMAT,
@@ -87,7 +86,7 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
     with atomic_write(checkpoint.path, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch complains of a file cut short over what cut it: a full disk, Ctrl-C
+        except RuntimeError as error:  # torch hides the cause of an incomplete file: a full disk, Ctrl-C
             cause = error.__context__
             if isinstance(cause, OSError) or (cause is not None and not isinstance(cause, Exception)):
                 raise cause from None
@@ -95,14 +94,12 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:
-    """Read a checkpoint of ours. Raises: `UserError` naming `flag` and the file for anything else."""
+    """Read a checkpoint written by train.py. Raises: `UserError` that names `flag` and the file for anything else."""
     content = read_tensors(path, flag)
     if not isinstance(content, dict) or "architecture" not in content or "model" not in content:
-        raise UserError(
-            f"{flag} {path}: no checkpoint of train.py (a bare state dict starts a training: train.py --init)"
-        )
+        raise UserError(f"{flag} {path}: not a checkpoint written by train.py (train from a state dict with --init)")
     if content.get("format") != FORMAT:
-        raise UserError(f"{flag} {path}: written in format {content.get('format')}, this version reads {FORMAT}")
+        raise UserError(f"{flag} {path}: written in format {content.get('format')}; this version reads format {FORMAT}")
     try:
         described = content["architecture"]
         channels = {name: tuple(described[name]) for name in ("mean", "std")}
@@ -115,4 +112,4 @@ def load_checkpoint(path: Path, flag: str = "--weights") -> Checkpoint:
             **{name: content[name] for name in STORED},
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{flag} {path}: an incomplete checkpoint (no {error})") from None
+        raise UserError(f"{flag} {path}: the checkpoint is incomplete (no {error})") from None

@@ -1,4 +1,4 @@
-"""The run folder `runs/NAME/`: its names, its records, and how verbs find the newest finished one."""
+"""The run folder `runs/NAME/`: its name, its records, and the newest finished one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HISTORY = [
 
 
 class RunFolder:
-    """One run's folder and its `run.json`, which always says in which state the run is."""
+    """A run's folder and its `run.json`, which always has the run's status."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -30,11 +30,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, model: str, name: str | None) -> RunFolder:
-        """Make the folder: `name`, or MODEL-YYYYMMDD-HHMMSS. Raises: `UserError` where it exists or cannot be made."""
+        """Make the folder `name`, or MODEL-YYYYMMDD-HHMMSS. Raises: `UserError` if it exists or cannot be created."""
         make_folder(parent, "--save")
         base = name or f"{model.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         if Path(base).name != base or base in (".", ".."):
-            raise UserError(f"--name {base}: a plain name is needed, without folders (--save chooses the parent)")
+            raise UserError(f"--name {base}: it must be a plain name; choose its parent folder with --save")
         for attempt in range(1, 100):
             path = parent / (base if attempt == 1 else f"{base}-{attempt}")
             try:
@@ -42,20 +42,20 @@ class RunFolder:
                 return cls(path)
             except FileExistsError:
                 if name:
-                    raise UserError(f"--name {name}: {path} exists; choose another name, or --resume {path}") from None
+                    raise UserError(f"--name {name}: {path} exists; pick another name, or --resume {path}") from None
             except OSError as error:
-                raise UserError(f"--name {name}: {path} cannot be made ({error.strerror})") from None
-        raise UserError(f"--save {parent}: too many runs named {base}")
+                raise UserError(f"--name {base}: {path} cannot be created ({error.strerror}); pick another") from None
+        raise UserError(f"--save {parent}: too many runs are named {base}; pass --name")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run folder. Raises: `UserError` where its run.json is missing or broken."""
+        """Open an existing run folder. Raises: `UserError` if its run.json is missing or broken."""
         run = cls(path)
         try:
             run.record = json.loads((path / "run.json").read_text())
             run.record["status"], run.record["model"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no run folder (its run.json: {type(error).__name__})") from None
+            raise UserError(f"{path}: not a run folder (its run.json: {type(error).__name__})") from None
         return run
 
     def start(self, config: Config, records: pd.DataFrame, record: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class RunFolder:
             yaml.safe_dump(asdict(config), file, sort_keys=False, allow_unicode=True)
 
     def update(self, **changes: Any) -> None:
-        """Change run.json, atomically."""
+        """Update run.json, atomically."""
         self.record |= changes
         write_json(self.path / "run.json", self.record)
 
@@ -87,34 +87,34 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def finished_runs(parent: Path, model: str | None = None) -> list[Path]:
-    """The finished runs below `parent` (of `model`, if one is named), the newest first."""
-    found = []
+    """Return the finished runs in `parent` (of `model`, if given), the newest first."""
+    runs = []
     for record_file in sorted(parent.glob("*/run.json")):
         try:
             record = json.loads(record_file.read_text())
             if record["status"] == "finished" and model in (None, record["model"]):
-                found.append((record["finished"], record_file.parent))
+                runs.append((record["finished"], record_file.parent))
         except (OSError, ValueError, KeyError, TypeError):
-            log.warning(f"{record_file}: cannot be read, this run is passed over")
-    return [path for _, path in sorted(found, reverse=True)]
+            log.warning(f"{record_file}: cannot be read; this run is skipped")
+    return [path for _, path in sorted(runs, reverse=True)]
 
 
 def newest_run(parent: Path, model: str | None = None) -> Path:
-    """The newest finished run. Raises: `UserError` where there is none."""
+    """Return the newest finished run. Raises: `UserError` if there is none."""
     runs = finished_runs(parent, model)
     if not runs:
         raise UserError(
-            f"no finished run{f' of {model}' if model else ''} in {parent}: train one (python train.py"
-            f"{f' --model {model}' if model else ''}), or give --weights FILE"
+            f"no finished run{f' of {model}' if model else ''} in {parent}; train one with python train.py"
+            f"{f' --model {model}' if model else ''}, or pass --weights FILE"
         )
     return runs[0]
 
 
 def runs_folder(config: Config) -> Path:
-    """`save`, as seen from the working folder; the default `runs` is the project's own, wherever one works."""
+    """Return the folder that run folders are in; the default `runs` is in the project, whatever the working folder."""
     return PROJECT / config.save if config.save == Config.save else Path(config.save)

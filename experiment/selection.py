@@ -1,4 +1,4 @@
-"""Which checkpoint a verb works on, and on which data: what is given, else what the run says, else the newest run."""
+"""The checkpoint and the data that a verb works on: as given, else as the run recorded, else the newest run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Selection:
     Attributes:
         run: None for a checkpoint outside a run folder.
         precision: `fp32` or `bf16`.
-        pattern_given: whether `--group-pattern` was given here, rather than recorded by the run.
+        pattern_given: whether `--group-pattern` was given here, not recorded by the run.
     """
 
     checkpoint: Checkpoint
@@ -56,8 +56,8 @@ class Selection:
         """Return the images as the checkpoint expects them, its classes in its order. Raises: `UserError`."""
         if self.run is None and self.data.path is None:
             raise UserError(
-                f"--weights {self.checkpoint.path}: it lies in no run folder, so its images are unknown; "
-                "give --data DIR"
+                f"--weights {self.checkpoint.path}: it is not in a run folder, so its images are unknown; "
+                "pass --data DIR"
             )
         run_split = self.run and self.run / "split.csv"
         return load_dataset(self.data, self.checkpoint.size, classes=self.checkpoint.classes, run_split=run_split)
@@ -80,19 +80,19 @@ def select(config: Config, weights: Path | None, given: Mapping[str, Any]) -> Se
     Args:
         config: the composed configuration; it says the device, the workers and the cache folder.
         weights: a checkpoint, a run folder, or None for the newest finished run (of `model`, if that was given).
-        given: the configuration keys that the command line set: only those override what the run recorded of the data.
+        given: the configuration keys that the command line set: only these override the run's data configuration.
 
-    Raises: `UserError` for a missing or broken checkpoint, one of another model than the given one, or a key that the
-        run has decided.
+    Raises: `UserError` for a missing or broken checkpoint, one of another model than the given one, or a key that is
+        fixed by the training.
     """
     model = canonical_name(config.model) if "model" in given else None
     path = _checkpoint_path(config, weights, model)
     checkpoint = load_checkpoint(path)
     if model is not None and model != checkpoint.architecture.name:
-        raise UserError(f"--model {config.model}: the checkpoint {path} is of {checkpoint.architecture.name}")
+        raise UserError(f"--model {config.model}: the checkpoint {path} is a {checkpoint.architecture.name}")
     if foreign := sorted(key for key in given if key not in CHANGEABLE):
         raise UserError(
-            f"{foreign[0]}: the checkpoint's run has decided it; only {', '.join(CHANGEABLE)} can be given here"
+            f"{foreign[0]}: fixed when the checkpoint was trained; only {', '.join(CHANGEABLE)} can be set here"
         )
     run = path.parent if (path.parent / "split.csv").is_file() else None
     return Selection(
@@ -108,7 +108,7 @@ def select(config: Config, weights: Path | None, given: Mapping[str, Any]) -> Se
 def _checkpoint_path(config: Config, weights: Path | None, model: str | None) -> Path:
     if weights is None:
         run = newest_run(runs_folder(config), model)
-        log.info(f"--weights not given: taking the newest finished run{f' of {model}' if model else ''}, {shown(run)}")
+        log.info(f"--weights not given: using the newest finished run{f' of {model}' if model else ''}, {shown(run)}")
         return run / "best.pt"
     return weights / "best.pt" if weights.is_dir() else weights
 
@@ -124,7 +124,7 @@ def _data_config(data: DataConfig, checkpoint: Checkpoint, run: Path | None, giv
     chosen = replace(recorded, **{**RECORDED, "workers": data.workers, **keys, "fit": checkpoint.fit})
     other = chosen.path is not None and (recorded.path is None or _real(chosen.path) != _real(recorded.path))
     if other and "group_pattern" not in keys:
-        return replace(chosen, group_pattern=None)  # the patients of other data are not named as in the run's
+        return replace(chosen, group_pattern=None)  # the run's pattern does not apply to other file names
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""One checkpoint or several that predict together: the mean of their probabilities, and what metrics.json says of them.
+"""One checkpoint, or several that predict the mean of their probabilities; and what metrics.json records of them.
 
 `Ensemble.load(["runs/NAME"])` needs no command line: `ensemble.predict(image_records(ensemble.first, paths), …)`.
 """
@@ -55,7 +55,7 @@ class Ensemble:
     """Checkpoints that predict together, by the mean of their probabilities. All have the same classes.
 
     Args:
-        selections: at least one checkpoint; the first says which images there are and how the classes are ordered.
+        selections: at least one checkpoint; the first defines the data and the order of the classes.
         batch: images per forward pass.
         tta: test-time augmentation: average each image with its mirror image.
         keep_models: keep the models on their device between calls, for many small ones.
@@ -78,7 +78,7 @@ class Ensemble:
                 )
         paths = [s.checkpoint.path.resolve() for s in self.selections]
         if len(set(paths)) < len(paths):
-            raise UserError("--weights: the same checkpoint is named twice")
+            raise UserError("--weights: the same checkpoint is given twice")
 
     @classmethod
     def load(
@@ -105,7 +105,7 @@ class Ensemble:
 
     @property
     def first(self) -> Selection:
-        """The checkpoint whose run says which images there are, and in which order the classes are."""
+        """The checkpoint that defines the data and the order of the classes."""
         return self.selections[0]
 
     @property
@@ -183,8 +183,9 @@ class Ensemble:
         return [path for path, sha in zip(records["path"], records["sha256"], strict=True) if sha in trained]
 
     def validated_on(self, records: pd.DataFrame) -> int | None:
-        """Return how many of the images helped to select a checkpoint's epoch, by content; None where a checkpoint has
-        no run folder, which alone records that.
+        """Return how many of the images were used to select a checkpoint, by content.
+
+        None if a checkpoint is outside its run folder, which alone records that.
         """
         if any(selection.run is None for selection in self.selections):
             return None
@@ -192,7 +193,7 @@ class Ensemble:
         return int(records["sha256"].isin(validated).sum())
 
     def folder_name(self) -> str:
-        """Return `ensemble-A+B-MARK`, of the runs' names; the mark tells apart runs of one name."""
+        """Return `ensemble-A+B-MARK`, from the names of the runs; the mark tells runs of the same name apart."""
         names = [s.run.name if s.run else s.checkpoint.path.stem for s in self.selections]
         mark = hashlib.sha256("\0".join(str(s.checkpoint.path.resolve()) for s in self.selections).encode())
         return f"{shortened_name('ensemble-' + '+'.join(names))}-{mark.hexdigest()[:6]}"

@@ -1,4 +1,4 @@
-"""The evaluation of one checkpoint or several: which images, whether they were trained on, predictions, temperature."""
+"""The evaluation of one checkpoint or several: images, overlap with training, predictions and temperature."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from utils import UserError, device_name, git_commit, log, make_folder, versions
 
 @dataclass(kw_only=True)
 class Request:
-    """What test.py was asked to evaluate.
+    """A request to evaluate checkpoints.
 
     Attributes:
         config, given: the composed configuration, and the keys that the command line set.
         weights: checkpoints and run folders; none: the newest finished run.
-        split: of the run's data, unless `external` names a folder; `class_map` renames its classes (`THEIRS=OURS`).
+        split: of the data, unless `external` names a folder; `class_map` renames its classes (`THEIRS=OURS`).
         classes: the expected number of classes.
         calibrated: divide the logits by the temperature.
-        allow_overlap: evaluate images that were trained on.
-        quick: without validation.
+        allow_overlap: evaluate training images too.
+        quick: skip the validation images.
         sensitivity, prevalence: of the operating points.
         output: default: a folder in the run.
     """
@@ -67,7 +67,7 @@ class Request:
 
 
 def evaluate_model(request: Request) -> Evaluation:
-    """Predict the images that are asked for with one checkpoint or several.
+    """Predict the requested images with one checkpoint or several.
 
     Raises: `UserError`, before any prediction if possible, for checkpoints or images that cannot be evaluated.
     """
@@ -89,7 +89,7 @@ def evaluate_model(request: Request) -> Evaluation:
     if request.calibrated:
         predictions = calibrated(predictions, temperature.value)
     if validation is not None and validation.shared(predictions):
-        log.warning("no operating points: these images chose the thresholds")
+        log.warning("no operating points: the thresholds were chosen on these images")
         validation = None
     if validation is not None:
         provenance = provenance.record(validation=_note_validation(files, validation, folder))
@@ -104,7 +104,7 @@ def evaluate_model(request: Request) -> Evaluation:
 
 
 def _load(request: Request) -> Ensemble:
-    """Load the checkpoints and check what is asked of them."""
+    """Load the checkpoints and check the request against them."""
     config, given = request.config, dict(request.given)
     if request.external:
         config = replace(config, data=replace(config.data, path=str(request.external)))
@@ -113,13 +113,14 @@ def _load(request: Request) -> Ensemble:
     ensemble = Ensemble(selections=selections, batch=config.train.eval_batch, tta=request.tta)
     classes = ensemble.classes
     if request.classes not in (None, len(classes)):
-        raise UserError(f"--classes {request.classes}: the checkpoint has {len(classes)} ({', '.join(classes)})")
+        names = ", ".join(classes)
+        raise UserError(f"--classes {request.classes}: the checkpoint has {len(classes)} classes ({names})")
     read_prevalences(list(request.prevalence), classes)  # fail early, not after the predictions
     return ensemble
 
 
 def _default_folder(request: Request, ensemble: Ensemble) -> Path:
-    """Return the folder in the run or, of several checkpoints, in a folder of their own beside the runs."""
+    """Return a folder in the run or, for several checkpoints, in an ensemble folder beside the runs."""
     suffixes = ["tta"] * request.tta + ["calibrated"] * request.calibrated
     folder = ensemble.first.output_folder(request.kind, suffixes)
     if len(ensemble.selections) == 1:
@@ -128,7 +129,7 @@ def _default_folder(request: Request, ensemble: Ensemble) -> Path:
 
 
 def _provenance(request: Request, ensemble: Ensemble) -> Provenance:
-    """Return what is known before the images are read."""
+    """Return the provenance that is known before the images are read."""
     first = ensemble.first
     return Provenance().record(
         kind=request.kind,
@@ -165,9 +166,9 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
 
 
 def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -> Overlap | None:
-    """Count the images that were trained on, and refuse them unless they are allowed. None for the training images.
+    """Return the overlap with the training and validation images; None when the training split is evaluated.
 
-    Raises: `UserError` that names some of them.
+    Raises: `UserError` that names some training images, unless they are allowed.
     """
     if request.kind == "train":
         return None
@@ -175,27 +176,28 @@ def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -
     if trained and not request.allow_overlap:
         raise UserError(
             f"{request.flag}: the model was TRAINED on {len(trained)} of these {len(records)} images "
-            f"({', '.join(trained[:3])}{', …' if len(trained) > 3 else ''}): leave them out, or say --allow-overlap"
+            f"({', '.join(trained[:3])}{', …' if len(trained) > 3 else ''}); exclude them, or pass --allow-overlap"
         )
     validated = ensemble.validated_on(records) if request.kind != "val" else None
     return Overlap(len(trained), request.allow_overlap, validated)
 
 
 def _temperature(request: Request, files: ValidationFiles, validation: Predictions | None) -> Temperature | None:
-    """Return the temperature beside the checkpoint, or of the validation predictions. Raises: `UserError` if it is
-    asked for and unknown.
+    """Return the temperature kept beside the checkpoint, or fitted on the validation predictions.
+
+    Raises: `UserError` if `--calibrated` needs it and it is unavailable.
     """
     found = files.temperature(validation)
     if found is None and request.calibrated:
         raise UserError(
-            "--calibrated: there is no temperature: it needs the run's validation images, or the .temperature.json "
-            "that test.py wrote beside the checkpoint" + (" (--quick makes none)" if request.quick else "")
+            "--calibrated: no temperature is available; it needs the run's validation images, or the .temperature.json "
+            "that test.py wrote beside the checkpoint" + (" (drop --quick to fit one)" if request.quick else "")
         )
     return found and replace(found, log_loss_before=None, log_loss_after=None, applied=request.calibrated)
 
 
 def _note_validation(files: ValidationFiles, validation: Predictions, folder: Path) -> FileNote:
-    """Return a note of the kept validation predictions; of an ensemble, or if they cannot be kept, write them here."""
+    """Return a note of the validation predictions, which are written to `folder` unless kept beside a checkpoint."""
     file = files.predictions_file()
     if file is None:
         file = folder / "validation.csv"

@@ -19,7 +19,7 @@ from experiment.checkpoint import Checkpoint
 from experiment.selection import Selection
 from utils import UserError, log
 
-FLAT = "one value only: nothing to explain"
+FLAT = "all pixels have one value, so there is nothing to explain"
 
 
 def images_from_split(selection: Selection, count: int, seed: int, errors: int = 0) -> ImageSet:
@@ -27,16 +27,16 @@ def images_from_split(selection: Selection, count: int, seed: int, errors: int =
 
     Args:
         count: images per class, drawn by `seed`.
-        errors: besides, so many of the most confident errors in the run's `test/predictions.csv`.
+        errors: the number of most confident errors in the run's `test/predictions.csv` to add.
 
-    Images of one value only are left out with a warning. Raises: `UserError` for a test split without images, masks
-    that cannot belong to their image, or errors asked for before test.py has run.
+    Images of a single value are left out with a warning. Raises: `UserError` for a test split without images, masks
+    that cannot belong to their image, or errors without test predictions.
     """
     checkpoint, data = selection.checkpoint, selection.data
     dataset = selection.dataset()
     test = dataset.records[dataset.records["split"] == "test"]
     if test.empty:
-        raise UserError("the test split has no images; give --image PATH, or --data DIR")
+        raise UserError("the test split has no images; pass --image PATH or --data DIR")
     drawn = [rows.sample(min(count, len(rows)), random_state=seed) for _, rows in test.groupby("label")]
     if errors:
         drawn.append(test[test["sha256"].isin(_worst_errors(selection, errors))])
@@ -47,15 +47,15 @@ def images_from_split(selection: Selection, count: int, seed: int, errors: int =
     for path in flat:
         log.warning(f"{path}: left out ({FLAT})")
     if not len(images):
-        raise UserError(f"the chosen test images: {FLAT}; give --image PATH, or --data DIR")
+        raise UserError(f"the selected test images: {FLAT}; pass --image PATH or --data DIR")
     return without_empty_masks(images, data)
 
 
 def images_from_paths(selection: Selection, paths: Sequence[Path], flag: str = "--image") -> ImageSet:
     """Return the images of `paths` to explain, with their masks, as `image_records` finds them.
 
-    Unreadable images and images of one value only are left out with a warning. Raises: `UserError` that names `flag`,
-    as `image_records` does, for such an image that was itself given, and where no image remains.
+    Unreadable images and images of a single value are left out with a warning. Raises: `UserError` that names `flag`,
+    as `image_records` does, if such an image was given itself, or no image remains.
     """
     checkpoint, data = selection.checkpoint, selection.data
     records = image_records(selection, paths, flag)
@@ -63,7 +63,7 @@ def images_from_paths(selection: Selection, paths: Sequence[Path], flag: str = "
         give_masks(records, data), checkpoint.classes, data, checkpoint.size, masks=True
     )
     images, flat = without_flat_images(images, data.fit)
-    reasons = {path: f"no readable image: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
+    reasons = {path: f"cannot be read: {reason}" for path, reason in unreadable.items()} | dict.fromkeys(flat, FLAT)
     for path, reason in reasons.items():
         if Path(path) in {given.resolve() for given in paths} or not len(images):
             raise UserError(f"{flag} {path}: {reason}")
@@ -86,7 +86,7 @@ def image_records(selection: Selection, paths: Sequence[Path], flag: str = "--im
         for file in (sorted(p for p in path.iterdir() if is_image_file(p)) if path.is_dir() else [path])
     ]
     if not files:
-        raise UserError(f"{flag} {paths[0]}: no images in it" if paths else f"{flag}: no images given")
+        raise UserError(f"{flag} {paths[0]}: it has no images" if paths else f"{flag}: no images given")
     data = selection.data
     records = pd.DataFrame({"path": files}).reindex(columns=RECORD_COLUMNS, fill_value="")
     records["sha256"] = hash_files(files, cache_folder(data), data.workers)
@@ -100,7 +100,7 @@ def image_records(selection: Selection, paths: Sequence[Path], flag: str = "--im
 
 
 class ArrayStore:
-    """Pixels in memory with the face of a `PixelStore`: (n, side, side) uint8."""
+    """Pixels in memory, (n, side, side) uint8, with the interface of a `PixelStore`."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels, self.side = pixels, pixels.shape[-1]
@@ -165,8 +165,9 @@ def _worst_errors(selection: Selection, count: int) -> list[str]:
 
 
 def _patients(records: pd.DataFrame, selection: Selection) -> pd.Series:
-    """Return the patient of each given image: the run's own, else by `--group-pattern`, else by the run's pattern if it
-    matches these names (other images may be named otherwise), else the image alone.
+    """Return the patient of each image: recorded by the run, else from the file name, else the image alone.
+
+    A `--group-pattern` must match some names; the run's own pattern need not, as other images may be named otherwise.
     """
     try:
         return name_groups(records, selection.data.group_pattern)

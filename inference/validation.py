@@ -1,7 +1,7 @@
 """Predictions for a run's validation images, and the temperature fitted on them: kept beside the checkpoint.
 
 Beside `best.pt` they are `best.validation.csv` and `best.temperature.json` (`best-tta.…` with test-time augmentation).
-The second records the weights, views and precision that it belongs to; files of others are not used.
+The second records the weights, views and precision that it belongs to; other files are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ValidationFiles:
     def predictions(self) -> Predictions | None:
         """Return predictions for the first run's validation images: the kept ones, else new ones, which are then kept.
 
-        None, with a warning, where they are unavailable.
+        None, with a warning, if they are unavailable.
         """
         file = self.predictions_file()
         if file is not None:
@@ -40,7 +40,7 @@ class ValidationFiles:
         if records is None:
             return None
         if self.ensemble.trained_on(records):
-            log.warning(f"{NEITHER}: a member was trained on another's validation images")
+            log.warning(f"{NEITHER}: one checkpoint was trained on validation images of another")
             return None
         data = replace(self.selection.data, path=None, subset=False)
         predictions = self.ensemble.predict(records, data, "validation").labelled()
@@ -65,7 +65,7 @@ class ValidationFiles:
         """Return the first run's validation images: where its split.csv has them, else where `--data` says."""
         selection = self.selection
         if selection.run is None:
-            log.warning(f"{NEITHER}: {selection.checkpoint.path} lies in no run folder")
+            log.warning(f"{NEITHER}: {selection.checkpoint.path} is not in a run folder")
             return None
         hashes, reasons = validation_hashes(selection.run), []
         for path in dict.fromkeys((None, selection.data.path)):
@@ -91,7 +91,7 @@ class ValidationFiles:
             mark = {"key": self._key(), "predictions": file_sha256(file)}
             write_json(self._beside("temperature.json"), entry | mark)
         except OSError as error:
-            log.warning(f"{file}: the validation predictions are not kept ({error.strerror})")
+            log.warning(f"{file}: the validation predictions cannot be kept ({error.strerror})")
 
     def _key(self) -> dict[str, Any]:
         weights = self.selection.checkpoint.fingerprint
@@ -107,9 +107,9 @@ class ValidationFiles:
         if not self.single or not file.is_file():
             return None
         try:
-            record = read_json(file, "it is made anew")
+            record = read_json(file, "it is ignored")
             usable = record["value"] is None or float(record["value"])
         except (UserError, ValueError, KeyError, TypeError):
-            log.warning(f"{file}: cannot be read, it is made anew")
+            log.warning(f"{file}: cannot be read; it is ignored")
             return None
         return record if usable and record.get("key") == self._key() else None

@@ -1,4 +1,4 @@
-"""The reporting checklist of checklist.yaml, filled from the facts of a run."""
+"""The reporting checklist of checklist.yaml, filled in from the facts of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKLIST = Path(__file__).resolve().parent / "checklist.yaml"
 
 
 def answered_standards(facts: Facts) -> list[dict[str, Any]]:
-    """Return the standards with their items' answers; an item's `answer` is None where it stays blank."""
+    """Return the standards; each item has an `answer`, None if it stays blank."""
     standards = []
     for standard in yaml.safe_load(CHECKLIST.read_text(encoding="utf-8"))["standards"]:
         items = [item | {"answer": fill(item["fill"], facts) if "fill" in item else None} for item in standard["items"]]
@@ -25,7 +25,7 @@ def answered_standards(facts: Facts) -> list[dict[str, Any]]:
 
 
 def fill(template: str, facts: Facts) -> str | None:
-    """Return `template` with its facts; None if one of them is unknown."""
+    """Return `template` with its facts filled in; None if one of them is unknown."""
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     values = {name: facts[name] for name in names}
     return None if None in values.values() else template.format(**values)

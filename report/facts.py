@@ -1,6 +1,6 @@
-"""The facts of a run and its evaluation as phrases, which fill the reporting checklist and the run card.
+"""Facts about a run and its evaluation, as phrases that fill in the reporting checklist and the run card.
 
-A phrase is lower case without a full stop. A fact that the records do not show is None: the item then stays blank.
+A phrase is lower case, without a full stop. A fact that the records do not show is None; its items then stay blank.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHOWN = ("recall", "specificity", "precision", "auroc")  # of each class
 
 
 def collect_facts(inputs: Inputs) -> Facts:
-    """Return every fact that `checklist.yaml` and the run card may name."""
+    """Return every fact that `checklist.yaml` and the run card may name; unknown ones are None."""
     groups = (_data, _split, _images, _model, _training, _machine, _evaluated, _results, _analysis)
     return {name: fact for group in groups for name, fact in group(inputs).items()}
 
@@ -52,17 +52,17 @@ def _is_subset(predictions: pd.DataFrame, records: pd.DataFrame) -> bool:
 
 
 def _data(inputs: Inputs) -> Facts:
-    """Describe the run's own data, also where other images are evaluated."""
+    """Describe the run's own data, even if other images are evaluated."""
     split, data = inputs.split, inputs.record.get("data")
     phantom = data == "phantom"
     folder = "the phantom, synthetic radiographs that this toolkit draws" if phantom else f"the images in {data}"
-    facts = {"data": folder if data else None, **dict.fromkeys(("synthetic", "n_by_part", "n_by_class", "sources"))}
+    facts = {"data": folder if data else None, **dict.fromkeys(("synthetic", "n_by_split", "n_by_class", "sources"))}
     if split is None:
         return facts
     if phantom and _is_subset(inputs.predictions.table, split):
         facts["synthetic"] = "every image is synthetic, drawn by this toolkit"
     parts = [(name, split[split["split"] == name]) for name in SPLITS]
-    facts["n_by_part"] = ", ".join(f"{name} {count(len(p), 'image')}{of_patients(p)}" for name, p in parts if len(p))
+    facts["n_by_split"] = ", ".join(f"{name} {count(len(p), 'image')}{of_patients(p)}" for name, p in parts if len(p))
     facts["n_by_class"] = by_class(split["label"])
     sources = split["source"][split["source"] != ""]
     if len(sources):
@@ -80,21 +80,21 @@ def _split(inputs: Inputs) -> Facts:
     used = split[split["split"] != ""]
     shared = {key: int((used.groupby(key)["split"].nunique() > 1).sum()) for key in ("group", "sha256")}
     copies, crossing = shared["sha256"], shared["group"]
-    files = f"{count(copies, 'file')} in more than one part" if copies else "no file is in two parts"
-    people = f"{count(crossing, 'patient')} in more than one part" if crossing else "no known patient is in two parts"
+    files = f"{count(copies, 'file')} in more than one split" if copies else "no file is in two splits"
+    people = f"{count(crossing, 'patient')} in more than one split" if crossing else "no known patient is in two splits"
     unknown = int((split["group"] == split["path"]).sum())
     if unknown == len(split):
-        people = "and the patients are not known"
+        people = "and the patients are unknown"
     else:
         pattern = config and config.data.group_pattern
-        source = f"by the file names (pattern {pattern})" if pattern else "as the data name them"
+        source = f"from the file names (pattern {pattern})" if pattern else "as recorded in the data"
         rest = f"; {count(unknown, 'image')} of unknown patients" if unknown else ""
         facts["patients_known"] = source + rest
     return facts | {"disjoint": f"{files}, {people}", "split": _how_split(inputs, split)}
 
 
 def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
-    """Return None where the records do not show whether the data brought a split of their own, as a CSV may."""
+    """Return how the data were split; None if the data may define the split themselves, as a CSV can."""
     config, data = inputs.config, inputs.record.get("data")
     if config is None or not data or (data != "phantom" and Path(data).suffix.lower() == ".csv"):
         return None
@@ -110,24 +110,25 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
 
 
 def _unit(split: pd.DataFrame) -> str:
-    """Return what a random split keeps together, as far as patients are known."""
+    """Return the unit that a random split keeps together."""
     unknown = int((split["group"] == split["path"]).sum())
     if unknown == len(split):
-        return "image (patients not known)"
-    return f"patient ({count(unknown, 'image')} of unknown patients singly)" if unknown else "patient"
+        return "image (patients unknown)"
+    return f"patient ({count(unknown, 'image')} of unknown patients split individually)" if unknown else "patient"
 
 
 def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | None:
-    """Return which splits the folders of the data decided; None where not every image shows its folder."""
+    """Return which splits the folders of the data define; None if some images are not in such a folder."""
     if len(folders) < len(split):
         return None
     parts, tops = split["split"].to_numpy(str), np.array(folders)
     if np.array_equal(parts, tops):
-        return "as the folders of the data have it"
+        return "as the folders of the data define it"
     taken = (parts == "val") & (tops == "train")
     if not np.array_equal(parts[~taken], tops[~taken]) or "val" in folders:
         return None
-    return f"as the folders of the data have it, but validation: {taken.sum():,} of its training images, {how}"
+    moved = count(int(taken.sum()), "training image")
+    return f"as the folders of the data define it, with {moved} moved to validation, {how}"
 
 
 def _images(inputs: Inputs) -> Facts:
@@ -139,7 +140,7 @@ def _images(inputs: Inputs) -> Facts:
 
 
 def _preprocessing(inputs: Inputs) -> str | None:
-    """Return None where it is unknown, or differs between the members of an ensemble (a recorded None)."""
+    """Return the preprocessing; None if it is unknown, or differs within an ensemble (a recorded None)."""
     provenance, config = inputs.provenance, inputs.config
     size = provenance.size if "size" in provenance.recorded else inputs.record.get("size")
     fit = provenance.fit if "fit" in provenance.recorded else config and config.data.fit
@@ -158,7 +159,7 @@ def _preprocessing(inputs: Inputs) -> str | None:
 
 def _missing(split: pd.DataFrame) -> str:
     gaps = {"patient": (split["group"] == split["path"]).sum(), "source": (split["source"] == "").sum()}
-    unknown = [f"the {name} of {gap:,} of {len(split):,} images is not known" for name, gap in gaps.items() if gap]
+    unknown = [f"the {name} of {gap:,} of {len(split):,} images is unknown" for name, gap in gaps.items() if gap]
     return join(unknown) if unknown else "patient and source are known for every image"
 
 
@@ -169,7 +170,7 @@ def _model(inputs: Inputs) -> Facts:
     members = "none, a single model" if len(models) == 1 else f"the mean of the probabilities of {join(models or [''])}"
     mirrored = "the mean of the probabilities of each image and its mirror image" if provenance.tta else "none"
     return {
-        "task": f"the choice of one of {len(classes)} classes ({', '.join(classes)}) for each image",
+        "task": f"classification of each image as one of {len(classes)} classes ({', '.join(classes)})",
         "init": record.get("init"),
         "model": model,
         "title": model and f"{model}, a deep-learning classifier of chest radiographs, and its evaluation",
@@ -183,15 +184,15 @@ def _training(inputs: Inputs) -> Facts:
     config, record = inputs.config, inputs.record
     facts = dict.fromkeys(("training", "augmentation", "sampling", "selection"))
     if config is not None:
-        even = "every class equally often, small ones repeated"
+        even = "every class equally often, with small classes repeated"
         facts["training"] = _optimisation(config.train, record.get("epochs"))
         facts["augmentation"] = augmentation(config.augment)
-        facts["sampling"] = even if config.train.sampler == "weighted" else "every image once an epoch"
+        facts["sampling"] = even if config.train.sampler == "weighted" else "every image once per epoch"
     weights = [Path(path).name for path in inputs.provenance.weights]
-    if weights == ["best.pt"] and "best_epoch" in record:  # which only a finished run has
-        facts["selection"] = f"the epoch of lowest validation loss, {record['best_epoch']} of {record['epochs']}"
+    if weights == ["best.pt"] and "best_epoch" in record:  # recorded by finished runs only
+        facts["selection"] = f"the epoch with the lowest validation loss, {record['best_epoch']} of {record['epochs']}"
     elif weights == ["last.pt"] and inputs.provenance.epoch:
-        facts["selection"] = f"none, the last epoch ({inputs.provenance.epoch})"
+        facts["selection"] = f"the last epoch ({inputs.provenance.epoch}), not selected"
     return facts
 
 
@@ -202,7 +203,7 @@ def _optimisation(train: TrainConfig, epochs: int | None) -> str:
         f"peak learning rate {train.lr:g} ({schedule(train)})",
         f"batches of {train.batch}",
         train.clip_norm and f"gradients clipped at norm {train.clip_norm:g}",
-        train.freeze_epochs and f"the head alone for {count(train.freeze_epochs, 'epoch')}",
+        train.freeze_epochs and f"only the head trained for {count(train.freeze_epochs, 'epoch')}",
         epochs and f"{epochs} of at most {train.epochs} epochs",
     )
     return ", ".join(filter(None, phrases))
@@ -219,7 +220,7 @@ def _machine(inputs: Inputs) -> Facts:
         "seconds": None if seconds is None else f"{seconds:,.0f} s of training",
         "seed": str(record["seed"]) if "seed" in record else None,
         "command": "; then ".join(filter(None, (record.get("command"), provenance.command))) or None,
-        "code": f"this toolkit{at}" if provenance.weights else None,  # else another program made the predictions
+        "code": f"this toolkit{at}" if provenance.weights else None,  # otherwise another program made the predictions
         "licence_code": licence.read_text().split(" License")[0].strip() if licence.is_file() else None,
         "predictions": "every prediction is in predictions.csv beside this report",
     }
@@ -230,7 +231,7 @@ def _software(versions: Mapping[str, str] | None) -> str | None:
 
 
 def _both(training: str | None, evaluation: str | None) -> str | None:
-    """Return what holds for the training and the evaluation; None where neither is known."""
+    """Return one value if training and evaluation agree, else both; None if neither is known."""
     if training and evaluation and training != evaluation:
         return f"{training} in training, {evaluation} in the evaluation"
     return training or evaluation
@@ -241,7 +242,7 @@ def _evaluated(inputs: Inputs) -> Facts:
     provenance, table, split = inputs.provenance, inputs.predictions.table, inputs.split
     kind, data = provenance.kind, provenance.data
     images = f"{count(len(table), 'image')}{of_patients(table)}"
-    names = {"test": "the test split", "val": "the validation split", "train": "the training images themselves"}
+    names = {"test": "the test split", "val": "the validation split", "train": "the training images"}
     place = f", {names[kind]}" if kind in names else f" in {data}" if kind == "external" else ""
     where = f" of {data}" if kind in names and data not in (None, "the run's own") else ""
     own = split is not None and _is_subset(table, split[split["split"] == "test"])
@@ -263,7 +264,7 @@ def _results(inputs: Inputs) -> Facts:
     small = [f"{name} ({row['support']})" for name, row in rows.items() if row["small"]]
     return {
         "metrics": f"{', '.join(words(m, True) for m in OVERALL)}; per class {join(words(m) for m in PER_CLASS)}",
-        "intervals": f"95 %, unit of sampling: {unit} ({methods})" if known else None,
+        "intervals": f"95 %, sampling unit: {unit} ({methods})" if known else None,
         "headline": _values(metrics, ("accuracy", "balanced_accuracy", "macro_f1")),
         "per_class": "; ".join(f"{name}: {_values(row, SHOWN)}" for name, row in rows.items()),
         "small_classes": f"{join(small)} images" if small else f"none has fewer than {SMALL} images",
@@ -277,7 +278,7 @@ def _values(entries: dict[str, Any], names: Iterable[str]) -> str:
 def _analysis(inputs: Inputs) -> Facts:
     metrics, predictions = inputs.metrics, inputs.predictions
     table = predictions.table[~predictions.correct]
-    errors = counts(table["label"] + " called " + table["predicted"])
+    errors = counts(table["label"] + " predicted as " + table["predicted"])
     points, groups = metrics["operating_points"], metrics["subgroups"]
     return {
         "calibration": f"ECE {with_limits(metrics['ece'])}{_temperature(metrics['temperature'])}",
@@ -296,17 +297,18 @@ def _temperature(temperature: dict[str, Any] | None) -> str:
 
 
 def _threshold(point: dict[str, Any]) -> str:
-    chosen = f"for a sensitivity of {point['wanted_sensitivity']:g} on {point['chosen_on']['n']} validation images"
-    return f"{point['class']} from {threshold(point['threshold'])}, {chosen}"
+    images = count(point["chosen_on"]["n"], "validation image")
+    target = f"for a sensitivity of {point['wanted_sensitivity']:g} on {images}"
+    return f"{point['class']} from {threshold(point['threshold'])}, {target}"
 
 
 def _maps(maps: pd.DataFrame) -> str:
     methods = join(METHODS[name].title if name in METHODS else name for name in sorted(maps["method"].unique()))
     states = count_flawed(maps["status"]).items()
     flawed = "".join(f", {number} {state.counted}" for state, number in states if number or state is MapState.EMPTY)
-    return f"{methods} of {count(maps['path'].nunique(), 'image')}, {len(maps)} maps{flawed}"
+    return f"{methods} of {count(maps['path'].nunique(), 'image')}, {count(len(maps), 'map')}{flawed}"
 
 
 def _accuracies(rows: list[dict[str, Any]]) -> str:
     shown = ", ".join(f"{row['value']} {with_limits(row['accuracy'])}" for row in rows[:MOST_NAMES])
-    return f"accuracy {shown}" + (", and others in the table of this report" if len(rows) > MOST_NAMES else "")
+    return f"accuracy {shown}" + (", and more in the table of this report" if len(rows) > MOST_NAMES else "")

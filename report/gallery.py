@@ -1,4 +1,4 @@
-"""The most confident errors as pictures, each with its map laid exactly over it."""
+"""The most confident errors as images, each with its map aligned on top."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from report.inputs import FIRST_METHOD, Maps
 from utils import file_sha256
 
 MOST_ERRORS = 12
-SIDE = 448  # pixels: what a picture's longer side is shrunk to
+SIDE = 448  # pixels: the longer side of an image on the page
 QUALITY = 82  # of JPEG
 
 
@@ -31,11 +31,10 @@ class Tile:
 
     Attributes:
         name: the file's name.
-        patient: empty where it is not known.
-        raw, overlay: data URIs, or None; where both are there, they show the same part of the radiograph at the same
-            size in pixels.
-        target: the class whose evidence the overlay shows.
-        note: what keeps the picture or its map from being shown.
+        patient: empty if unknown.
+        raw, overlay: data URIs, or None; if both are there, they show the same region at the same size in pixels.
+        target: the class that the overlay explains.
+        note: why the image or its map is not shown, or how far to trust the map.
     """
 
     name: str
@@ -49,13 +48,25 @@ class Tile:
     note: str
 
 
+class Layer(NamedTuple):
+    """A map to lay over its image, if it can be shown; `boxed`: cropped to the image's frame."""
+
+    overlay: Image.Image | None = None
+    boxed: bool = False
+    note: str = ""
+
+
+class ChangedImage(Exception):
+    """Raised for a file whose content is not what was evaluated."""
+
+
 def error_tiles(predictions: Predictions, maps: Maps, folders: Sequence[Path]) -> list[Tile]:
-    """The up to `MOST_ERRORS` most confident wrong answers.
+    """Return the most confident wrong predictions, at most `MOST_ERRORS`.
 
     Args:
-        predictions: their `path` is where the radiographs are read, if they are still there.
-        maps: of which those of the same paths are laid over them.
-        folders: where a relative path may start; the first that has the file counts, and the working folder never does.
+        predictions: the images are read from `path`, if they still exist.
+        maps: those of the same paths are laid over the images.
+        folders: where relative paths start; the first folder that has the file counts, never the working folder.
     """
     wrong = np.flatnonzero(~predictions.correct)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MOST_ERRORS]
@@ -68,16 +79,16 @@ def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path
     layer = Layer() if drawn is None else _layer(drawn, maps.folder)
     raw, overlay, notes = None, layer.overlay, [layer.note]
     try:
-        raw = _read_radiograph(record, folders)
+        raw = _read_thumbnail(record, folders)
     except UnreadableImage as reason:
-        notes.append(f"the radiograph cannot be read here ({reason})")
-    except OtherImage:
+        notes.append(f"the image cannot be read here ({reason})")
+    except ChangedImage:
         overlay = None
-        notes.append("another picture is in the radiograph's place now")
+        notes.append("the file now holds another image")
     if overlay is not None and raw is not None:
         if layer.boxed:
             overlay = overlay.resize(raw.size, Image.Resampling.LANCZOS)
-        else:  # the overlay cannot be laid over the radiograph
+        else:  # the overlay cannot be aligned with the image
             raw = None
     return Tile(
         name=Path(record["path"].replace("\\", "/")).name,
@@ -92,12 +103,15 @@ def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path
     )
 
 
-class Layer(NamedTuple):
-    """A map to lay over its radiograph, if it can be shown; `boxed` says that it has the radiograph's frame."""
-
-    overlay: Image.Image | None = None
-    boxed: bool = False
-    note: str = ""
+def _map_of(record: pd.Series, maps: pd.DataFrame | None) -> pd.Series | None:
+    """Return the first map of this image, preferring the predicted class, then `FIRST_METHOD`."""
+    if maps is None:
+        return None
+    rows = maps[maps["path"] == record["path"]]
+    for column, preferred in (("target", record["predicted"]), ("method", FIRST_METHOD)):
+        matching = rows[rows[column] == preferred]
+        rows = rows if matching.empty else matching
+    return None if rows.empty else rows.iloc[0]
 
 
 def _layer(drawn: pd.Series, folder: Path) -> Layer:
@@ -106,69 +120,45 @@ def _layer(drawn: pd.Series, folder: Path) -> Layer:
     note = state.sentence.format(drawn["target"]) if state else "no map"
     if state is None or not state.scored:
         return Layer(note=note)
-    overlay, boxed = _read_overlay(folder / Path(drawn["file"]).name)
-    return Layer(overlay, boxed, note if overlay else "its map cannot be read")
-
-
-class OtherImage(Exception):
-    """A file that is not the one that was evaluated."""
-
-
-def _read_radiograph(record: pd.Series, folders: Sequence[Path]) -> Image.Image:
-    """The radiograph, made small. Raises: `UnreadableImage`, and `OtherImage` where its bytes are others by now."""
-    places = [folder / record["path"] for folder in folders]  # an absolute path stays what it is
     try:
-        path = next((place for place in places if place.is_file()), None)
+        with Image.open(folder / Path(drawn["file"]).name) as overlay:
+            box, pixels = overlay.info.get(BOX_KEY), overlay.convert("RGB")
+    except OSError:
+        return Layer(note="its map cannot be read")
+    if box is None:
+        return Layer(pixels, False, note)
+    return Layer(pixels.crop(tuple(round(float(edge)) for edge in box.split(","))), True, note)
+
+
+def _read_thumbnail(record: pd.Series, folders: Sequence[Path]) -> Image.Image:
+    """Read the image and shrink it. Raises: `UnreadableImage`; `ChangedImage` if its content has changed."""
+    candidates = [folder / record["path"] for folder in folders]  # an absolute path stays as it is
+    try:
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise UnreadableImage("no such file")
         if record["sha256"] and file_sha256(path) != record["sha256"].lower():
-            raise OtherImage
+            raise ChangedImage
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from None
-    picture = Image.fromarray(to_uint8(read_image(path)))
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return picture
+    image = Image.fromarray(to_uint8(read_image(path)))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
-def _map_of(record: pd.Series, maps: pd.DataFrame | None) -> pd.Series | None:
-    """The map of this radiograph: of the predicted class if there is one, of `FIRST_METHOD` if there is one,
-    and of what is left the first in the file.
-    """
-    if maps is None:
-        return None
-    own = maps[maps["path"] == record["path"]]
-    for column, wanted in (("target", record["predicted"]), ("method", FIRST_METHOD)):
-        matching = own[own[column] == wanted]
-        own = own if matching.empty else matching
-    return None if own.empty else own.iloc[0]
-
-
-def _read_overlay(path: Path) -> tuple[Image.Image | None, bool]:
-    """The overlay, cut to its radiograph where its text chunk says where that lies; and whether it does."""
-    try:
-        with Image.open(path) as picture:
-            box = picture.info.get(BOX_KEY)
-            picture = picture.convert("RGB")
-    except OSError:
-        return None, False
-    if box is None:
-        return picture, False
-    return picture.crop(tuple(round(float(edge)) for edge in box.split(","))), True
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as a JPEG in a data URI."""
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a JPEG in a data URI."""
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def mean_maps_uri(path: Path, widest: int = 1400) -> str | None:
-    """The picture of the classes' mean maps as a data URI, at most `widest` pixels wide; None where there is none."""
+    """Return the figure of the mean maps as a data URI, at most `widest` pixels wide; None if it cannot be read."""
     try:
-        with Image.open(path) as picture:
-            flat = Image.new("RGB", picture.size, "white")
-            flat.paste(picture, mask=picture.getchannel("A") if "A" in picture.getbands() else None)
+        with Image.open(path) as figure:
+            flat = Image.new("RGB", figure.size, "white")
+            flat.paste(figure, mask=figure.getchannel("A") if "A" in figure.getbands() else None)
     except OSError:
         return None
     flat.thumbnail((widest, widest * 4), Image.Resampling.LANCZOS)

@@ -16,10 +16,13 @@ from evaluation.predictions import Predictions, read_predictions
 from evaluation.provenance import Provenance
 from utils import UserError, read_json
 
-FIRST_METHOD = "gradcam"  # whose maps are shown where several methods drew
+FIRST_METHOD = "gradcam"  # its maps are preferred if several methods drew some
+RERUN = "run python test.py again"
 ENTRY = ("value", "low", "high")
-NEEDED = ("n", "classes", "confusion", "ece_bins", "methods", "per_class", *OVERALL)  # of metrics.json, by the report
-OPTIONAL = {  # parts of metrics.json that may be absent or empty, and what each, or each of its rows, then needs
+# The keys of metrics.json that the report needs; and those that may be absent or empty, with what each (or each of
+# its rows) then needs.
+REQUIRED = ("n", "classes", "confusion", "ece_bins", "methods", "per_class", *OVERALL)
+OPTIONAL = {
     "ece_if_perfect": ("mean", "p95"),
     "temperature": ("value", "fitted_on", "n", "applied", "ece_here"),
     "operating_points": (
@@ -29,18 +32,17 @@ OPTIONAL = {  # parts of metrics.json that may be absent or empty, and what each
     "per_patient": ("n", "mixed", "accuracy"),
     "warnings": ("level", "text"),
 }
-OF_A_GROUP = ("value", "n", "accuracy", "balanced_accuracy", "macro_f1", "missed", "small")
+SUBGROUP = ("value", "n", "accuracy", "balanced_accuracy", "macro_f1", "missed", "small")
 
 
 @dataclass(kw_only=True)
 class Maps:
-    """What draw_cam.py left in a run's cams folder, as far as it is of the evaluated weights.
+    """The maps of the evaluated weights in a run's cams folder.
 
     Attributes:
-        folder: where the pictures lie.
-        table: cams.csv, all columns text. None where it is missing, or where other weights drew the maps.
-        mean: the picture of the classes' mean maps; None where it is missing, or of other images.
-        refused, mean_refused: why maps, or the mean maps, that are there are left out: a sentence, else empty.
+        table: cams.csv, all columns text; None if it is missing or other weights drew the maps.
+        mean: the figure of the classes' mean maps; None if it is missing or shows other images.
+        refused, mean_refused: why existing maps, or the mean maps, are left out: a sentence, else empty.
     """
 
     folder: Path | None = None
@@ -52,17 +54,16 @@ class Maps:
 
 @dataclass(kw_only=True)
 class Inputs:
-    """An evaluation folder and, where there is one, its run folder.
+    """An evaluation folder and, if there is one, its run folder.
 
     Attributes:
-        folder: where `predictions.csv` and `metrics.json` lie.
-        predictions, metrics: what they hold.
-        run: the run folder, or None. The following are None (`record`: empty) where the run has no such file.
-        record: run.json.
-        config: config.yaml.
-        split: split.csv, all columns text.
-        history: the rows of history.csv, numbers.
-        maps: what is in cams/.
+        folder: the folder of `predictions.csv` and `metrics.json`.
+        predictions, metrics: their contents.
+        run: the run folder, or None.
+        record, config: run.json and config.yaml; empty and None if missing.
+        split: split.csv, all columns text; None if missing.
+        history: the rows of history.csv, as numbers; None if missing.
+        maps: from cams/.
     """
 
     folder: Path
@@ -77,107 +78,103 @@ class Inputs:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What test.py recorded of the evaluation; no field is known for the predictions of another program."""
+        """What test.py recorded of the evaluation; all unknown for the predictions of another program."""
         return Provenance.from_json(self.metrics.get("evaluation"))
 
 
 def read_inputs(folder: Path, run: Path | None) -> Inputs:
     """Read what `folder` and `run` hold.
 
-    Raises: `UserError` for a missing or broken predictions.csv or metrics.json, for two that do not belong together,
-        and for a broken file of the run (a missing one is only unknown).
+    Raises: `UserError` if predictions.csv or metrics.json is missing or broken, if they do not belong together, or if a
+        file of the run is broken (a missing one is only unknown).
     """
     metrics = _read_metrics(folder / "metrics.json")
     predictions = read_predictions(folder / "predictions.csv", metrics["classes"])
     if metrics["n"] != len(predictions):
         raise UserError(
-            f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; "
-            "run python test.py again"
+            f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; {RERUN}"
         )
-    history = _table(run and run / "history.csv", float)
+    history = _read_table(run and run / "history.csv", float)
     inputs = Inputs(
         folder=folder,
         predictions=predictions,
         metrics=metrics,
         run=run,
-        record=_json(run / "run.json") if run else {},
+        record=_read_record(run / "run.json") if run else {},
         config=load_run_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
-        split=_table(run and run / "split.csv", str),
+        split=_read_table(run and run / "split.csv", str),
         history=None if history is None else history.to_dict("records"),
     )
     return replace(inputs, maps=read_maps(run / "cams", inputs.provenance)) if run else inputs
 
 
 def read_maps(folder: Path, provenance: Provenance) -> Maps:
-    """Return the maps in `folder`, if its cams.json says that the evaluated weights drew them."""
+    """Read the maps in `folder`, if its cams.json says that the evaluated weights drew them."""
     if not folder.is_dir():
         return Maps()
-    record, weights = _json(folder / "cams.json"), provenance.fingerprints
+    record, weights = _read_record(folder / "cams.json"), provenance.fingerprints
     methods = list(record.get("methods") or [FIRST_METHOD])
-    shown = FIRST_METHOD if FIRST_METHOD in methods else methods[0]
-    table, mean = _table(folder / "cams.csv", str), folder / f"mean_{shown}.png"
+    mean = folder / f"mean_{FIRST_METHOD if FIRST_METHOD in methods else methods[0]}.png"
     reason = ""
     if not record.get("weights"):
         reason = "nothing records which weights drew them"
     elif len(weights) != 1:
-        reason = "the evaluation does not record that it is of one model's weights"
+        reason = "the evaluation does not record the weights of a single model"
     elif record["weights"] != weights[0]:
         reason = "other weights drew them"
     if reason:
         refused = f"The maps in {folder.name}/ are left out: {reason}."
         return Maps(folder=folder, refused=refused, mean_refused=refused if mean.is_file() else "")
+    maps = Maps(folder=folder, table=_read_table(folder / "cams.csv", str))
     if mean.is_file() and (record.get("kind") is None or record["kind"] != provenance.kind):
-        of_others = f"The mean maps in {folder.name}/ are left out: they are of other images."
-        return Maps(folder=folder, table=table, mean_refused=of_others)
-    return Maps(folder=folder, table=table, mean=mean if mean.is_file() else None)
+        return replace(maps, mean_refused=f"The mean maps in {folder.name}/ are left out: they show other images.")
+    return replace(maps, mean=mean if mean.is_file() else None)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Return metrics.json with everything that the report needs; parts that may be absent are None."""
     if not path.is_file():
         raise UserError(f"{path.parent}: no metrics.json; python test.py writes it")
-    remedy = "run python test.py again"
-    metrics = {**dict.fromkeys((*OPTIONAL, "subgroups")), **read_json(path, remedy)}
-    lacking = next(_lacking(metrics), None)
-    if lacking:
-        raise UserError(f"{path}: no '{lacking}' in it (an older version of test.py wrote it?); {remedy}")
+    metrics = {**dict.fromkeys((*OPTIONAL, "subgroups")), **read_json(path, RERUN)}
+    missing = next(_missing_keys(metrics), None)
+    if missing:
+        raise UserError(f"{path}: no '{missing}' in it (written by an older version of test.py?); {RERUN}")
     return metrics
 
 
-def _lacking(metrics: dict[str, Any]) -> Iterator[str]:
-    """The names of what the report needs and does not find, the first of a part ending it."""
+def _missing_keys(metrics: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys that the report needs and that are missing; only the first is reliable."""
 
-    def absent(where: str, found: Any, names: Iterable[str]) -> Iterator[str]:
-        has = found if isinstance(found, dict) else {}
-        yield from (f"{where}{name}" for name in names if name not in has)
+    def absent(prefix: str, entry: Any, names: Iterable[str]) -> Iterator[str]:
+        yield from (f"{prefix}{name}" for name in names if not isinstance(entry, dict) or name not in entry)
 
-    yield from absent("", metrics, NEEDED)
+    yield from absent("", metrics, REQUIRED)
     for name in OVERALL:
         yield from absent(f"{name}.", metrics[name], ENTRY)
     for name in metrics["classes"]:
         yield from absent("per_class.", metrics["per_class"], [name])
         row = metrics["per_class"][name]
         yield from absent(f"per_class.{name}.", row, (*PER_CLASS, "support", "small"))
-        for measure in PER_CLASS:
-            yield from absent(f"per_class.{name}.{measure}.", row[measure], ENTRY)
+        for metric in PER_CLASS:
+            yield from absent(f"per_class.{name}.{metric}.", row[metric], ENTRY)
     parts = [(name, metrics[name], names) for name, names in OPTIONAL.items()]
-    parts += [(f"subgroups.{name}", rows, OF_A_GROUP) for name, rows in (metrics["subgroups"] or {}).items()]
-    for where, part, names in parts:
+    parts += [(f"subgroups.{name}", rows, SUBGROUP) for name, rows in (metrics["subgroups"] or {}).items()]
+    for name, part, names in parts:
         for row in part if isinstance(part, list) else [part] if part else []:
-            yield from absent(f"{where}.", row, names)
+            yield from absent(f"{name}.", row, names)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON mapping, empty where the file is missing."""
-    return read_json(path, "mend or remove it") if path.is_file() else {}
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return a JSON mapping; empty if the file is missing."""
+    return read_json(path, "fix or delete it") if path.is_file() else {}
 
 
-def _table(path: Path | None, kind: type) -> pd.DataFrame | None:
-    """A CSV file; text is read as it stands, an empty number is NaN. None where the file is missing or has no rows."""
+def _read_table(path: Path | None, dtype: type) -> pd.DataFrame | None:
+    """Return a CSV file, text as it stands and empty numbers as NaN; None if it is missing or has no rows."""
     if path is None or not path.is_file():
         return None
     try:
-        table = pd.read_csv(path, dtype=kind, keep_default_na=kind is float)
+        table = pd.read_csv(path, dtype=dtype, keep_default_na=dtype is float)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fix or delete it") from None
     return table if len(table) else None

@@ -27,7 +27,7 @@ def write_report(folder: Path, run: Path | None) -> Path:
 
     Args:
         folder: an evaluation folder with `predictions.csv` and `metrics.json`.
-        run: the run folder behind it; None for an ensemble or the predictions of another program.
+        run: its run folder; None for an ensemble or the predictions of another program.
 
     Raises: `UserError` as `read_inputs` does.
     """
@@ -39,7 +39,7 @@ def write_report(folder: Path, run: Path | None) -> Path:
 
 
 def try_report(folder: Path, run: Path | None) -> Path | None:
-    """Write the report and return its path; None, with a warning, if the files do not allow it."""
+    """Write the report and return its path; None, with a warning, if a file is missing or broken."""
     try:
         return write_report(folder, run)
     except UserError as error:
@@ -51,9 +51,9 @@ def renew_report(run: Path) -> None:
     """Write the report of the run's test split again, if there is one, so that it shows new maps."""
     if (run / "test" / "report.html").is_file():
         try:
-            log.info(f"the report has the maps now: {write_report(run / 'test', run)}")
+            log.info(f"the report now shows the maps: {write_report(run / 'test', run)}")
         except (UserError, OSError) as error:
-            log.warning(f"the report stays as it was: {error}")
+            log.warning(f"the report is not updated: {error}")
 
 
 def _environment() -> Environment:
@@ -108,8 +108,8 @@ def _header(inputs: Inputs) -> dict[str, Any]:
 
 
 def _headline(inputs: Inputs) -> str:
-    """Return `149 of 160 radiographs of 81 patients right: accuracy 0.931 [0.880, 0.962]`."""
+    """Return `149 of 160 images of 81 patients correct: accuracy 0.931 [0.880, 0.962]`."""
     predictions = inputs.predictions
-    images = f"{count(len(predictions), 'radiograph')}{of_patients(predictions.table)}"
+    images = f"{count(len(predictions), 'image')}{of_patients(predictions.table)}"
     accuracy = with_limits(inputs.metrics["accuracy"]).replace(" ", "\u00a0")  # stays on one line
-    return f"{int(predictions.correct.sum()):,} of {images} right: accuracy {accuracy}"
+    return f"{int(predictions.correct.sum()):,} of {images} correct: accuracy {accuracy}"

@@ -1,4 +1,4 @@
-"""The sections of the report: one row in `SECTIONS`, a function for its content, and a template of its name."""
+"""The sections of the report: a row in `SECTIONS`, a function for the content and a template of the same name each."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from utils import count
 
 
 def if_perfect(metrics: dict[str, Any]) -> str | None:
-    """Return what a perfectly calibrated model would show; None if unknown."""
-    found = metrics["ece_if_perfect"] or {}
-    if found.get("mean") is None or found.get("p95") is None:
+    """Return the ECE that a perfectly calibrated model would have; None if unknown."""
+    error = metrics["ece_if_perfect"] or {}
+    if error.get("mean") is None or error.get("p95") is None:
         return None
-    return f"if perfectly calibrated {found['mean']:.3f}, at most {found['p95']:.3f} in 95 % of samples"
+    return f"{error['mean']:.3f} if perfectly calibrated (at most {error['p95']:.3f} in 95 % of samples)"
 
 
 def _run_card(inputs: Inputs) -> dict[str, Any]:
-    return {"facts": collect_facts(inputs), "record": inputs.record, "parts": _images_per_split(inputs)}
+    return {"facts": collect_facts(inputs), "record": inputs.record, "splits": _images_per_split(inputs)}
 
 
 def _images_per_split(inputs: Inputs) -> dict[str, Any] | None:
@@ -64,8 +64,8 @@ def _training(inputs: Inputs) -> dict[str, Any]:
     history = [row | {"epoch": int(row["epoch"])} for row in inputs.history]
     best = best_epoch(history)
     label = (
-        f"Learning curves over {count(len(history), 'epoch')}: the lowest validation loss, {best['valid_loss']:.3f}, "
-        f"is that of epoch {best['epoch']}, with a validation accuracy of {best['valid_accuracy']:.3f}."
+        f"Learning curves over {count(len(history), 'epoch')}: validation loss is lowest in epoch {best['epoch']}, "
+        f"{best['valid_loss']:.3f}, with a validation accuracy of {best['valid_accuracy']:.3f}."
     )
     figure = learning_curves_figure(history, best["epoch"])
     return {"curves": {"svg": figure_svg(figure, label), "label": label}}
@@ -87,7 +87,7 @@ def _per_class(inputs: Inputs) -> dict[str, Any]:
 
 
 def _thresholds(inputs: Inputs) -> dict[str, Any] | None:
-    """Return nothing to show for validation images, which chose the thresholds."""
+    """Leave the section out for validation images, which chose the thresholds."""
     return {} if inputs.metrics["operating_points"] and inputs.provenance.kind != "val" else None
 
 
@@ -107,9 +107,9 @@ def _ranking(inputs: Inputs) -> dict[str, Any]:
         notes = []
         if left_out:
             share = f"{len(left_out)} of {len(curves[kind]) - 1} classes"
-            notes.append(f"For want of room {share} are not drawn: {join(left_out)}.")
+            notes.append(f"Not drawn for lack of space: {share} ({join(left_out)}).")
         if lacking:
-            notes.append(f"No curve of {join(lacking)}: these images cannot give one.")
+            notes.append(f"No curve for {join(lacking)}: these images do not define one.")
         svg = figure_svg(draw(curves[kind]), " ".join([label, *notes]))
         figures.append({"title": title, "svg": svg, "notes": notes})
     return {"ranking": figures}
@@ -128,14 +128,14 @@ def _calibration(inputs: Inputs) -> dict[str, Any]:
         bins = calibration.equal_width(confidence)
         error = calibration.expected_calibration_error(confidence, correct, bins)
         figure = reliability_figure(calibration.reliability(confidence, correct, bins), None)
-        figure.axes[0].set_title("")  # the page has it
+        figure.axes[0].set_title("")  # it is a heading on the page
         svg = figure_svg(figure, f"Reliability, {title}: ECE {error:.3f}.")
         figures.append({"title": title, "ece": error, "svg": svg})
     return {"reliability": figures}
 
 
 def _errors(inputs: Inputs) -> dict[str, Any]:
-    """Return the most confident errors; relative paths start beside the table, here or where another program wrote."""
+    """Return the most confident errors; relative paths start in this folder, or in that of another program's table."""
     provenance = inputs.provenance
     elsewhere = [] if provenance.weights or not provenance.data else [Path(provenance.data).parent]
     return {
@@ -156,18 +156,18 @@ def _groups(inputs: Inputs) -> dict[str, Any]:
 
 
 def _sources(inputs: Inputs) -> str:
-    """Return which sources the table by source has, or why there is none."""
+    """Return which sources the table has, or why there is none."""
     table = inputs.predictions.table
     names = sorted(set(table["source"]) - {""})
     if "source" in (inputs.metrics["subgroups"] or {}):
         many = len(names) > MOST_VALUES
-        return f"The {MOST_VALUES} largest of {len(names)} sources, and the others together." if many else ""
+        return f"The {MOST_VALUES} largest of {len(names)} sources; the others are combined." if many else ""
     if not names:
-        return "No table by source: the data name no source of these images."
-    whose = "all images" if (table["source"] != "").all() else "all images of known source"
+        return "No table by source: the data do not record a source for these images."
+    which = "all images" if (table["source"] != "").all() else "all images of known source"
     if len(names) == 1:
-        return f"No table by source: {whose} are from {names[0]}."
-    return f"No table by source, though {len(names)} are known: metrics.json has none."
+        return f"No table by source: {which} are from {names[0]}."
+    return f"No table by source, although {len(names)} sources are known: metrics.json has no such table."
 
 
 def _checklist(inputs: Inputs) -> dict[str, Any]:
@@ -195,7 +195,7 @@ SECTIONS = (
     Section("training", "Training", "Training", _training),
     Section("confusion", "Confusion matrix", "Confusion matrix", _confusion),
     Section("classes", "Per class", "Classes", _per_class),
-    Section("thresholds", "Thresholds for a wanted sensitivity", "Thresholds", _thresholds),
+    Section("thresholds", "Thresholds for a target sensitivity", "Thresholds", _thresholds),
     Section("ranking", "ROC and precision-recall curves", "ROC and precision", _ranking),
     Section("calibration", "Calibration", "Calibration", _calibration),
     Section("errors", "The most confident errors", "Errors", _errors),

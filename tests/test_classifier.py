@@ -132,7 +132,7 @@ def test_letterboxed_arrays_are_measured_without_their_padding(
     cv2.imwrite(str(tmp_path / "wide.png"), (wide * 65535).round().astype(np.uint16))
     [array], [file] = classifier.explain(wide), classifier.explain(tmp_path / "wide.png")
     assert array.state == file.state and np.allclose(array.map, file.map, atol=1e-6)
-    with pytest.raises(UserError, match="one value only"):
+    with pytest.raises(UserError, match="all pixels have one value"):
         classifier.explain(np.zeros((30, 90), np.uint8))
 
 

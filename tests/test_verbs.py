@@ -22,7 +22,7 @@ def test_the_chain_on_the_phantom(verb: Verb, phantom: Path, tmp_path: Path) -> 
     out = ok(verb("train.py", *TINY, *run))
     assert all(text in out for text in ("best epoch 1", "test.py --weights", "draw_cam.py --weights"))
     out = ok(verb("test.py", "--save", tmp_path))
-    assert "taking the newest finished run" in out
+    assert "using the newest finished run" in out
     split = pd.read_csv(tmp_path / "a" / "split.csv")
     predictions = pd.read_csv(tmp_path / "a" / "test" / "predictions.csv", keep_default_na=False)
     assert sorted(predictions["path"]) == sorted(split[split["split"] == "test"]["path"])

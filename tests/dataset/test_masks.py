@@ -390,7 +390,7 @@ def test_an_image_of_a_single_value(tmp_path: Path, cache_dir: Path, log: Callab
         _write(root / f"flat{v}.png", np.full((40, 70), v, np.uint8 if v < 256 else np.uint16)) for v in (0, 9, 999)
     ]
     for images in ([flat[1]], [root], [flat[2], root]):
-        with pytest.raises(UserError, match=r"--image .*flat\d+\.png: one value only: nothing to explain"):
+        with pytest.raises(UserError, match=r"--image .*flat\d+\.png: all pixels have one value"):
             _explained(images, cache_dir, fit=fit)
     dot = np.full((40, 70), 9, np.uint8)
     dot[10:13, 10:13] = 10
@@ -420,7 +420,7 @@ def test_bad_images_end_draw_cam_with_one_line(
     boxes = tmp_path / "b.csv"
     boxes.write_text(HEADER + f"{image.name},x,-5,0,5,5\n")
     for words, expected in (
-        ((flat,), ["--image", "flat.png", "one value only"]),
+        ((flat,), ["--image", "flat.png", "one value"]),
         ((image, nan), ["--image", "nan.tiff", "not finite"]),
         ((image, f"data.boxes={boxes}"), ["--boxes", "b.csv, line 2"]),
     ):

@@ -1,4 +1,4 @@
-"""What a reader is warned of, and what not."""
+"""Warnings to readers: when there is one, and when not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_images() -> None:
     (text, level), *_ = _texts(found, {"kind": "test", "overlap": {"trained_on": 7, "validated_on": 0}}).items()
     assert (level, "trained on 7 of these 400" in text) == ("severe", True)
     texts = _texts(found, {"kind": "external", "overlap": {"validated_on": 3}, "unknown_classes": {"TB": 12}})
-    assert any("3 of these images are validation images" in t for t in texts)
+    assert any("include 3 validation images of the run" in t for t in texts)
     assert any("12 images of class 'TB'" in t for t in texts)
     assert "severe" in _texts(found, {"kind": "train"}).values()
     assert list(_texts(found, {"kind": "external", "synthetic": True}).values()) == ["severe"]
@@ -51,10 +51,11 @@ def test_the_sample() -> None:
     assert "Fewer than 30 images of a (20), b (20)" in texts
     unknown = _predictions(400, 0.9, 0.9)
     half = [path if i % 2 else "one" for i, path in enumerate(unknown.table["path"])]
-    assert "which patient any image" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=unknown.table["path"])))
-    assert "which patient 200 of 400 images" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=half)))
+    unknown_to_all = _predictions(400, 0.9, 0.9, group=unknown.table["path"])
+    assert "The patient of any image is unknown" in " ".join(_texts(unknown_to_all))
+    assert "The patient of 200 of 400 images" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=half)))
     only = unknown.subset(unknown.labels == 0)
-    assert "No image of b" in " ".join(_texts(only))
+    assert "No images of b" in " ".join(_texts(only))
 
 
 def test_a_source_for_each_class_is_a_shortcut() -> None:
@@ -71,11 +72,11 @@ def test_calibration() -> None:
     temperature = {"value": 2.0, "applied": False, "ece_here": 0.03}
     texts = " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=temperature))
     assert "not calibrated: ECE 0.250" in texts
-    assert "too sure" in texts
+    assert "overconfident" in texts
     assert "0.030 (--calibrated)" in texts
     worse = " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=temperature | {"ece_here": 0.3}))
-    assert "does not help" in worse
+    assert "no better" in worse
     assert "--calibrated" not in worse
-    assert "too unsure" in " ".join(_texts(_predictions(400, 0.6, 0.95), temperature=temperature))
+    assert "underconfident" in " ".join(_texts(_predictions(400, 0.6, 0.95), temperature=temperature))
     applied = temperature | {"applied": True}
     assert "--calibrated" not in " ".join(_texts(_predictions(400, 0.95, 0.7), temperature=applied))

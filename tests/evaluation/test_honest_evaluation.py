@@ -1,4 +1,4 @@
-"""test.py beyond a run's own test split: overlap, other hospitals, ensembles, mirrored views, temperature, tables."""
+"""test.py beyond a run's own test split: overlap, other hospitals, ensembles, test-time augmentation, tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another hospital: a phantom of another seed, with two of its classes named otherwise and one unknown."""
+    """Another hospital: a phantom of another seed with two classes renamed, one of them unknown."""
     from dataset.phantom.write import write_phantom
 
     folder = write_phantom(tmp_path_factory.mktemp("other") / "hospital", count=60, seed=11)
@@ -70,7 +70,7 @@ def test_images_that_were_trained_on_are_refused(verb: Verb, run: Path, phantom:
 
 
 def test_another_hospital(verb: Verb, run: Path, other: Path, tmp_path: Path) -> None:
-    """Classes are mapped by name; those that the model does not know are counted and left out."""
+    """Classes are mapped by name; those unknown to the model are counted and left out."""
     (tmp_path / "names.yaml").write_text("Healthy: Normal\n")
     out = ok(verb("test.py", "--weights", run, "--external", other, "--map", tmp_path / "names.yaml"))
     folder = run / "external-hospital"
@@ -272,7 +272,7 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
     refused(verb("test.py", "--predictions", tmp_path / "theirs.csv", "--model", "vgg16"), "model")
     refused(verb("test.py", "--validation", tmp_path / "val.csv"), "--validation")
     both = ("--predictions", tmp_path / "theirs.csv", "--validation", tmp_path / "theirs.csv")
-    refused(verb("test.py", *both), "--validation", "evaluated too")
+    refused(verb("test.py", *both), "--validation", "of the evaluated images")
     (tmp_path / "folder").mkdir()
     shutil.copy(tmp_path / "theirs.csv", tmp_path / "folder" / "predictions.csv")
     (tmp_path / "folder" / "metrics.json").write_text('{"evaluation": 0.9}')
@@ -295,18 +295,18 @@ def test_the_most_confident_errors_are_drawn(verb: Verb, run: Path) -> None:
     assert set(wrong["path"]) <= set(cams["path"])
     assert cams["path"].is_unique
     assert (run / "cams" / "mean_gradcam.png").is_file()
-    assert "the report has the maps now" in out
+    assert "the report now shows the maps" in out
     assert (run / "test" / "report.html").read_text() != before
 
 
-def test_an_overlay_says_where_its_radiograph_lies(verb: Verb, run: Path, tmp_path: Path) -> None:
-    """A bright square in a tall black picture is found again in the overlay, at the box's scale."""
+def test_an_overlay_records_where_its_image_is(verb: Verb, run: Path, tmp_path: Path) -> None:
+    """A bright square in a tall black image is in the same place of the overlay, at the box's scale."""
     import cv2
     from PIL import Image
 
-    picture = np.full((400, 200), 30, np.uint8)
-    picture[300:340, 50:90] = 255
-    cv2.imwrite(str(tmp_path / "tall.png"), picture)
+    image = np.full((400, 200), 30, np.uint8)
+    image[300:340, 50:90] = 255
+    cv2.imwrite(str(tmp_path / "tall.png"), image)
     ok(verb("draw_cam.py", "--weights", run, "--image", tmp_path / "tall.png", "--output", tmp_path / "o"))
     (file,) = (tmp_path / "o").glob("0000*.png")
     overlay = Image.open(file)
@@ -321,7 +321,7 @@ def test_an_overlay_says_where_its_radiograph_lies(verb: Verb, run: Path, tmp_pa
 def test_moved_images_keep_their_patients_and_validation(
     verb: Verb, run: Path, phantom: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
-    """Renamed files in another folder are the run's images by content: patients, thresholds and temperature stay."""
+    """Renamed files in another folder are the run's images by content: patients and thresholds stay."""
     split = pd.read_csv(run / "split.csv")
     for i, row in enumerate(split.itertuples()):
         target = tmp_path / "moved" / row.label / f"image{i:04}.png"

@@ -1,4 +1,4 @@
-"""Checkpoints: one file that holds all that a model needs, whole or not at all."""
+"""Checkpoints: a file with everything a model needs, complete or not written at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiment.checkpoint import hashes_to_tensor, load_checkpoint, save_checkp
 from utils import UserError
 
 
-def test_checkpoint_is_all_that_is_needed(tiny_run: Path) -> None:
+def test_a_checkpoint_has_everything_that_is_needed(tiny_run: Path) -> None:
     raw = torch.load(tiny_run / "best.pt", weights_only=True)
     checkpoint = load_checkpoint(tiny_run / "best.pt")
     split = pd.read_csv(tiny_run / "split.csv")
@@ -35,10 +35,10 @@ def test_checkpoint_is_all_that_is_needed(tiny_run: Path) -> None:
 
 @pytest.mark.parametrize("cut", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("written", [0, 100_000])
-def test_what_cuts_a_checkpoint_short_is_what_is_raised(
+def test_the_cause_of_an_incomplete_checkpoint_is_raised(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: BaseException, written: int
 ) -> None:
-    """torch raises its own complaint over it; the file before stays."""
+    """Although torch raises an error of its own; the earlier file stays."""
     checkpoint = load_checkpoint(tiny_run / "best.pt")
     checkpoint.path = tmp_path / "best.pt"
     checkpoint.path.write_bytes(b"before")
@@ -83,13 +83,13 @@ def test_a_checkpoint_is_read_back_as_it_was_written(tiny_run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: {"fc.weight": torch.zeros(2)}, "no checkpoint of train.py"),
+        (lambda content: {"fc.weight": torch.zeros(2)}, "not a checkpoint written by train.py"),
         (lambda content: content | {"format": 99}, "format 99"),
         (lambda content: {k: v for k, v in content.items() if k != "epoch"}, "incomplete .*epoch"),
         (lambda content: content | {"classes": ["a", "b"]}, "does not fit resnet18"),
     ],
 )
-def test_files_that_are_not_whole_checkpoints_are_named(tiny_run: Path, tmp_path: Path, change, words: str) -> None:
+def test_files_that_are_not_complete_checkpoints_are_named(tiny_run: Path, tmp_path: Path, change, words: str) -> None:
     torch.save(change(torch.load(tiny_run / "best.pt", weights_only=True)), tmp_path / "x.pt")
     with pytest.raises(UserError, match=rf"^--weights .*x\.pt: .*{words}"):
         load_checkpoint(tmp_path / "x.pt").model()

@@ -24,9 +24,9 @@ def test_the_data_are_the_runs_but_for_what_is_given(tiny_run: Path) -> None:
     assert chosen.data.split == [0.6, 0.2, 0.2] and chosen.data.path is None
     assert chosen.precision == "fp32"
     assert _select(tiny_run, workers=3, subset=True).data.subset
-    with pytest.raises(UserError, match=r"data\.size: .* decided"):
+    with pytest.raises(UserError, match=r"data\.size: fixed"):
         select(Config(device="cpu"), tiny_run, {"data.size": "96"})
-    with pytest.raises(UserError, match=r"the checkpoint .* is of resnet18"):
+    with pytest.raises(UserError, match=r"the checkpoint .* is a resnet18"):
         select(Config(model="vgg16", device="cpu"), tiny_run, {"model": "vgg16"})
 
 

@@ -87,8 +87,8 @@ class Page(HTMLParser):
             element = element.parent
 
 
-def draw_radiograph(path: Path, number: int, width: int, height: int) -> np.ndarray:
-    """A smooth picture that differs everywhere, written as PNG: (height, width) uint8."""
+def draw_image(path: Path, number: int, width: int, height: int) -> np.ndarray:
+    """Write a smooth image without repetition as PNG: (height, width) uint8."""
     y, x = np.mgrid[:height, :width] / 20
     pixels = (120 + 60 * np.sin(x + number) + 60 * np.cos(0.7 * y + number)).clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def sha256(path: Path) -> str:
 
 
 def draw_overlay(path: Path, pixels: np.ndarray, boxed: bool = True) -> None:
-    """The radiograph twice as large on a white ground with margins, as localization draws it, without a map."""
+    """Draw the image at twice its size on white with margins, as localization does, without a map."""
     height, width = pixels.shape
     ground = Image.new("RGB", (2 * width + 130, 2 * height + 50), "white")
     ground.paste(Image.fromarray(pixels).resize((2 * width, 2 * height), Image.Resampling.NEAREST), (10, 40))
@@ -191,7 +191,7 @@ def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
     rows = []
     for i in wrong:
         path = parent / "data" / f"image {i}.png"
-        pixels = draw_radiograph(path, i, 96, 64)
+        pixels = draw_image(path, i, 96, 64)
         table.loc[i, ["path", "sha256"]] = str(path), sha256(path)
         draw_overlay(run / "cams" / f"{i:04d}.png", pixels)
         target = table.loc[i, [f"p_{c}" for c in classes]].astype(float).idxmax().removeprefix("p_")

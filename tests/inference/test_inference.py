@@ -112,7 +112,7 @@ def test_arrays_that_are_not_images_are_refused(ensemble: Ensemble, arrays: obje
 
 
 def test_paths_that_do_not_exist_are_refused(ensemble: Ensemble, tmp_path: Path) -> None:
-    for paths, words in (([tmp_path / "none.png"], "no such file"), ([tmp_path], "no images in it"), ([], "no images")):
+    for paths, words in (([tmp_path / "none.png"], "no such file"), ([tmp_path], "has no images"), ([], "no images")):
         with pytest.raises(UserError, match=f"^images.*{words}"):
             image_records(ensemble.first, paths, flag="images")
 

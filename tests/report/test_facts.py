@@ -1,4 +1,4 @@
-"""The facts of a run: only what its files show, in phrases that the checklist's items take."""
+"""The facts of a run: only what its files show, as phrases for the checklist."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_external_images_are_not_internal_testing(own: Case) -> None:
 
 
 def test_facts_of_unknown_patients(own: Case) -> None:
-    """A patient who is not known is one whose group repeats the path: half of them here, then all."""
+    """The group of an unknown patient is the path: half of the test patients, then all."""
     split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
     test = (split["split"] == "test").to_numpy()
     half = test & (np.arange(len(split)) % 4 < 2)
@@ -58,14 +58,14 @@ def test_facts_of_unknown_patients(own: Case) -> None:
         split.loc[chosen, "group"] = split.loc[chosen, "path"]
         split.to_csv(own.run / "split.csv", index=False)
         facts = collect_facts(read_inputs(own.folder, own.run))
-        unit = "patient (40 images of unknown patients singly)" if wanted else "image (patients not known)"
+        unit = "patient (40 images of unknown patients split individually)" if wanted else "image (patients unknown)"
         assert facts["split"].startswith(f"at random by {unit}, stratified by class")
         if wanted:
-            assert f"test 80 images ({wanted})" in facts["n_by_part"]
+            assert f"test 80 images ({wanted})" in facts["n_by_split"]
         else:
-            assert facts["n_by_part"] == "train 160 images, test 80 images"
+            assert facts["n_by_split"] == "train 160 images, test 80 images"
             assert facts["patients_known"] is None
-            assert facts["disjoint"] == "no file is in two parts, and the patients are not known"
+            assert facts["disjoint"] == "no file is in two splits, and the patients are unknown"
 
 
 def test_facts_of_leaking_and_ready_made_splits(own: Case) -> None:
@@ -75,16 +75,16 @@ def test_facts_of_leaking_and_ready_made_splits(own: Case) -> None:
     split["path"] = ["/data/x/" + s + f"/COVID/{i}.png" for i, s in enumerate(split["split"])]
     split.to_csv(own.run / "split.csv", index=False)
     record = json.loads((own.run / "run.json").read_text())
-    for data, wanted in (("/data/x", "as the folders of the data have it"), ("/data/x.csv", None)):
+    for data, wanted in (("/data/x", "as the folders of the data define it"), ("/data/x.csv", None)):
         (own.run / "run.json").write_text(json.dumps(record | {"data": data, "unreadable": 3}))
         facts = collect_facts(read_inputs(own.folder, own.run))
         assert facts["split"] == wanted
-        assert facts["disjoint"] == "no file is in two parts, 1 patient in more than one part"
+        assert facts["disjoint"] == "no file is in two splits, 1 patient in more than one split"
         assert facts["synthetic"] is None
 
 
-def test_validation_that_the_folders_do_not_have(own: Case) -> None:
-    """It is told from where it came where every path shows its folder, and else nothing is claimed."""
+def test_validation_images_from_the_training_folder(own: Case) -> None:
+    """Where every path shows its folder the source is reported; otherwise nothing is claimed."""
     split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
     split["path"] = ["/data/x/" + s + f"/COVID/{i}.png" for i, s in enumerate(split["split"])]
     record = json.loads((own.run / "run.json").read_text()) | {"data": "/data/x"}
@@ -98,7 +98,8 @@ def test_validation_that_the_folders_do_not_have(own: Case) -> None:
     taken = split.copy()
     taken.loc[trained[:10], "split"] = "val"
     found = told(taken)
-    assert found.startswith("as the folders of the data have it, but validation: 10 of its training images, at random")
+    wanted = "as the folders of the data define it, with 10 training images moved to validation, at random by patient"
+    assert found.startswith(wanted)
     moved = taken.copy()
     moved.loc[taken.index[taken["split"] == "test"][0], "split"] = "train"
     assert told(moved) is None
@@ -127,7 +128,7 @@ def test_unreadable_files_are_told_of_their_own_set(
     assert collect_facts(read_inputs(own.folder, own.run))["unreadable"] == wanted
 
 
-def test_what_is_null_is_not_known(own: Case) -> None:
+def test_a_recorded_none_is_unknown(own: Case) -> None:
     """Where an ensemble's members differ, and where nothing tells what a checkpoint has seen, nothing is claimed."""
 
     def fact(name: str, **evaluation: object) -> str | None:

@@ -33,8 +33,8 @@ from tests.helpers.report_case import (
     Case,
     Element,
     Page,
+    draw_image,
     draw_overlay,
-    draw_radiograph,
     make_case,
     make_table,
     sha256,
@@ -86,7 +86,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
     assert set(inner) | set(clips) <= set(ids)
 
 
-def test_every_picture_and_figure_says_what_it_shows(page: Page) -> None:
+def test_every_image_and_figure_has_a_description(page: Page) -> None:
     assert all(len(e.attributes["alt"]) > 10 for e in page.root.find("img"))
     figures = page.root.find("svg")
     assert len(figures) == 5  # curves, ROC, precision-recall, reliability before and after
@@ -98,7 +98,7 @@ def test_headline_is_recounted(case: Case, page: Page) -> None:
     accuracy = case.metrics()["accuracy"]
     words = page.root.find("p", class_="headline")[0].words()
     numbers = f"{right / n:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
-    assert words == f"{right} of {n} radiographs of {case.table['group'].nunique()} patients right: accuracy {numbers}"
+    assert words == f"{right} of {n} images of {case.table['group'].nunique()} patients correct: accuracy {numbers}"
 
 
 def test_confusion_and_recall_are_scikit_learns(case: Case, page: Page) -> None:
@@ -123,7 +123,7 @@ def test_checklist_counts_are_those_of_its_items(page: Page) -> None:
         filled, blank = part.find("div", class_="filled"), part.find("div", class_="blank")
         assert len(filled) + len(blank) == len(standard["items"])
         assert f"filled {len(filled)} of {len(standard['items'])}" in part.find("summary")[0].words()
-        assert all(b.find("p", class_="todo")[0].words() == "the author must fill this" for b in blank)
+        assert all(b.find("p", class_="todo")[0].words() == "for the author to fill in" for b in blank)
         assert all(f.find("p", class_="answer")[0].words() for f in filled)
         authors = {item["id"] for item in standard["items"] if "author" in item}
         for item in filled:
@@ -141,7 +141,7 @@ def test_run_card_tells_the_records(page: Page) -> None:
         "python train.py preset=demo",
         "abcdef123456",
         "80 images of 40 patients, the test split",
-        "no file is in two parts, no known patient is in two parts",
+        "no file is in two splits, no known patient is in two splits",
     ):
         assert part in words
     rows = page.root.find("section", id="run")[0].find("tr")
@@ -155,21 +155,21 @@ def test_gallery_shows_the_surest_errors(case: Case, page: Page) -> None:
     assert len(tiles) == 12
     for tile, (_, row) in zip(tiles, wanted.iterrows(), strict=False):
         words = tile.words()
-        assert f"{row['label']} called {row['predicted']}" in words
+        assert f"{row['label']} predicted as {row['predicted']}" in words
         assert f"{row['confidence']:.3f}" in words
         assert Path(row["path"]).name in words and row["group"] in words
 
 
-def _picture(element: Element) -> Image.Image:
+def _image(element: Element) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(element.attributes["src"].split(",")[1])))
 
 
 def test_raw_and_overlay_lie_exactly_on_each_other(page: Page) -> None:
-    """The overlays of the case have no map: cut to their box and made smaller, they are the radiographs."""
+    """The overlays of the case have no map: cropped to their box and shrunk, they equal the images."""
     buttons = page.root.find("button", class_="switch")
     assert len(buttons) == 12
     for button in buttons:
-        raw, overlay = (_picture(image) for image in button.find("img"))
+        raw, overlay = (_image(image) for image in button.find("img"))
         assert raw.size == overlay.size == (96, 64)
         difference = np.asarray(raw.convert("L"), float) - np.asarray(overlay.convert("L"), float)
         assert np.abs(difference).max() < 12  # of JPEG; a shift of one pixel makes 20 and more
@@ -177,20 +177,20 @@ def test_raw_and_overlay_lie_exactly_on_each_other(page: Page) -> None:
 
 
 def test_maps_that_cannot_be_laid_over(own: Case) -> None:
-    """No box: the overlay alone. An empty map, a radiograph or a map that is gone: said, no switch."""
+    """Without a box the overlay stands alone; an empty map, or a missing image or map, gets a note and no switch."""
     maps = pd.read_csv(own.run / "cams" / "cams.csv")
     unboxed, empty, gone, mapless = wrong_rows(own.table)["path"][:4]
     (own.run / "cams" / maps.loc[maps["path"] == mapless, "file"].item()).unlink()
     pixels = np.full((64, 96), 90, np.uint8)
     draw_overlay(own.run / "cams" / maps.loc[maps["path"] == unboxed, "file"].item(), pixels, boxed=False)
     maps.loc[maps["path"] == empty, "status"] = "empty"
-    elsewhere = "C:\\pictures\\" + Path(gone).name
+    elsewhere = "C:\\images\\" + Path(gone).name
     for name in ("cams/cams.csv", "test/predictions.csv"):
         table = pd.read_csv(own.run / name) if name.startswith("test") else maps
         table.replace({"path": {gone: elsewhere}}).to_csv(own.run / name, index=False)
     tiles = own.report().root.find("ul", class_="gallery")[0].find("li")
     assert [bool(tile.find("button")) for tile in tiles[:5]] == [False, False, False, False, True]
-    assert _picture(tiles[0].find("img")[0]).size == (2 * 96 + 130, 2 * 64 + 50)
+    assert _image(tiles[0].find("img")[0]).size == (2 * 96 + 130, 2 * 64 + 50)
     assert "no positive evidence" in tiles[1].words()
     assert "cannot be read here" in tiles[2].words() and Path(gone).name in tiles[2].words()
     assert "C:" not in tiles[2].words()
@@ -238,8 +238,8 @@ def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case
         pd.concat([pd.DataFrame(kept), rest]).to_csv(path, index=False)
         inputs = read_inputs(own.folder, own.run)
         overlay = error_tiles(inputs.predictions, inputs.maps, [])[0].overlay
-        with Image.open(BytesIO(base64.b64decode(overlay.split(",")[1]))) as picture:
-            assert np.asarray(picture.convert("L")).mean() == pytest.approx(wanted, abs=2)
+        with Image.open(BytesIO(base64.b64decode(overlay.split(",")[1]))) as image:
+            assert np.asarray(image.convert("L")).mean() == pytest.approx(wanted, abs=2)
 
 
 @pytest.mark.slow
@@ -277,14 +277,14 @@ def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
 
 
 @pytest.mark.slow
-def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_at_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those beside the table are shown, never those of the working folder, and never others of the same name."""
     theirs, work = tmp_path / "theirs", tmp_path / "work"
     table = make_table(40, CLASSES).drop(columns="sha256")
     beside, decoy, changed = wrong_rows(table).index[:3]
     for row in (beside, decoy, changed):
         table.loc[row, "path"] = f"{row}.png"
-        draw_radiograph((work if row == decoy else theirs) / f"{row}.png", row, 96, 64)
+        draw_image((work if row == decoy else theirs) / f"{row}.png", row, 96, 64)
     table["sha256"] = [sha256(theirs / f"{row}.png") if row == beside else f"{row:064x}" for row in table.index]
     monkeypatch.chdir(work)
     folder = theirs / "theirs-evaluation"
@@ -292,14 +292,14 @@ def test_radiographs_of_relative_paths(tmp_path: Path, monkeypatch: pytest.Monke
     write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
     tiles = Page(write_report(folder, None)).root.find("ul", class_="gallery")[0].find("li")
     assert [len(tile.find("img")) for tile in tiles[:3]] == [1, 0, 0]
-    assert "cannot be read here" in tiles[1].words() and "another picture" in tiles[2].words()
-    draw_radiograph(folder / f"{changed}.png", 1, 96, 64)  # the folder of the evaluation comes first
+    assert "cannot be read here" in tiles[1].words() and "another image" in tiles[2].words()
+    draw_image(folder / f"{changed}.png", 1, 96, 64)  # the folder of the evaluation comes first
     table["sha256"] = ""
     write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
     page = Page(write_report(folder, None))
     tile = page.root.find("ul", class_="gallery")[0].find("li")[2]
     wanted = np.asarray(Image.open(folder / f"{changed}.png"), float)
-    assert np.abs(np.asarray(_picture(tile.find("img")[0]).convert("L"), float) - wanted).max() < 12
+    assert np.abs(np.asarray(_image(tile.find("img")[0]).convert("L"), float) - wanted).max() < 12
 
 
 @pytest.mark.slow
@@ -310,10 +310,10 @@ def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
         return Page(write_report(tmp_path, None)).root.find("section", id="groups")[0].words()
 
     many = groups([f"site {i:02d}" for i in range(24)])
-    assert "The 20 largest of 24 sources, and the others together." in many and "(4 others)" in many
+    assert "The 20 largest of 24 sources; the others are combined." in many and "(4 others)" in many
     assert "largest" not in groups(["a", "b"]) and "No table" not in groups(["a", "b"])
     assert "all images are from a" in groups(["a"])
-    assert "the data name no source" in groups([""])
+    assert "the data do not record a source" in groups([""])
 
 
 @pytest.mark.slow
@@ -345,17 +345,17 @@ def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
     section = Page(write_report(tmp_path, None)).root.find("section", id="ranking")[0]
     for figure in section.find("svg"):
         label = figure.attributes["aria-label"]
-        drawn, rest = label.split(" For want of room ")
+        drawn, rest = label.split(" Not drawn for lack of space: ")
         assert names[1] in drawn and "mean " in drawn and names[-1] not in drawn and names[0] not in drawn
-        assert rest.startswith(f"2 of 25 classes are not drawn: {names[-2]} and {names[-1]}.")
-        assert f"No curve of {names[0]}" in rest
+        assert rest.startswith(f"2 of 25 classes ({names[-2]} and {names[-1]}).")
+        assert f"No curve for {names[0]}" in rest
         assert rest in section.words()
 
 
 @pytest.mark.slow
 def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Case) -> None:
     found = own.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
-    text = "if perfectly calibrated 0.031, at most 0.057 in 95 % of samples"
+    text = "0.031 if perfectly calibrated (at most 0.057 in 95 % of samples)"
     header = own.report().root.find("header")[0].find("dl")[0]
     assert text in header.words() and f"{found['ece']['value']:.3f}" in header.words()
     for unknown in (None, {"mean": None, "p95": None}):
@@ -443,7 +443,7 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"evaluation": None}))
     page = Page(write_report(tmp_path, None))
     words = page.root.find("p", class_="headline")[0].words()
-    assert "patients" not in words and "of 80 radiographs right" in words
+    assert "patients" not in words and "of 80 images correct" in words
     assert "with the image (patients unknown) as the unit of sampling" in page.root.find("header")[0].words()
     assert len(page.root.find("svg")) == 3  # no learning curves, no diagram after scaling
     assert "each counts as a patient of its own" in page.root.find("header")[0].words()
@@ -500,7 +500,7 @@ def test_broken_folders_are_named(own: Case, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_size_of_a_report_on_twenty_thousand_predictions(tmp_path: Path) -> None:
-    """With twelve errors whose radiographs are as large as a detector's."""
+    """With twelve errors in images of the size of a detector."""
     table = make_table(21165, CLASSES)
     for i, row in enumerate(wrong_rows(table).index[:12]):
         table.loc[row, "path"] = str(tmp_path / f"{i}.png")

@@ -1,6 +1,6 @@
-"""The report in a real browser: it is quiet, it fits, and its pictures switch.
+"""The report in a real browser: no console message, no overflow, and images that switch.
 
-Debian's Chromium, driven by playwright. Where there is none the tests are skipped by name, unless CXR_BROWSER=required
+Debian's Chromium, driven by playwright. Without it the tests are skipped, unless CXR_BROWSER=required
 (as .ci/run sets it): then they fail.
 """
 
@@ -90,7 +90,7 @@ def test_quiet_alone_and_never_wider_than_the_screen(browser: Any, report: Path,
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_the_mouse_switches_the_picture(browser: Any, report: Path) -> None:
+def test_the_mouse_switches_the_image(browser: Any, report: Path) -> None:
     with Visit(browser, report) as visit:
         button = visit.page.locator("button.switch").first
         assert visit.opacity() == 0
@@ -105,7 +105,7 @@ def test_the_mouse_switches_the_picture(browser: Any, report: Path) -> None:
         assert boxes[0] == boxes[1] and boxes[0]["width"] > 100
 
 
-def test_the_keyboard_switches_the_picture(browser: Any, report: Path) -> None:
+def test_the_keyboard_switches_the_image(browser: Any, report: Path) -> None:
     with Visit(browser, report) as visit:
         button = visit.page.locator("button.switch").first
         button.focus()
@@ -114,7 +114,7 @@ def test_the_keyboard_switches_the_picture(browser: Any, report: Path) -> None:
             assert visit.opacity() == wanted
 
 
-def test_a_finger_switches_the_picture(browser: Any, report: Path) -> None:
+def test_a_finger_switches_the_image(browser: Any, report: Path) -> None:
     with Visit(browser, report, PHONE, has_touch=True, is_mobile=True) as visit:
         button = visit.page.locator("button.switch").first
         for wanted in (1, 0, 1):
@@ -135,7 +135,7 @@ def test_light_and_dark_can_be_chosen(browser: Any, report: Path) -> None:
         assert visit.page.evaluate(ground) == dark
 
 
-def test_print_opens_the_checklists_and_shows_both_pictures(browser: Any, report: Path) -> None:
+def test_print_opens_the_checklists_and_shows_both_images(browser: Any, report: Path) -> None:
     with Visit(browser, report, color_scheme="dark") as visit:
         visit.page.emulate_media(media="print")
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -89,7 +89,7 @@ def test_resume_refuses_another_experiment(tiny_run: Path, tmp_path: Path) -> No
         resume(tiny_run, {"train.lr": 1.0})
     with pytest.raises(UserError, match="already trained for 2 epochs; pass a larger --epochs"):
         resume(tiny_run, {})
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         resume(tmp_path, {})
 
 
