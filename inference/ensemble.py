@@ -130,8 +130,8 @@ class Ensemble:
             kept = records
             for selection in self.selections:
                 checkpoint = selection.checkpoint
-                fitted = replace(data, fit=checkpoint.fit)
-                images, failed = make_image_set(kept, checkpoint.classes, fitted, checkpoint.size)
+                decoding = replace(data, fit=checkpoint.fit)
+                images, failed = make_image_set(kept, checkpoint.classes, decoding, checkpoint.size)
                 for path, reason in failed.items():
                     log.warning(f"{path}: left out ({reason})")
                 if not len(images):

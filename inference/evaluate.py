@@ -153,10 +153,14 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
     """
     first = ensemble.first
     if request.external:
-        found = load_external(first.data, ensemble.classes, read_class_map(list(request.class_map)))
+        external = load_external(first.data, ensemble.classes, read_class_map(list(request.class_map)))
         title = f"{ensemble.name}, {request.external.resolve().name}"
-        facts = {"unknown_classes": found.unknown, "class_map": found.class_map, "unreadable": found.unreadable}
-        return found.records, facts | {"title": title}
+        facts = {
+            "unknown_classes": external.unknown,
+            "class_map": external.class_map,
+            "unreadable": external.unreadable,
+        }
+        return external.records, facts | {"title": title}
     dataset = first.dataset()
     records = dataset.images(request.split).records
     if records.empty:
@@ -187,13 +191,14 @@ def _temperature(request: Request, files: ValidationFiles, validation: Predictio
 
     Raises: `UserError` if `--calibrated` needs it and it is unavailable.
     """
-    found = files.temperature(validation)
-    if found is None and request.calibrated:
+    temperature = files.temperature(validation)
+    if temperature is None and request.calibrated:
         raise UserError(
             "--calibrated: no temperature is available; it needs the run's validation images, or the .temperature.json "
             "that test.py wrote beside the checkpoint" + (" (drop --quick to fit one)" if request.quick else "")
         )
-    return found and replace(found, log_loss_before=None, log_loss_after=None, applied=request.calibrated)
+    losses = dict.fromkeys(("log_loss_before", "log_loss_after"))  # metrics.json has no log losses of validation
+    return temperature and replace(temperature, **losses, applied=request.calibrated)
 
 
 def _note_validation(files: ValidationFiles, validation: Predictions, folder: Path) -> FileNote:
