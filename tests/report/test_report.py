@@ -265,7 +265,7 @@ def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
     record.write_text('{"weights": "f1", "kind": null}')
     with_map, mean, errors, means = shown()
     assert with_map and not mean and "left out" not in errors
-    assert "they are of other images" in means
+    assert "they show other images" in means
     record.write_text('{"weights": "f1", "kind": "test"}')
     own.metrics(evaluation={"kind": "external", "data": "/elsewhere"})
     assert shown()[:2] == (True, False)
