@@ -353,7 +353,7 @@ def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Case) -> None:
+def test_the_calibration_error_has_that_of_a_calibrated_model_beside_it(own: Case) -> None:
     found = own.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
     text = "0.031 if perfectly calibrated (at most 0.057 in 95 % of samples)"
     header = own.report().root.find("header")[0].find("dl")[0]
@@ -364,7 +364,7 @@ def test_the_calibration_error_stands_beside_that_of_a_calibrated_model(own: Cas
 
 
 @pytest.mark.slow
-def test_validation_images_do_not_judge_their_own_thresholds(own: Case) -> None:
+def test_validation_images_do_not_assess_their_own_thresholds(own: Case) -> None:
     assert own.report().root.find("section", id="thresholds")
     own.metrics(evaluation={"kind": "val"})
     page = own.report()
@@ -444,7 +444,7 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, None))
     words = page.root.find("p", class_="headline")[0].words()
     assert "patients" not in words and "of 80 images correct" in words
-    assert "with the image (patients unknown) as the unit of sampling" in page.root.find("header")[0].words()
+    assert "the sampling unit is the image (patients unknown)" in page.root.find("header")[0].words()
     assert len(page.root.find("svg")) == 3  # no learning curves, no diagram after scaling
     assert "each counts as a patient of its own" in page.root.find("header")[0].words()
     assert not page.root.find("button", class_="switch")
