@@ -62,7 +62,7 @@ def list_runs(arguments: Namespace, config: Config) -> None:
 
 def compare_runs(arguments: Namespace, config: Config) -> None:
     """Compare, print and write. Raises: `UserError` for runs that cannot be compared, or an unsuitable --output."""
-    from evaluation.comparison import align, compare, inputs, report
+    from evaluation.comparison import compare, inputs, report
     from evaluation.figures.forest import plot_forest
     from evaluation.predictions import read_predictions
     from experiment.run_folder import runs_folder
@@ -71,7 +71,7 @@ def compare_runs(arguments: Namespace, config: Config) -> None:
         raise UserError("no RUN given; name two or more, or pass --list to see them")
     paths, baseline = inputs.choose_files(arguments.runs, arguments.kind, arguments.baseline)
     distrusted = inputs.reasons_for_distrust(paths)
-    runs = align({name: read_predictions(path) for name, path in paths.items()})
+    runs = inputs.align({name: read_predictions(path) for name, path in paths.items()})
     default = runs_folder(config) / inputs.default_folder(list(runs), arguments.kind, baseline)
     folder = inputs.prepare_folder(arguments.output or default)
     comparison = compare(runs, baseline, distrusted=distrusted, seed=config.seed)

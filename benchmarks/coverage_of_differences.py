@@ -23,8 +23,9 @@ from coverage_of_intervals import CLASSES, IMAGES, OVERCONFIDENCE, PREVALENCE, S
 from tqdm import tqdm
 
 from evaluation.comparison import paired
-from evaluation.comparison.records import COMPARED as METRICS
+from evaluation.comparison.pairs import COMPARED as METRICS
 from evaluation.metrics.confusion import confusion_matrix
+from evaluation.metrics.table import Sample
 from evaluation.phrases import words
 from evaluation.predictions import Predictions
 from intervals import LEVEL, RESAMPLES, Z
@@ -71,7 +72,7 @@ def limits(runs: list[Predictions]) -> tuple[np.ndarray, np.ndarray]:
     ours = paired.bootstrap_limits(differences(runs), (a, b), support, first.patients, 0)
     drawn = paired.class_metrics(a) - paired.class_metrics(b)
     usual = np.nanquantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0)
-    area = paired.delong_test(*map(paired.rankings, runs), first.labels, first.patients)[-1]
+    area = paired.delong_test(*map(Sample, runs))[-1]
     half = Z * abs(area.value / area.z) if area.z else np.nan
     return (
         np.column_stack([ours, [area.low, area.high]]),
@@ -101,7 +102,7 @@ def coverage(setting: Setting, draws: int, true: np.ndarray) -> dict[str, np.nda
 def truth(pair: tuple[float, float, float]) -> np.ndarray:
     """Return the true differences of `METRICS`."""
     runs = draw((*pair, POPULATION, 1), np.random.default_rng(1))
-    areas = [np.mean([rank.value for rank in paired.rankings(run)]) for run in runs]
+    areas = [Sample(run).macro("auroc").value for run in runs]
     return np.append(differences(runs), areas[0] - areas[1])
 
 

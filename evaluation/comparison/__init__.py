@@ -1,7 +1,5 @@
 """Are runs different on the same images? Paired tests and intervals, with the patient as the unit of sampling."""
 
-from evaluation.comparison.alignment import align
-from evaluation.comparison.pairs import compare
-from evaluation.comparison.records import Comparison, Difference, Pair
+from evaluation.comparison.pairs import Comparison, compare
 
-__all__ = ["Comparison", "Difference", "Pair", "align", "compare"]
+__all__ = ["Comparison", "compare"]

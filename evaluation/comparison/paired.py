@@ -17,20 +17,53 @@ docs/intervals.md):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from evaluation.comparison.records import RESAMPLED, Difference
 from evaluation.metrics.confusion import overall_values
-from evaluation.metrics.ranking import Ranking, auroc, delong_variance
+from evaluation.metrics.ranking import delong_variance
+from evaluation.metrics.table import Sample
 from evaluation.predictions import Predictions
-from intervals import LEVEL, Patients, mean_interval
+from intervals import LEVEL, Interval, Patients
 from utils import derived_seed
 
+RESAMPLED = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 ROUNDING = 1e-28  # a variance up to this is a rounding error
+
+
+@dataclass(kw_only=True)
+class Difference:
+    """A metric of the first run minus that of the second, its 95 % limits, and its test; NaN for what is unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    z: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+
+    @property
+    def significant(self) -> bool:
+        """True if the corrected test tells the difference from 0; False without a test."""
+        return self.p_holm < 1 - LEVEL
+
+    def text(self) -> str:
+        """Return `+0.012 [-0.020, +0.044]`, without brackets where the limits are unknown, `-` where the value is."""
+        numbers = (round(number, 3) + 0.0 for number in (self.value, self.low, self.high))  # + 0.0: no -0.000
+        value, low, high = (f"{number:+.3f}" for number in numbers)
+        return "-" if math.isnan(self.value) else value if math.isnan(self.low) else f"{value} [{low}, {high}]"
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return difference, low, high, z, p and p_holm, None for NaN."""
+        numbers = {"difference" if name == "value" else name: number for name, number in asdict(self).items()}
+        return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+    def __neg__(self) -> Difference:
+        return replace(self, value=-self.value, low=-self.high, high=-self.low, z=-self.z)
 
 
 def sign_flip_test(differences: np.ndarray) -> float:
@@ -59,45 +92,43 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def rankings(run: Predictions) -> list[Ranking]:
-    """Return the AUROC of every class against the others."""
-    return [auroc(run.labels == i, run.probabilities[:, i], run.patients) for i in range(len(run.classes))]
-
-
-def delong_test(a: Sequence[Ranking], b: Sequence[Ranking], labels: np.ndarray, patients: Patients) -> list[Difference]:
+def delong_test(a: Sample, b: Sample) -> list[Difference]:
     """Return the difference of each class's AUROC with DeLong's paired test, and last that of the mean over classes.
 
     The mean is over the classes that have an AUROC. The classes' variances are DeLong's; that of the mean joins them by
     the correlations of the patients' influences, and is unknown where a class has one patient.
     """
-    influence = np.stack([x.influence - y.influence for x, y in zip(a, b, strict=True)], 1)
-    variance = delong_variance(influence, labels[:, None] == np.arange(len(a)), patients).variance
-    kept = ~np.isnan([x.value for x in a])
+    first, second, patients = a.per_class["auroc"], b.per_class["auroc"], a.patients
+    influence = first.influence - second.influence
+    variance = delong_variance(influence, a.truth, patients).variance
+    kept = ~np.isnan(first.value)
     sums, spread = patients.sums(influence[:, kept]), np.sqrt(variance[kept])
     scale = np.sqrt((sums**2).sum(0))
     correlation = sums.T @ sums / np.outer(*[np.where(scale > 0, scale, 1)] * 2)
     whole = spread @ correlation @ spread / kept.sum() ** 2 if not np.isnan(spread).any() and kept.any() else np.nan
-    ranked = zip([*a, _mean_ranking(a, patients)], [*b, _mean_ranking(b, patients)], [*variance, whole], strict=True)
-    return [_auroc_difference(*part, patients) for part in ranked]
+    return [
+        _auroc_difference((x, y), patients.sums(x_influence), patients.sums(y_influence), variance)
+        for (x, x_influence), (y, y_influence), variance in zip(_aurocs(a), _aurocs(b), [*variance, whole], strict=True)
+    ]
 
 
-def _mean_ranking(ranks: Sequence[Ranking], patients: Patients) -> Ranking:
-    """Return the mean of the defined AUROCs, with its limits."""
-    kept = [rank for rank in ranks if not np.isnan(rank.value)]
-    if not kept:
-        return ranks[0]
-    value, low, high = np.array([[rank.value, rank.low, rank.high] for rank in kept]).T
-    influence = np.stack([rank.influence for rank in kept], 1)
-    low, high = mean_interval(value, low, high, influence, patients)
-    return Ranking(value=value.mean(), influence=influence.mean(1), low=low, high=high)
+def _aurocs(sample: Sample) -> list[tuple[Interval, np.ndarray]]:
+    """Return the AUROC of each class and last their mean, each with the images' influences (n,) on it."""
+    values, low, high, influence = sample.per_class["auroc"]
+    kept = ~np.isnan(values)
+    mean = influence[:, kept].mean(1) if kept.any() else influence[:, 0]
+    return [*zip(map(Interval, values, low, high), influence.T, strict=True), (sample.macro("auroc"), mean)]
 
 
-def _auroc_difference(a: Ranking, b: Ranking, variance: float, patients: Patients) -> Difference:
+def _auroc_difference(
+    aurocs: tuple[Interval, Interval], first: np.ndarray, second: np.ndarray, variance: float
+) -> Difference:
     """Return the difference with its test: p = 1 for equal rankings, none where they differ without any variance.
 
-    The limits are recovered from those of either AUROC and their correlation (MOVER: Zou 2007, Zou and Donner 2008).
+    The limits are recovered from those of either AUROC and their correlation (MOVER: Zou 2007, Zou and Donner 2008);
+    `first` and `second` are the patients' influences on either.
     """
-    first, second = patients.sums(a.influence), patients.sums(b.influence)
+    a, b = aurocs
     scale = np.sqrt((first**2).sum() * (second**2).sum())
     correlation = first @ second / scale if scale > 0 else 0
     value = float(a.value - b.value)

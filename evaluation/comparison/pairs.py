@@ -5,29 +5,63 @@ Compared are two trained models on images like these; the same recipe with anoth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
 from evaluation.comparison import paired
-from evaluation.comparison.alignment import align
-from evaluation.comparison.records import COMPARED, RESAMPLED, TESTS, Comparison, Difference, Pair
-from evaluation.metrics.confusion import confusion_matrix
-from evaluation.metrics.ranking import Ranking
-from evaluation.metrics.table import compute_metrics
+from evaluation.comparison.inputs import align
+from evaluation.comparison.paired import RESAMPLED, Difference
+from evaluation.metrics.table import OVERALL, Sample
 from evaluation.phrases import of_patients
 from evaluation.predictions import Predictions
 from intervals import RESAMPLES, Interval
 from utils import UserError, count, did_you_mean
 
+COMPARED = (*RESAMPLED, "macro_auroc")
+TESTS = {"accuracy": "McNemar", "macro_auroc": "DeLong"}  # a family each: Holm's correction runs over its pairs
 
-class _Run(NamedTuple):
-    """A run's predictions, confusion matrix in every resample, and classes' AUROCs."""
 
-    predictions: Predictions
-    resampled: np.ndarray
-    rankings: list[Ranking]
+@dataclass(kw_only=True)
+class Pair:
+    """Two runs, the number of images that only one of them gets right, and their differences.
+
+    The keys of `differences` are those of `COMPARED`, then `auroc CLASS` for every class.
+    """
+
+    a: str
+    b: str
+    only_a: int
+    only_b: int
+    differences: dict[str, Difference]
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Runs on the same images, and every pair of them.
+
+    Attributes:
+        baseline: the run that each other one is compared with; None: every pair is.
+        seed: of the bootstrap.
+        n: images.
+        images: the number of images and patients in words, as far as patients are known.
+        unknown_patients: images whose patient is unknown.
+        support: images by class.
+        runs: by run and metric, of `COMPARED`.
+        distrusted: by run, why its numbers are worthless, in sentences.
+    """
+
+    baseline: str | None
+    seed: int
+    n: int
+    images: str
+    unknown_patients: int
+    support: dict[str, int]
+    runs: dict[str, dict[str, Interval]]
+    pairs: list[Pair]
+    distrusted: dict[str, list[str]]
 
 
 def compare(
@@ -84,15 +118,14 @@ def compare(
 def _compare_aligned(
     runs: dict[str, Predictions], baseline: str | None, distrusted: dict[str, list[str]], seed: int, resamples: int
 ) -> Comparison:
-    first = next(iter(runs.values()))
-    confusions = paired.resampled_confusions(list(runs.values()), resamples, seed)
-    parts = {name: _Run(run, confusions[:, i], paired.rankings(run)) for i, (name, run) in enumerate(runs.items())}
+    first, samples = next(iter(runs.values())), {name: Sample(run) for name, run in runs.items()}
+    confusions = np.moveaxis(paired.resampled_confusions(list(runs.values()), resamples, seed), 1, 0)
+    resampled = dict(zip(runs, confusions, strict=True))
     chosen = [(name, baseline) for name in runs if name != baseline] if baseline else combinations(runs, 2)
-    pairs = [_pair((a, b), parts[a], parts[b], seed) for a, b in chosen]
+    pairs = [_pair(names, [samples[n] for n in names], [resampled[n] for n in names], seed) for names in chosen]
     for metric in TESTS:
         for pair, p in zip(pairs, paired.holm([pair.differences[metric].p for pair in pairs]), strict=True):
             pair.differences[metric].p_holm = float(p)
-    metrics = {name: compute_metrics(run, resamples=0) for name, run in runs.items()}  # only ECE needs resamples
     return Comparison(
         baseline=baseline,
         seed=seed,
@@ -100,26 +133,26 @@ def _compare_aligned(
         images=f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients unknown)'}",
         unknown_patients=first.unknown_patients,
         support=dict(zip(first.classes, first.support.tolist(), strict=True)),
-        runs={name: {m: Interval.from_json(values[m]) for m in COMPARED} for name, values in metrics.items()},
+        runs={name: {metric: OVERALL[metric](sample) for metric in COMPARED} for name, sample in samples.items()},
         pairs=pairs,
         distrusted=distrusted,
     )
 
 
-def _pair(names: tuple[str, str], a: _Run, b: _Run, seed: int) -> Pair:
-    runs = first, second = a.predictions, b.predictions
-    confusions = [confusion_matrix(run.labels, run.predicted, len(run.classes)) for run in runs]
-    values = paired.class_metrics(confusions[0]) - paired.class_metrics(confusions[1])
-    limits = paired.bootstrap_limits(values, (a.resampled, b.resampled), first.support, first.patients, seed)
+def _pair(names: Sequence[str], samples: Sequence[Sample], resampled: Sequence[np.ndarray], seed: int) -> Pair:
+    a, b = samples
+    first, patients = a.predictions, a.patients
+    values = paired.class_metrics(a.confusion) - paired.class_metrics(b.confusion)
+    limits = paired.bootstrap_limits(values, resampled, first.support, patients, seed)
     differences = {
         metric: Difference(value=float(value), low=float(low), high=float(high))
         for metric, value, low, high in zip(RESAMPLED, values, *limits, strict=True)
     }
-    if any((c.sum(axis) > 0).sum() < 2 for c in confusions for axis in (0, 1)):
-        differences["mcc"] = Difference(value=np.nan)  # all images, or all predictions, are of one class
-    right = first.correct.astype(np.int64) - second.correct
-    differences["accuracy"].p = paired.sign_flip_test(first.patients.sums(right).round())
-    *by_class, differences["macro_auroc"] = paired.delong_test(a.rankings, b.rankings, first.labels, first.patients)
+    if any(np.isnan(OVERALL["mcc"](sample).value) for sample in samples):
+        differences["mcc"] = Difference(value=np.nan)
+    right = first.correct.astype(np.int64) - b.predictions.correct
+    differences["accuracy"].p = paired.sign_flip_test(patients.sums(right).round())
+    *by_class, differences["macro_auroc"] = paired.delong_test(a, b)
     differences |= {f"auroc {name}": part for name, part in zip(first.classes, by_class, strict=True)}
     only_a, only_b = int((right > 0).sum()), int((right < 0).sum())
     return Pair(a=names[0], b=names[1], only_a=only_a, only_b=only_b, differences=differences)

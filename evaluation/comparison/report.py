@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.cautions import FEW
-from evaluation.comparison.records import TESTS, Comparison, Pair
+from evaluation.comparison.pairs import TESTS, Comparison, Pair
 from evaluation.metrics.table import SMALL
 from evaluation.phrases import p_text, words
 from intervals import RESAMPLES

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.comparison.records import TESTS, Comparison, Difference
+from evaluation.comparison.paired import Difference
+from evaluation.comparison.pairs import TESTS, Comparison
 from evaluation.comparison.report import HEADLINE
 from evaluation.figures.plots import save_figure
 from evaluation.phrases import join, p_text, words

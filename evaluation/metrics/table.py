@@ -54,7 +54,7 @@ class Sample:
         per_class: the rows of `PER_CLASS`.
     """
 
-    def __init__(self, predictions: Predictions, resamples: int, seed: int) -> None:
+    def __init__(self, predictions: Predictions, resamples: int = 0, seed: int = 0) -> None:
         self.predictions, self.resamples, self.seed = predictions, resamples, seed
         self.patients: Patients = predictions.patients
         numbers = np.arange(len(predictions.classes))

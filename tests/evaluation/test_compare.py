@@ -20,20 +20,20 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from evaluation import compare
-from evaluation.comparison.alignment import align
-from evaluation.comparison.inputs import default_folder
+from evaluation.comparison.inputs import align, default_folder
 from evaluation.comparison.paired import (
+    RESAMPLED,
     bootstrap_limits,
     class_metrics,
     delong_test,
     holm,
-    rankings,
     resampled_confusions,
     sign_flip_test,
 )
-from evaluation.comparison.records import RESAMPLED, TESTS
+from evaluation.comparison.pairs import TESTS
 from evaluation.comparison.report import cautions
 from evaluation.figures.forest import forest_figure
+from evaluation.metrics.table import Sample
 from evaluation.predictions import Predictions
 from tests.helpers.verbs import Verb, refused
 from utils import UserError
@@ -149,7 +149,7 @@ def textbook(positive: np.ndarray, a: np.ndarray, b: np.ndarray, patients: np.nd
 def test_delong_against_the_textbook(images: int) -> None:
     runs = {name: predictions(table(60, seed, 1.0, images, 1)) for name, seed in (("a", 1), ("b", 2))}
     a, b = runs["a"], runs["b"]
-    differences = delong_test(rankings(a), rankings(b), a.labels, a.patients)
+    differences = delong_test(Sample(a), Sample(b))
     for i in range(len(CLASSES)):
         value, variance = textbook(
             a.labels == i, a.probabilities[:, i], b.probabilities[:, i], a.table["group"].to_numpy()
@@ -165,7 +165,7 @@ def test_the_mean_auroc_agrees_with_the_jackknife(images: int) -> None:
     tables = {name: table(160, seed, 1.5, images) for name, seed in (("a", 1), ("b", 2))}
     runs = {name: predictions(part) for name, part in tables.items()}
     a = runs["a"]
-    macro = delong_test(rankings(a), rankings(runs["b"]), a.labels, a.patients)[-1]
+    macro = delong_test(Sample(a), Sample(runs["b"]))[-1]
 
     def difference(kept: np.ndarray) -> float:
         areas = [
@@ -184,17 +184,17 @@ def test_the_mean_auroc_agrees_with_the_jackknife(images: int) -> None:
 
 def test_delong_without_variance() -> None:
     a = predictions(table(50, 1))
-    same = delong_test(rankings(a), rankings(a), a.labels, a.patients)
+    same = delong_test(Sample(a), Sample(a))
     assert all(part.value == 0 and part.p == 1 and part.low < 0 < part.high for part in same)
     perfect = a.table.drop(columns=["predicted", "confidence"])
     constant = perfect.copy()
     for name in CLASSES:
         perfect[f"p_{name}"], constant[f"p_{name}"] = (a.table["label"] == name).astype(float), 1 / 3
-    differences = delong_test(rankings(predictions(perfect)), rankings(predictions(constant)), a.labels, a.patients)
+    differences = delong_test(Sample(predictions(perfect)), Sample(predictions(constant)))
     assert [part.value for part in differences] == [0.5] * 4
     assert all(np.isnan(part.p) and not part.significant for part in differences)
     lonely = predictions(table(50, 1).assign(label=["COVID", *["Normal"] * 49]))
-    *by_class, macro = delong_test(rankings(lonely), rankings(a), lonely.labels, lonely.patients)
+    *by_class, macro = delong_test(Sample(lonely), Sample(a))
     assert all(np.isnan(part.p) for part in (*by_class, macro))
 
 
