@@ -78,7 +78,7 @@ def compare_runs(arguments: Namespace, config: Config) -> None:
     report.write_comparison(comparison, paths, folder)
     plot_forest(comparison, folder / "forest.png")
     log.info(f"{comparison.images}, 95 % intervals\n\n{report.format_tables(comparison)}\n")
-    for warning in report.distrust(comparison):
+    for warning in (f"{name}: {text}" for name, texts in comparison.distrusted.items() for text in texts):
         log.warning(warning)
     log.info("\n".join(report.conclusions(comparison)) + f"\n\nwritten: {shown(folder)}")
 

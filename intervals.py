@@ -21,7 +21,7 @@ Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
 
 
 class Interval(NamedTuple):
-    """A statistic and its 95 % limits; NaN where undefined or unknown."""
+    """A statistic and its 95 % limits, or arrays of them; NaN where undefined or unknown."""
 
     value: float = math.nan
     low: float = math.nan
@@ -35,6 +35,10 @@ class Interval(NamedTuple):
     def from_json(cls, entry: Mapping[str, float | None]) -> Interval:
         """Return the interval that `to_json` wrote."""
         return cls(*(math.nan if entry[name] is None else entry[name] for name in cls._fields))
+
+    def at(self, index: int) -> Interval:
+        """Return one of an array of intervals."""
+        return Interval(*(part[index] for part in self))
 
     def text(self, digits: int = 3) -> str:
         """Return `0.931 [0.880, 0.962]`, without brackets where the limits are unknown, `-` where the value is."""
@@ -114,8 +118,8 @@ def wilson(count: np.ndarray | float, n: np.ndarray | float, z: np.ndarray | flo
     return np.where(p == 0, 0.0, centre - half), np.where(p == 1, 1.0, centre + half)
 
 
-def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patients) -> tuple[np.ndarray, np.ndarray]:
-    """Return limits (k,) of the proportions Σ hits / Σ members, each over its own members: both (n, k) bool.
+def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patients) -> Interval:
+    """Return the proportions Σ hits / Σ members (k,) with limits, each over its own members: both (n, k) bool.
 
     Wilson's interval. Where patients have several members, n is divided by the design effect, the ratio of the
     cluster-robust variance to the binomial one, and z is replaced with t with one degree of freedom less than there are
@@ -123,20 +127,21 @@ def proportion_interval(hits: np.ndarray, members: np.ndarray, patients: Patient
     """
     n, count = members.sum(0, dtype=np.float64), hits.sum(0, dtype=np.float64)
     low, high = wilson(count, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = count / n
     if patients.single:
-        return low, high
+        return Interval(p, low, high)
     sums = patients.sums(members)
     clusters = (sums > 0).sum(0)
     several = clusters < n
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = count / n
         spread = ((patients.sums(hits) - p * sums) ** 2).sum(0) * clusters / (clusters - 1) / n**2
         varies = (spread > 0) & (clusters > 1)
         effective = np.where(varies, p * (1 - p) / spread, clusters)
     t = np.where(varies, stats.t.ppf(0.5 + LEVEL / 2, np.maximum(clusters - 1, 1)), Z)
     effective = np.clip(effective, 1, np.maximum(n, 1))
     wide = wilson(p * effective, np.where(n > 0, effective, 0), t)
-    return np.where(several, wide[0], low), np.where(several, wide[1], high)
+    return Interval(p, np.where(several, wide[0], low), np.where(several, wide[1], high))
 
 
 def mean_over_patients(values: np.ndarray, groups: np.ndarray) -> Interval:

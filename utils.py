@@ -100,6 +100,11 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the row of the lowest validation loss, the earliest of equals: the epoch that `best.pt` holds."""
+    return min(history, key=lambda row: row["valid_loss"])
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write `rows` as CSV with a header, atomically; `columns` default to the first row's keys."""
     with atomic_write(path) as file:

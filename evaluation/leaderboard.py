@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from evaluation.metrics.formats import severe_warnings
 from intervals import UNKNOWN, Interval
-from utils import UserError, count, elide, log, read_json
+from utils import UserError, best_epoch, count, elide, log, read_json
 
 WIDEST = 32  # characters of a cell
 
@@ -68,13 +68,11 @@ class Entry:
         """Fill in what history.csv says; an interrupted run has one too."""
         try:
             history = pd.read_csv(self.path / "history.csv")
-            self.valid_accuracy = float(history["valid_accuracy"][history["valid_loss"].idxmin()])
+            self.valid_accuracy = float(best_epoch(history.to_dict("records"))["valid_accuracy"])
             self.seconds = float(history["seconds"].sum())
-        except FileNotFoundError:
-            if self.status == "finished":
-                self.warnings.append("its history.csv is missing")
-        except (OSError, ValueError, KeyError, TypeError):  # pandas' own errors are ValueErrors
-            self.warnings.append("its history.csv cannot be read")
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pandas' own errors are ValueErrors
+            if self.status == "finished" or not isinstance(error, FileNotFoundError):
+                self.warnings.append("its history.csv is missing or cannot be read")
 
     def read_evaluation(self, record: dict[str, Any], split: str) -> None:
         """Fill in what the evaluation of `split` says; `record` is run.json."""
@@ -86,18 +84,15 @@ class Entry:
         remedy = f"run test.py --kind {split} again"
         try:
             metrics = read_json(folder / "metrics.json", remedy)
-            accuracy, severe = Interval.from_json(metrics["accuracy"]), severe_warnings(metrics)
+            accuracy, warnings = Interval.from_json(metrics["accuracy"]), severe_warnings(metrics)
             tested = (metrics.get("evaluation") or {}).get("finished")
             resumed = [part.get("time") or "" for part in record.get("resumed") or []]
-            trained = max([record.get("finished") or "", *resumed])
+            if tested and resumed and tested < max(record.get("finished") or "", *resumed):  # in UTC, ISO 8601
+                accuracy, warnings = UNKNOWN, [f"it was trained further after its evaluation; {remedy}"]
         except (UserError, KeyError, TypeError, AttributeError):
-            self.warnings.append(f"its {split}/metrics.json cannot be read; {remedy}")
-            return
-        if tested and resumed and tested < trained:  # both in UTC, ISO 8601
-            self.warnings.append(f"it was trained further after its evaluation; {remedy}")
-            return
+            accuracy, warnings = UNKNOWN, [f"its {split}/metrics.json cannot be read; {remedy}"]
         self.accuracy = accuracy
-        self.warnings += severe
+        self.warnings += warnings
 
 
 def read_runs(parent: Path, split: str = "test") -> list[Entry]:
@@ -106,7 +101,7 @@ def read_runs(parent: Path, split: str = "test") -> list[Entry]:
     A search (`tune-NAME/`) contributes the trials that still have weights. A run whose run.json cannot be read is left
     out with a warning.
     """
-    trials = [file for file in parent.glob("tune-*/trials/*/run.json") if (file.parent / "best.pt").exists()]
+    trials = [file for file in parent.glob("tune-*/trials/*/run.json") if file.with_name("best.pt").exists()]
     entries = []
     for file in tqdm(sorted([*parent.glob("*/run.json"), *trials]), desc="runs", unit="run", leave=False, delay=1):
         try:
@@ -129,24 +124,22 @@ def _read_run(file: Path, split: str) -> Entry:
 
 def _mark(file: Path, split: str | None = None) -> tuple[str, int | None]:
     """Return a mark of the images and labels in a predictions.csv, or in a split.csv's `split`, and their number."""
-    columns = ["sha256", "label", *(["split"] if split else [])]
     try:
-        table = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
-    except (OSError, ValueError):
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = table[table["split"] == split] if split else table
+        lines = sorted(table["sha256"] + " " + table["label"])
+    except (OSError, ValueError, KeyError):
         return "", None
-    table = table[table["split"] == split] if split else table
-    if table.empty or (table["sha256"] == "").any():
+    if not lines or (table["sha256"] == "").any():
         return "", None
-    lines = sorted(f"{sha} {label}" for sha, label in zip(table["sha256"], table["label"], strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8], len(lines)
 
 
 def groups(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Return the entries by their images, the largest group first, unknown images last; the order within stays."""
-    by_images: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_images.setdefault(entry.images, []).append(entry)
-    return sorted(by_images.values(), key=lambda group: (not group[0].images, -len(group)))
+    marks = dict.fromkeys(entry.images for entry in entries)
+    tables = [[entry for entry in entries if entry.images == mark] for mark in marks]
+    return sorted(tables, key=lambda group: (not group[0].images, -len(group)))
 
 
 def format_leaderboard(entries: Sequence[Entry], split: str = "test") -> str:

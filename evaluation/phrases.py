@@ -88,10 +88,10 @@ def with_limits(entry: Mapping[str, float | None], digits: int = 3) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return `= 0.51`, `= 0.0123` or `< 0.0001`; empty for NaN, where there is no test."""
+    """Return `p = 0.51`, `p = 0.0123` or `p < 0.0001`; empty for NaN, where there is no test."""
     if math.isnan(p):
         return ""
-    return "< 0.0001" if p < 1e-4 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.3g}"
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3g}"
 
 
 def schedule(train: TrainConfig) -> str:
@@ -127,30 +127,15 @@ def augmentation(a: AugmentConfig) -> str:
 
 def unreadable(data: int | None, evaluated: int | None) -> str | None:
     """Return how many files of the run's data and of the evaluated images were left out; None if neither is known."""
-    if data == evaluated == 0:
-        return "no file was unreadable"
-    phrases = [
-        f"{count(number, 'unreadable file')} of {what} left out" if number else f"no file of {what} was unreadable"
-        for what, number in (("the run's data", data), ("the evaluated images", evaluated))
-        if number is not None
-    ]
-    return join(phrases) if phrases else None
+    numbers = {"the run's data": data, "the evaluated images": evaluated}
+    phrases = [f"{number:,} of {what}" for what, number in numbers.items() if number is not None]
+    return f"unreadable files left out: {join(phrases)}" if phrases else None
 
 
 def trained_on(overlap: Overlap | None, split: str | None) -> str | None:
     """Return how many of the evaluated images the model was trained on; None if that is unknown."""
     if overlap is None or overlap.trained_on is None:
         return None
-    trained, validated = overlap.trained_on, overlap.validated_on
-    text = f"{trained:,} of these images {_were(trained)} used" if trained else "no evaluated image was used"
-    if split == "val":
-        selected = "all were used"
-    elif validated is None:
-        selected = "and it is unknown whether any was used"
-    else:
-        selected = f"{validated:,} {_were(validated)} used" if validated else "and none was used"
-    return f"{text} for training, {selected} to select the checkpoint"
-
-
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"
+    validated = overlap.validated_on
+    selected = "all" if split == "val" else "unknown" if validated is None else f"{validated:,}"
+    return f"used for training: {overlap.trained_on:,} of these images; to select the checkpoint: {selected}"

@@ -81,11 +81,6 @@ class Predictions:
         return self.labels == self.predicted
 
     @property
-    def support(self) -> np.ndarray:
-        """The number of images of each class, (classes,)."""
-        return np.bincount(self.labels, minlength=len(self.classes))
-
-    @property
     def unknown_patients(self) -> int:
         """The number of images whose patient is unknown: each counts as a separate patient, named by the path."""
         return int((self.table["group"] == self.table["path"]).sum())
@@ -184,8 +179,7 @@ def read_predictions(path: Path, classes: list[str] | None = None) -> Prediction
     try:
         header = list(pd.read_csv(path, nrows=0))
         numbers = [name for name in header if name.startswith("p_") or name == "confidence"]
-        text = {name: str for name in header if name not in numbers}
-        empty = {name: ["", "nan", "NaN"] for name in numbers}
+        text, empty = dict.fromkeys({*header} - {*numbers}, str), {name: ["", "nan", "NaN"] for name in numbers}
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as predictions ({str(error).splitlines()[0]})") from None

@@ -81,11 +81,6 @@ class RunFolder:
         write_csv(self.path / "history.csv", [{k: row[k] for k in HISTORY} for row in history], HISTORY)
 
 
-def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the lowest validation loss, the earliest of equals: the epoch that `best.pt` holds."""
-    return min(history, key=lambda row: row["valid_loss"])
-
-
 def now() -> str:
     """Return the time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

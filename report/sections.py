@@ -23,13 +23,12 @@ from evaluation.metrics.subgroups import MOST_VALUES
 from evaluation.metrics.table import PER_CLASS
 from evaluation.metrics.temperature import Temperature
 from evaluation.phrases import join, patients_named, with_limits
-from experiment.run_folder import best_epoch
 from report.checklist import answered_standards
 from report.facts import collect_facts
 from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
 from report.inputs import Inputs
 from report.svg import figure_svg
-from utils import count
+from utils import best_epoch, count
 
 
 def if_perfect(metrics: dict[str, Any]) -> str | None:

@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from command_line import quiet_screen
 from config import Config
-from experiment.run_folder import best_epoch
 from search.metric import Metric
 from search.results import best_trial, result_line, tidy
 from search.space import Space, suggest, with_values
 from search.study import ALIVE, INTERRUPTIONS, REASON, SURPLUS, counting, retry
 from training.ending import Pruned
 from training.trainer import train
-from utils import UserError, count, log
+from utils import UserError, best_epoch, count, log
 
 if TYPE_CHECKING:
     from evaluation.predictions import Predictions

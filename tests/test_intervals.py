@@ -56,7 +56,7 @@ def test_one_image_per_patient_is_wilson(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     members = rng.random((n, 3)) < 0.7
     hits = members & (rng.random((n, 3)) < 0.8)
-    low, high = proportion_interval(hits, members, _single(n))
+    _, low, high = proportion_interval(hits, members, _single(n))
     for k in range(3):
         if members[:, k].any():
             expected = proportion_confint(hits[:, k].sum(), members[:, k].sum(), method="wilson")
@@ -72,7 +72,7 @@ def test_design_effect_by_hand() -> None:
 
     groups = np.repeat(np.arange(10), 2)
     hits = (groups < 8)[:, None]
-    low, high = proportion_interval(hits, np.ones_like(hits), Patients(groups))
+    _, low, high = proportion_interval(hits, np.ones_like(hits), Patients(groups))
     expected = wilson(0.8 * 9, 9, stats.t.ppf(0.975, 9))
     np.testing.assert_allclose((low[0], high[0]), expected)
     assert high[0] - low[0] > np.subtract(*wilson(16, 20)[::-1])
@@ -81,7 +81,7 @@ def test_design_effect_by_hand() -> None:
 def test_all_right_counts_patients_not_images() -> None:
     groups = np.repeat(np.arange(12), 5)
     ones = np.ones((60, 1), bool)
-    low, high = proportion_interval(ones, ones, Patients(groups))
+    _, low, high = proportion_interval(ones, ones, Patients(groups))
     assert high[0] == 1
     assert low[0] == pytest.approx(wilson(12, 12)[0])
 

@@ -20,12 +20,11 @@ from dataset.sampling import Share, epoch_order, epoch_steps, share_of
 from dataset.transforms import Augment
 from evaluation.metrics.calibration import log_losses
 from evaluation.metrics.confusion import confusion_matrix, overall_values
-from experiment.run_folder import best_epoch
 from inference.predict import Runtime, predict_logits, softmax
 from pretrained_models import Architecture
 from training.distributed import Ranks, synchronise_norms
 from training.optimisation import build_optimizer, freeze_backbone, learning_rate
-from utils import UserError, autocast, derived_seed
+from utils import UserError, autocast, best_epoch, derived_seed
 
 LOSS_SECONDS = 0.5  # show and check the loss at most this often: reading it waits for the device
 Forward = Callable[[torch.Tensor], torch.Tensor]

@@ -13,9 +13,9 @@ from dataset.image_set import ImageSet
 from dataset.loading import Dataset
 from evaluation.figures.plots import learning_curves_figure, save_figure
 from experiment.checkpoint import Checkpoint, hashes_to_tensor, save_checkpoint
-from experiment.run_folder import RunFolder, best_epoch, now, runs_folder
+from experiment.run_folder import RunFolder, now, runs_folder
 from training.loop import Learner
-from utils import count, device_name, interrupts_wait, log, shown
+from utils import best_epoch, count, device_name, interrupts_wait, log, shown
 
 
 @dataclass(kw_only=True)

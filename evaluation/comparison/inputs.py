@@ -23,13 +23,11 @@ def find_predictions(path: Path, split: str) -> Path:
 
     Raises: `UserError` that says what is missing and how to make it.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such run folder or file")
-    for file in (path / FILE, path / split / FILE):
+    for file in (path, path / FILE, path / split / FILE):
         if file.is_file():
             return file
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder or file")
     if any((path / name).exists() for name in ("config.yaml", "run.json", "best.pt")):
         command = f"python test.py --weights {shlex.quote(str(path))} --kind {split}"
         raise UserError(f"{path}: there is no {split}/{FILE} yet; run {command}")

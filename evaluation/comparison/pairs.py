@@ -132,7 +132,7 @@ def _compare_aligned(
         n=len(first),
         images=f"{count(len(first), 'image')}{of_patients(first.table) or ' (patients unknown)'}",
         unknown_patients=first.unknown_patients,
-        support=dict(zip(first.classes, first.support.tolist(), strict=True)),
+        support=dict(zip(first.classes, samples[next(iter(runs))].confusion.sum(1).tolist(), strict=True)),
         runs={name: {metric: OVERALL[metric](sample) for metric in COMPARED} for name, sample in samples.items()},
         pairs=pairs,
         distrusted=distrusted,
@@ -143,7 +143,7 @@ def _pair(names: Sequence[str], samples: Sequence[Sample], resampled: Sequence[n
     a, b = samples
     first, patients = a.predictions, a.patients
     values = paired.class_metrics(a.confusion) - paired.class_metrics(b.confusion)
-    limits = paired.bootstrap_limits(values, resampled, first.support, patients, seed)
+    limits = paired.bootstrap_limits(values, resampled, a.confusion.sum(1), patients, seed)
     differences = {
         metric: Difference(value=float(value), low=float(low), high=float(high))
         for metric, value, low, high in zip(RESAMPLED, values, *limits, strict=True)

@@ -16,7 +16,6 @@ from intervals import RESAMPLES
 from utils import count, write_csv, write_json
 
 HEADLINE = ("accuracy", "macro_f1", "macro_auroc")
-COLUMNS = ("a", "b", "metric", "difference", "low", "high", "p", "p_holm")
 METHODS = {
     "p of accuracy": "exact McNemar; with several images per patient, exact sign flips of the patients",
     "p of macro_auroc, auroc": "DeLong's paired test, over patients",
@@ -33,12 +32,12 @@ def verdict(pair: Pair, distrusted: Collection[str] = ()) -> str:
 
     A run in `distrusted` is never called better, only said to score higher.
     """
-    significant = [metric for metric in TESTS if pair.differences[metric].significant]
-    reverse = bool(significant) and pair.differences[significant[0]].value < 0
-    a, b = (pair.b, pair.a) if reverse else (pair.a, pair.b)
-    differences = {metric: -pair.differences[metric] if reverse else pair.differences[metric] for metric in TESTS}
+    a, b, differences = pair.a, pair.b, {metric: pair.differences[metric] for metric in TESTS}
+    significant = [metric for metric in TESTS if differences[metric].significant]
+    if significant and differences[significant[0]].value < 0:
+        a, b, differences = b, a, {metric: -difference for metric, difference in differences.items()}
     numbers = "; ".join(
-        f"{words(metric)} differs by {d.text()}, " + (f"p {p_text(d.p_holm)}" if p_text(d.p_holm) else "not tested")
+        f"{words(metric)} differs by {d.text()}, {p_text(d.p_holm) or 'not tested'}"
         for metric, d in differences.items()
         if not math.isnan(d.value)
     )
@@ -55,8 +54,7 @@ def cautions(comparison: Comparison) -> list[str]:
     """Return sentences about samples too small to rank runs by, and about unknown patients."""
     small = ", ".join(f"{name} ({n})" for name, n in comparison.support.items() if n < SMALL)
     n, unknown, sentences = comparison.n, comparison.unknown_patients, []
-    if n < FEW or small:
-        parts = [f"only {count(n, 'image')}"] * (n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small)
+    if parts := [f"only {count(n, 'image')}"] * (n < FEW) + [f"fewer than {SMALL} images of {small}"] * bool(small):
         sentences.append(f"Caution: {'; '.join(parts)}: too few to rank by, and DeLong's p is rough.")
     if unknown:
         which = "the images" if unknown == n else f"{unknown} of {n} images"
@@ -64,11 +62,6 @@ def cautions(comparison: Comparison) -> list[str]:
             f"Caution: the patients of {which} are unknown: p and intervals assume that these images are independent."
         )
     return sentences
-
-
-def distrust(comparison: Comparison) -> list[str]:
-    """Return what makes runs worthless, a sentence each."""
-    return [f"{name}: {text}" for name, texts in comparison.distrusted.items() for text in texts]
 
 
 def conclusions(comparison: Comparison) -> list[str]:
@@ -85,12 +78,9 @@ def format_tables(comparison: Comparison) -> str:
     }
     blocks = [pd.DataFrame.from_dict(runs, orient="index").to_string()]
     for pair in comparison.pairs:
-        table = pd.DataFrame(
-            [[d.text(), *(p_text(p).removeprefix("= ") for p in (d.p, d.p_holm))] for d in pair.differences.values()],
-            index=[words(metric) for metric in pair.differences],
-            columns=["difference", "p", "p (Holm)"],
-        )
-        table = table if corrected else table.drop(columns="p (Holm)")
+        rows = {words(key): [d.text(), p_text(d.p), p_text(d.p_holm)] for key, d in pair.differences.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "p", "p (Holm)"])
+        table = table.replace("^p (= )?", "", regex=True).iloc[:, : 2 + corrected]
         only_a, only_b = count(pair.only_a, "image"), count(pair.only_b, "image")
         head = f"{pair.a} - {pair.b}   (only the first is right: {only_a}, only the second: {only_b})"
         blocks.append(f"{head}\n{table.to_string()}")
@@ -113,11 +103,11 @@ def write_comparison(comparison: Comparison, files: dict[str, Path], folder: Pat
         for pair in comparison.pairs
     ]
     rows = [
-        {"a": pair["a"], "b": pair["b"], "metric": metric, **numbers}
+        {"a": pair["a"], "b": pair["b"], "metric": metric} | {name: x for name, x in numbers.items() if name != "z"}
         for pair in pairs
         for metric, numbers in pair["differences"].items()
     ]
-    write_csv(folder / "comparison.csv", [{name: row[name] for name in COLUMNS} for row in rows])
+    write_csv(folder / "comparison.csv", rows)
     runs = {name: {metric: value.to_json() for metric, value in run.items()} for name, run in comparison.runs.items()}
     content = {
         "files": {name: str(file) for name, file in files.items()},

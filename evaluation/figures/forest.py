@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.comparison.paired import Difference
 from evaluation.comparison.pairs import TESTS, Comparison
@@ -17,23 +18,9 @@ from evaluation.phrases import join, p_text, words
 from intervals import Interval
 from utils import elide
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 LONGEST = 44  # characters of a run's name: MODEL-YYYYMMDD-HHMMSS of timm's usual names
 ROW = 0.34  # inches
 COLOUR = "#1f4e79"
-
-
-@dataclass(kw_only=True)
-class _Row:
-    """A value with its limits, the numbers in words, and its mark, filled or open."""
-
-    interval: Interval
-    text: str
-    mark: str = "s"
-    filled: bool = True
 
 
 def plot_forest(comparison: Comparison, path: Path) -> None:
@@ -46,16 +33,15 @@ def forest_figure(comparison: Comparison) -> Figure:
 
     A difference that its corrected test tells from 0 is filled; macro F1 has no test and a different mark.
     """
-    from matplotlib.figure import Figure
-
     names = shorten(list(comparison.runs))
     pairs = [f"{names[pair.a]}\n− {names[pair.b]}" for pair in comparison.pairs]
     heights = [ROW * len(names), 1.25 * ROW * len(pairs)]  # a pair's name takes two lines
     figure = Figure(figsize=(9 + 0.07 * max(map(len, names.values())), 2.1 + sum(heights)), layout="constrained")
     above, below = figure.subplots(2, len(HEADLINE), sharey="row", height_ratios=heights)
     for upper, lower, metric in zip(above, below, HEADLINE, strict=True):
-        values = [run[metric] for run in comparison.runs.values()]
-        _draw_rows(upper, list(names.values()), [_Row(interval=value, text=value.text()) for value in values])
+        for y, run in enumerate(comparison.runs.values()):
+            _draw_row(upper, y, run[metric], run[metric].text())
+        _finish(upper, list(names.values()))
         upper.set_title(words(metric), fontsize=10, fontweight="bold")
         _draw_differences(lower, pairs, [pair.differences[metric] for pair in comparison.pairs])
         lower.set_title(f"difference ({TESTS.get(metric, 'no')} test)", fontsize=9)
@@ -85,33 +71,29 @@ def shorten(names: Sequence[str]) -> dict[str, str]:
 
 def _draw_differences(ax: Axes, labels: Sequence[str], differences: Sequence[Difference]) -> None:
     """Draw the differences about the line of no difference, which is in the middle."""
-    rows = [
-        _Row(
-            interval=Interval(d.value, d.low, d.high),
-            text=d.text() + (f"\np {p_text(d.p_holm)}" if p_text(d.p_holm) else ""),
-            mark="D" if np.isnan(d.p_holm) else "s",
-            filled=d.significant,
-        )
-        for d in differences
-    ]
-    _draw_rows(ax, labels, rows)
-    furthest = 1.1 * max(np.nan_to_num(np.abs([row.interval for row in rows])).max(), 1e-3)
+    intervals = [Interval(d.value, d.low, d.high) for d in differences]
+    for y, (d, interval) in enumerate(zip(differences, intervals, strict=True)):
+        mark, colour = "D" if np.isnan(d.p_holm) else "s", COLOUR if d.significant else "white"
+        _draw_row(ax, y, interval, f"{d.text()}\n{p_text(d.p_holm)}".rstrip(), mark, colour)
+    _finish(ax, labels)
+    furthest = 1.1 * max(np.nan_to_num(np.abs(intervals)).max(), 1e-3)
     ax.set_xlim(-furthest, furthest)
     ax.axvline(0, color="black", lw=1, zorder=1)
     ax.set_xlabel("second better  ←   →  first better", fontsize=8)
 
 
-def _draw_rows(ax: Axes, labels: Sequence[str], rows: Sequence[_Row]) -> None:
-    """Draw one row per label, from the top: the value with its limits, and its text at the right."""
-    from matplotlib.ticker import MaxNLocator
+def _draw_row(ax: Axes, y: int, interval: Interval, text: str, mark: str = "s", colour: str = COLOUR) -> None:
+    """Draw the value with its limits, and the text at the right; `colour` fills the mark."""
+    value, *limits = interval
+    if y % 2:
+        ax.axhspan(y - 0.5, y + 0.5, color="0.95", zorder=0)
+    ax.plot(limits, [y, y], color=COLOUR, lw=1.6, solid_capstyle="butt", zorder=2)
+    ax.plot(value, y, mark, ms=5.5, color=COLOUR, mfc=colour, zorder=3)
+    ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
 
-    for y, row in enumerate(rows):
-        value, *limits = row.interval
-        if y % 2:
-            ax.axhspan(y - 0.5, y + 0.5, color="0.95", zorder=0)
-        ax.plot(limits, [y, y], color=COLOUR, lw=1.6, solid_capstyle="butt", zorder=2)
-        ax.plot(value, y, row.mark, ms=5.5, color=COLOUR, mfc=COLOUR if row.filled else "white", zorder=3)
-        ax.text(1.02, y, row.text, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
+
+def _finish(ax: Axes, labels: Sequence[str]) -> None:
+    """Label the rows from the top, and draw the grid without a frame."""
     ax.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))

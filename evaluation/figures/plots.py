@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.figures.palette import COLOURS, MEAN_COLOUR
 from evaluation.metrics.calibration import Bins
 from evaluation.metrics.curves import GRID, Curve
 from evaluation.phrases import with_limits
 from utils import atomic_write, elide, interrupts_wait
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_PANELS = 24
 LONGEST = 24  # characters of a class name: a longer one leaves no room for the matrix or the panel
@@ -28,19 +27,13 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=130)
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def confusion_figure(metrics: dict[str, Any], title: str) -> Figure:
     """Draw the confusion matrix: colour by the share of the true class (row), each cell with its count and share."""
     counts = np.array(metrics["confusion"])
     totals, size = counts.sum(1), len(counts)
     share = counts / np.maximum(totals[:, None], 1)
     classes = [elide(name, LONGEST) for name in metrics["classes"]]
-    figure = _figure(2.4 + 1.05 * size, 1.6 + 0.95 * size)
+    figure = Figure(figsize=(2.4 + 1.05 * size, 1.6 + 0.95 * size), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(size, size):
@@ -48,8 +41,7 @@ def confusion_figure(metrics: dict[str, Any], title: str) -> Figure:
         colour = "white" if share[row, column] > 0.55 else "black"
         ax.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     ax.set_xticks(range(size), classes, rotation=30, ha="right", rotation_mode="anchor", parse_math=False)
-    rows = [f"{name} (n={n})" for name, n in zip(classes, totals, strict=True)]
-    ax.set_yticks(range(size), rows, parse_math=False)
+    ax.set_yticks(range(size), [f"{name} (n={n})" for name, n in zip(classes, totals, strict=True)], parse_math=False)
     ax.set(xlabel="predicted", ylabel="true")
     accuracy, balanced = (metrics[name]["value"] for name in ("accuracy", "balanced_accuracy"))
     numbers = f"accuracy {accuracy:.3f}, balanced {balanced:.3f}, n={metrics['n']}"
@@ -82,7 +74,8 @@ def _curve_figure(curves: list[Curve], labels: tuple[str, str], area: str) -> Fi
     panels, small = max(len(shown), 1), len(shown) > 12
     columns, side = (5, 2.2) if small else (min(3, panels), 3.1)
     rows = -(-panels // columns)
-    figure = _figure(side * columns + 0.3, (side + 0.1) * rows + 0.3 * (1 + bool(left_out)))
+    height = (side + 0.1) * rows + 0.3 * (1 + bool(left_out))
+    figure = Figure(figsize=(side * columns + 0.3, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[panels:]:
         ax.set_axis_off()
@@ -112,7 +105,7 @@ def _draw_curve(ax: Axes, curve: Curve, colour: str) -> None:
 def reliability_figure(before: Bins, after: Bins | None, temperature: float | None = None) -> Figure:
     """Draw accuracy against confidence per bin with Wilson's limits; below, how many images each bin holds."""
     panels = [("as predicted", before)] + ([(f"temperature {temperature:.2f}", after)] if after is not None else [])
-    figure = _figure(4.4 * len(panels), 5.0)
+    figure = Figure(figsize=(4.4 * len(panels), 5.0), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=(4, 1))
     for (top, bottom), (title, bins) in zip(axes.T, panels, strict=True):
         _draw_reliability(top, bins)
@@ -142,16 +135,13 @@ def learning_curves_figure(history: list[dict[str, Any]], best_epoch: int) -> Fi
 
     `history` holds rows of `history.csv` as numbers.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = _figure(9, 3.6)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
     panels = (("loss", "cross entropy (nats)"), ("accuracy", "accuracy"))
     lines = (("train", MEAN_COLOUR, "training (augmented)"), ("valid", COLOURS[0], "validation"))
     for ax, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
         for prefix, colour, label in lines:
-            values = [row[f"{prefix}_{name}"] for row in history]
-            ax.plot(epochs, values, "o-", ms=3.5, color=colour, label=label)
+            ax.plot(epochs, [row[f"{prefix}_{name}"] for row in history], "o-", ms=3.5, color=colour, label=label)
         if name == "accuracy":
             macro = [row["valid_macro_f1"] for row in history]
             ax.plot(epochs, macro, "s--", ms=3, color=COLOURS[1], label="validation macro F1")

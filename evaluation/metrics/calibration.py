@@ -54,17 +54,10 @@ def perfect_error(
     its confidence as the probability. `design_effect` is the factor by which the variance grows if images of one
     patient are right and wrong together (`Patients.design_effect`); the error grows with its square root.
     """
-    rng = np.random.default_rng(seed)
-    n, bins = len(confidence), int(index.max()) + 1
-    order = np.argsort(index, kind="stable")
-    sorted_confidence, starts = confidence[order], np.searchsorted(index[order], np.arange(bins))
-    filled = np.append(np.diff(starts), n - starts[-1]) > 0
-    errors = np.empty(draws)
-    block = max(1, 2**22 // n)
-    for start in range(0, draws, block):
-        rows = min(block, draws - start)
-        gaps = (rng.random((rows, n)) < sorted_confidence) - sorted_confidence
-        errors[start : start + rows] = np.abs(np.add.reduceat(gaps, starts[filled], axis=1)).sum(1) / n
+    rng, order = np.random.default_rng(seed), np.argsort(index, kind="stable")
+    chance, starts = confidence[order], np.unique(index[order], return_index=True)[1]
+    gaps = ((rng.random(len(chance)) < chance) - chance for _ in range(draws))
+    errors = np.array([np.abs(np.add.reduceat(gap, starts)).sum() for gap in gaps]) / len(chance)
     errors *= np.sqrt(design_effect)
     return float(errors.mean()), float(np.quantile(errors, 0.95))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from evaluation.predictions import Predictions
-from intervals import proportion_interval
+from intervals import Interval, proportion_interval
 
 GRID = np.linspace(0, 1, 201)
 MOST_THRESHOLDS = 200
@@ -35,14 +35,6 @@ class Curve:
     chance: float
 
 
-class _Rates(NamedTuple):
-    """A proportion and its 95 % limits at every threshold, each (thresholds,)."""
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 def class_curves(predictions: Predictions, metrics: dict[str, Any]) -> dict[str, list[Curve]]:
     """Return `roc` and `precision_recall`: a curve per class that has both sides, then their mean.
 
@@ -67,18 +59,18 @@ def class_curves(predictions: Predictions, metrics: dict[str, Any]) -> dict[str,
     return {name: [*by_class, *_mean(by_class, areas[name])] for name, by_class in curves.items()}
 
 
-def _roc(name: str, false_alarms: _Rates, recall: _Rates, area: dict[str, float | None]) -> Curve:
+def _roc(name: str, false_alarms: Interval, recall: Interval, area: dict[str, float | None]) -> Curve:
     x, y = np.r_[0, false_alarms.value, 1], np.r_[0, recall.value, 1]
-    low = _rising_on_grid(np.r_[0, false_alarms.high], np.r_[0, recall.low])
-    high = _rising_on_grid(np.r_[false_alarms.low, 1], np.r_[recall.high, 1])
+    low = _on_grid(np.r_[0, false_alarms.high], np.maximum.accumulate(np.r_[0, recall.low]))
+    high = _on_grid(np.r_[false_alarms.low, 1], np.maximum.accumulate(np.r_[recall.high, 1]))
     return Curve(name=name, x=x, y=y, low=low, high=high, area=area, chance=0.5)
 
 
 def _precision_recall(
-    name: str, recall: _Rates, precision: _Rates, area: dict[str, float | None], chance: float
+    name: str, recall: Interval, precision: Interval, area: dict[str, float | None], chance: float
 ) -> Curve:
     x, y = np.r_[0, recall.value], np.r_[precision.value[:1], precision.value]
-    low, high = _falling_on_grid(recall.low, precision.low), _falling_on_grid(recall.high, precision.high)
+    low, high = _on_grid(recall.low, precision.low), _on_grid(recall.high, precision.high)
     return Curve(name=name, x=x, y=y, low=low, high=high, area=area, chance=chance)
 
 
@@ -92,21 +84,14 @@ def thresholds(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return distinct[::-1]
 
 
-def _rates(hits: np.ndarray, members: np.ndarray, predictions: Predictions) -> _Rates:
+def _rates(hits: np.ndarray, members: np.ndarray, predictions: Predictions) -> Interval:
     """Return Σ hits / Σ members at every threshold; (n, thresholds) and (n, thresholds) or (n, 1) bool."""
     everywhere = np.broadcast_to(members, hits.shape)
-    counted = hits & everywhere
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = counted.sum(0) / everywhere.sum(0)
-        return _Rates(value, *proportion_interval(counted, everywhere, predictions.patients))
+    return proportion_interval(hits & everywhere, everywhere, predictions.patients)
 
 
-def _rising_on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return a rising curve at `GRID`: at each x the highest y reached up to there."""
-    return np.interp(GRID, np.maximum.accumulate(x), np.maximum.accumulate(y))
-
-
-def _falling_on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _on_grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return a limit of a curve at `GRID`; where the limit of x falls, the highest one up to there counts."""
     return np.interp(GRID, np.maximum.accumulate(x), y)
 
 

@@ -39,9 +39,11 @@ def severe_warnings(metrics: dict[str, Any]) -> list[str]:
 def format_metrics(metrics: dict[str, Any]) -> str:
     """Return the metrics as text for a terminal: the headline, the per-class table and the confusion matrix."""
     classes, per_class = metrics["classes"], metrics["per_class"]
+    perfect = metrics.get("ece_if_perfect")
+    error = "; a perfectly calibrated model: {mean:.3f}, rarely over {p95:.3f}".format(**perfect) if perfect else ""
     notes = dict.fromkeys(OVERALL, "") | {
         "accuracy": f"   ({np.trace(np.array(metrics['confusion']))} of {metrics['n']} images, {_patients(metrics)})",
-        "ece": f"   ({metrics['ece_bins']} bins{_perfect(metrics.get('ece_if_perfect'))})",
+        "ece": f"   ({metrics['ece_bins']} bins{error})",
         "brier": "   (from 0 to 2)",
     }
     head = "\n".join(f"{name.replace('_', ' '):24}{with_limits(metrics[name])}{note}" for name, note in notes.items())
@@ -63,9 +65,3 @@ def _patients(metrics: dict[str, Any]) -> str:
         return "patients unknown"
     known = count(metrics["patients"] - unknown, "patient")
     return f"{known} and {count(unknown, 'image')} of unknown patients" if unknown else known
-
-
-def _perfect(error: dict[str, float] | None) -> str:
-    if not error:
-        return ""
-    return f"; a perfectly calibrated model: {error['mean']:.3f}, rarely over {error['p95']:.3f}"

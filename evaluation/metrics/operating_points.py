@@ -59,46 +59,39 @@ def read_prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
     prevalences = {}
     for word in words:
         name, _, value = word.rpartition("=")
-        if name not in classes:
-            raise UserError(f"--prevalence {word}: give CLASS=P, with a class from {', '.join(classes)}")
         try:
             prevalences[name] = float(value)
         except ValueError:
             prevalences[name] = math.nan
-        if not 0 < prevalences[name] < 1:
-            raise UserError(f"--prevalence {word}: P must be a number in (0, 1)")
+        if name not in classes or not 0 < prevalences[name] < 1:
+            raise UserError(f"--prevalence {word}: give CLASS=P, a class from {', '.join(classes)} and P in (0, 1)")
     return prevalences
 
 
 def _performance(predicted: np.ndarray, positive: np.ndarray, evaluated: Predictions, share: float) -> dict[str, Any]:
     """Return sensitivity, specificity, and the predictive values at the prevalence `share`."""
     hits, members = np.stack([predicted & positive, ~predicted & ~positive], 1), np.stack([positive, ~positive], 1)
-    low, high = proportion_interval(hits, members, evaluated.patients)
-    value = hits.sum(0) / members.sum(0)
-    functions: dict[str, Callable[[float, float], float]] = {
-        "ppv": lambda se, sp: _share(share * se, (1 - share) * (1 - sp)),
-        "npv": lambda se, sp: _share((1 - share) * sp, share * (1 - se)),
+    rates = proportion_interval(hits, members, evaluated.patients)
+    performance = {
+        "sensitivity": rates.at(0),
+        "specificity": rates.at(1),
+        "ppv": square_and_add(lambda se, sp: _share(share * se, (1 - share) * (1 - sp)), rates),
+        "npv": square_and_add(lambda se, sp: _share((1 - share) * sp, share * (1 - se)), rates),
     }
-    rates = zip(("sensitivity", "specificity"), value, low, high, strict=True)
-    return {name: Interval(*numbers).to_json() for name, *numbers in rates} | {
-        name: square_and_add(function, value, low, high).to_json() for name, function in functions.items()
-    }
+    return {name: interval.to_json() for name, interval in performance.items()}
 
 
 def _share(right: float, wrong: float) -> float:
     return right / (right + wrong) if right + wrong > 0 else math.nan
 
 
-def square_and_add(
-    function: Callable[[float, float], float], value: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> Interval:
-    """Return a function that rises with two independent proportions, with limits from those of each (MOVER).
+def square_and_add(function: Callable[[float, float], float], rates: Interval) -> Interval:
+    """Return a function that rises with two independent proportions (2,), with limits from those of each (MOVER).
 
     The distances that either proportion's limit alone makes are added as squares (Newcombe 1998; Zou and Donner 2008).
     """
-    middle = function(*value)
-    limits = []
-    for side, sign in ((low, -1), (high, 1)):
+    value, middle, limits = rates.value, function(*rates.value), []
+    for side, sign in ((rates.low, -1), (rates.high, 1)):
         moved = np.array([function(side[0], value[1]), function(value[0], side[1])]) - middle
         limits.append(float(np.clip(middle + sign * math.sqrt((moved**2).sum()), 0, 1)))
     return Interval(middle, *limits)

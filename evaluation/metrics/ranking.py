@@ -22,11 +22,6 @@ class Ranking:
     low: float = np.nan
     high: float = np.nan
 
-    @classmethod
-    def undefined(cls, n: int) -> Ranking:
-        """Return the statistic of n images where one side is empty."""
-        return cls(value=np.nan, influence=np.full(n, np.nan))
-
 
 class DelongVariance(NamedTuple):
     """Variances of k AUROCs, Welch's degrees of freedom, both (k,), and the patients on either side, (k, 2)."""
@@ -46,7 +41,7 @@ def auroc(positive: np.ndarray, scores: np.ndarray, patients: Patients) -> Ranki
     positive = np.asarray(positive, bool)
     p, n = int(positive.sum()), int((~positive).sum())
     if not p or not n:
-        return Ranking.undefined(len(positive))
+        return Ranking(value=np.nan, influence=np.full(len(positive), np.nan))
     ranks = stats.rankdata(scores)
     placement = np.empty(len(positive))  # the share of the other side that an image is ranked correctly against
     placement[positive] = (ranks[positive] - stats.rankdata(scores[positive])) / n
@@ -108,7 +103,7 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, patients: Patien
     positive = np.asarray(positive, bool)
     count = int(positive.sum())
     if not 0 < count < len(positive):
-        return Ranking.undefined(len(positive))
+        return Ranking(value=np.nan, influence=np.full(len(positive), np.nan))
     order = np.argsort(-scores, kind="stable")
     hits, sorted_scores = positive[order].astype(np.float64), scores[order]
     ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1)  # the last image of each score

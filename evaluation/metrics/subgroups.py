@@ -56,8 +56,7 @@ def missed(predictions: Predictions) -> dict[str, float | None] | None:
     if not normal or not finding.any():
         return None
     wrong = finding & np.isin(predictions.predicted, normal)
-    low, high = proportion_interval(wrong[:, None], finding[:, None], predictions.patients)
-    return Interval(wrong.sum() / finding.sum(), low[0], high[0]).to_json()
+    return proportion_interval(wrong[:, None], finding[:, None], predictions.patients).at(0).to_json()
 
 
 def per_patient(predictions: Predictions) -> dict[str, Any] | None:

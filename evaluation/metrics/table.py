@@ -7,21 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import intervals
 from evaluation.metrics import calibration
 from evaluation.metrics.confusion import confusion_matrix, matthews_correlation
 from evaluation.metrics.ranking import Ranking, auroc, average_precision
 from evaluation.predictions import Predictions
-from intervals import (
-    RESAMPLES,
-    UNKNOWN,
-    Interval,
-    Patients,
-    basic_interval,
-    mean_interval,
-    proportion_interval,
-    transformed_interval,
-    wilson,
-)
+from intervals import RESAMPLES, UNKNOWN, Interval
 
 SMALL = 30  # images: a class with fewer is marked as too small to rank
 METHODS = {
@@ -56,7 +47,7 @@ class Sample:
 
     def __init__(self, predictions: Predictions, resamples: int = 0, seed: int = 0) -> None:
         self.predictions, self.resamples, self.seed = predictions, resamples, seed
-        self.patients: Patients = predictions.patients
+        self.patients = predictions.patients
         numbers = np.arange(len(predictions.classes))
         self.truth, self.predicted = predictions.labels[:, None] == numbers, predictions.predicted[:, None] == numbers
         self.confusion = confusion_matrix(predictions.labels, predictions.predicted, len(numbers))
@@ -68,17 +59,16 @@ class Sample:
         kept = (self.confusion.sum(1) > 0) & ~np.isnan(values)
         if not kept.any():
             return UNKNOWN
-        limits = mean_interval(values[kept], low[kept], high[kept], influence[:, kept], self.patients)
+        limits = intervals.mean_interval(values[kept], low[kept], high[kept], influence[:, kept], self.patients)
         return Interval(values[kept].mean(), *limits)
 
 
 def _proportion(sample: Sample, hits: np.ndarray, members: np.ndarray) -> ClassValues:
     """Return Σ hits / Σ members of every class, both (n, classes) bool."""
-    limits = proportion_interval(hits, members, sample.patients)
+    proportions = intervals.proportion_interval(hits, members, sample.patients)
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = hits.sum(0) / members.sum(0)
-        influence = (hits - value * members) / members.sum(0)
-    return ClassValues(value, *limits, np.nan_to_num(influence))
+        influence = (hits - proportions.value * members) / members.sum(0)
+    return ClassValues(*proportions, np.nan_to_num(influence))
 
 
 def _f1(sample: Sample) -> ClassValues:
@@ -91,7 +81,7 @@ def _f1(sample: Sample) -> ClassValues:
     return ClassValues(value, 2 * low / (1 + low), 2 * high / (1 + high), influence)
 
 
-def _ranking(sample: Sample, statistic: Callable[[np.ndarray, np.ndarray, Patients], Ranking]) -> ClassValues:
+def _ranking(sample: Sample, statistic: Callable[..., Ranking]) -> ClassValues:
     scores = sample.predictions.probabilities
     ranks = [statistic(sample.truth[:, i], scores[:, i], sample.patients) for i in range(scores.shape[1])]
     value, low, high = (np.array([getattr(rank, name) for rank in ranks]) for name in Interval._fields)
@@ -99,9 +89,8 @@ def _ranking(sample: Sample, statistic: Callable[[np.ndarray, np.ndarray, Patien
 
 
 def _accuracy(sample: Sample) -> Interval:
-    correct = sample.predictions.correct
-    low, high = proportion_interval(correct[:, None], np.ones((len(correct), 1), bool), sample.patients)
-    return Interval(correct.mean(), low[0], high[0])
+    correct = sample.predictions.correct[:, None]
+    return intervals.proportion_interval(correct, np.ones_like(correct), sample.patients).at(0)
 
 
 def _mcc(sample: Sample) -> Interval:
@@ -115,25 +104,23 @@ def _mcc(sample: Sample) -> Interval:
     if min((confusion.sum(axis) > 0).sum() for axis in (0, 1)) < 2:
         return UNKNOWN
     if value == 1 and patients.count > 1:
-        low = float(wilson(patients.count, patients.count)[0])
+        low = float(intervals.wilson(patients.count, patients.count)[0])
         return Interval(value, (size * low - 1) / (size - 1), 1.0)
     # central differences of half an image per cell: the function of the counts is smooth
     steps = 0.5 * np.eye(size**2).reshape(-1, size, size)
     slope = matthews_correlation(confusion + steps) - matthews_correlation(confusion - steps)
     influence = slope.reshape(size, size)[sample.predictions.labels, sample.predictions.predicted]
     freedom = max(patients.count - 1, 1)
-    return Interval(value, *transformed_interval(value, patients.variance(influence), "fisher", freedom))
+    return Interval(value, *intervals.transformed_interval(value, patients.variance(influence), "fisher", freedom))
 
 
-def _mean_score(
-    sample: Sample, score: Callable[[np.ndarray, np.ndarray], np.ndarray], most: float = np.inf
-) -> Interval:
+def _mean_score(sample: Sample, score: Callable[..., np.ndarray], most: float = np.inf) -> Interval:
     """Return the mean of the images' positive scores, each at most `most`."""
     scores = score(sample.predictions.probabilities, sample.predictions.labels)
     value = float(scores.mean())
     variance = sample.patients.variance((scores - value) / len(scores))
-    low, high = transformed_interval(value, variance, "log", max(sample.patients.count - 1, 1))
-    return Interval(value, low, high if np.isnan(high) else min(high, most))
+    low, high = intervals.transformed_interval(value, variance, "log", max(sample.patients.count - 1, 1))
+    return Interval(value, low, np.minimum(high, most))
 
 
 def _calibration_error(sample: Sample, bins_of: Callable[[np.ndarray], np.ndarray]) -> Interval:
@@ -143,11 +130,9 @@ def _calibration_error(sample: Sample, bins_of: Callable[[np.ndarray], np.ndarra
     value = calibration.expected_calibration_error(confidence, correct, index)
     if sample.patients.count < 2 or not sample.resamples:
         return Interval(value)
-    gaps = np.zeros((len(correct), calibration.BINS + 1))
-    gaps[np.arange(len(correct)), index] = correct - confidence
-    gaps[:, -1] = 1
+    gaps = np.column_stack([np.eye(calibration.BINS)[index] * (correct - confidence)[:, None], np.ones(len(correct))])
     sums = sample.patients.resampled_sums(gaps, sample.resamples, sample.seed)
-    return Interval(value, *basic_interval(value, np.abs(sums[:, :-1]).sum(1) / sums[:, -1]))
+    return Interval(value, *intervals.basic_interval(value, np.abs(sums[:, :-1]).sum(1) / sums[:, -1]))
 
 
 # A metric is a function and a row here. A row of PER_CLASS has a value for every class, one-versus-rest.
@@ -222,7 +207,7 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
         **{name: metric(sample).to_json() for name, metric in OVERALL.items()},
         "per_class": {
             name: {
-                **{key: Interval(*(part[i] for part in row[:3])).to_json() for key, row in sample.per_class.items()},
+                **{key: Interval(*row[:3]).at(i).to_json() for key, row in sample.per_class.items()},
                 "support": int(support[i]),
                 "small": bool(support[i] < SMALL),
             }

@@ -98,12 +98,9 @@ def temperature_from_validation(validation: Predictions) -> Temperature | None:
     None, with a warning, if these images cannot decide it: none is misclassified, or the fit reaches a bound.
     """
     value = fit_temperature(validation.probabilities, validation.labels)
-    if validation.correct.all():
-        log.warning(f"no temperature: none of {count(len(validation), 'validation image')} is misclassified")
-        return None
-    if not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
+    if validation.correct.all() or not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
         images = count(len(validation), "validation image")
-        log.warning(f"no temperature: {images} would give {value:.2g}, the end of the range")
+        log.warning(f"no temperature: {images}, all predicted correctly or best at the end of the range ({value:.2g})")
         return None
     scaled = scale(validation.probabilities, value)
     before, after = (float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled))

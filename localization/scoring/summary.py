@@ -169,7 +169,7 @@ def _interval(score: str, values: np.ndarray, patients: np.ndarray) -> tuple[flo
         value, low, high = mean_over_patients(values, patients)
         return value, *np.clip((low, high), *_range(score)).tolist()
     hits = values[:, None] == 1
-    low, high = proportion_interval(hits, np.ones_like(hits), Patients(patients))
+    _, low, high = proportion_interval(hits, np.ones_like(hits), Patients(patients))
     return float(values.mean()), float(low[0]), float(high[0])
 
 

@@ -111,7 +111,7 @@ def test_operating_points_by_hand() -> None:
 
 def test_predictive_values_cover() -> None:
     """Limits of the PPV at a prevalence of 0.05 over 2,000 studies of 100 sick and 200 healthy people."""
-    from intervals import wilson
+    from intervals import Interval, wilson
 
     rng = np.random.default_rng(0)
     sensitivity, specificity, share = 0.85, 0.9, 0.05
@@ -122,7 +122,7 @@ def test_predictive_values_cover() -> None:
     inside = []
     for hits, spared in zip(rng.binomial(100, sensitivity, 2000), rng.binomial(200, specificity, 2000), strict=True):
         low, high = np.transpose([wilson(hits, 100), wilson(spared, 200)])
-        _, lower, upper = square_and_add(ppv, np.array([hits / 100, spared / 200]), low, high)
+        _, lower, upper = square_and_add(ppv, Interval(np.array([hits / 100, spared / 200]), low, high))
         inside.append(lower <= ppv(sensitivity, specificity) <= upper)
     assert 0.935 <= np.mean(inside) <= 0.975
 

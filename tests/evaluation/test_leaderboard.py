@@ -169,7 +169,7 @@ def test_broken_parts_of_a_run_are_warned_of(tmp_path: Path) -> None:
     entries = read_runs(tmp_path)
     assert not entries[0].evaluated and entries[0].valid_accuracy is None
     assert [text.split(";")[0] for text in entries[0].warnings] == [
-        "its history.csv cannot be read",
+        "its history.csv is missing or cannot be read",
         "its test/metrics.json cannot be read",
     ]
 

@@ -111,11 +111,11 @@ def test_validation_images_from_the_training_folder(own: Case) -> None:
 @pytest.mark.parametrize(
     ("data", "evaluated", "wanted"),
     [
-        (0, 0, "no file was unreadable"),
-        (3, 0, "3 unreadable files of the run's data left out and no file of the evaluated images was unreadable"),
-        (0, 1, "no file of the run's data was unreadable and 1 unreadable file of the evaluated images left out"),
-        (None, 0, "no file of the evaluated images was unreadable"),
-        (2, None, "2 unreadable files of the run's data left out"),
+        (0, 0, "unreadable files left out: 0 of the run's data and 0 of the evaluated images"),
+        (3, 0, "unreadable files left out: 3 of the run's data and 0 of the evaluated images"),
+        (0, 1, "unreadable files left out: 0 of the run's data and 1 of the evaluated images"),
+        (None, 0, "unreadable files left out: 0 of the evaluated images"),
+        (2, None, "unreadable files left out: 2 of the run's data"),
         (None, None, None),
     ],
 )
@@ -140,14 +140,10 @@ def test_a_recorded_none_is_unknown(own: Case) -> None:
         assert fact("preprocessing", **{key: None}) is None
         assert fact("preprocessing", **{key: value}) is not None
     seen = {"trained_on": 0, "allowed": False, "validated_on": 0}
-    assert fact("overlap", overlap=seen) == (
-        "no evaluated image was used for training, and none was used to select the checkpoint"
-    )
-    assert fact("overlap", overlap=seen | {"validated_on": None}).endswith(
-        "and it is unknown whether any was used to select the checkpoint"
-    )
+    assert fact("overlap", overlap=seen) == "used for training: 0 of these images; to select the checkpoint: 0"
+    assert fact("overlap", overlap=seen | {"validated_on": None}).endswith("to select the checkpoint: unknown")
     assert fact("overlap", overlap=seen | {"trained_on": 2, "validated_on": 5}) == (
-        "2 of these images were used for training, 5 were used to select the checkpoint"
+        "used for training: 2 of these images; to select the checkpoint: 5"
     )
     assert fact("overlap", overlap=seen | {"trained_on": None}) is None
     assert fact("overlap", overlap=None) is None
@@ -177,7 +173,7 @@ def test_facts_are_phrases(own: Case) -> None:
     facts = collect_facts(read_inputs(own.folder, own.run))
     known = {name: text for name, text in facts.items() if text is not None}
     assert not [name for name, text in known.items() if text.endswith(".") or not text.strip()]
-    assert facts["unreadable"] == "no file was unreadable"
+    assert facts["unreadable"] == "unreadable files left out: 0 of the run's data and 0 of the evaluated images"
     assert fill("{model} and {parameters}", facts) == "resnet18 and 11,178,564 parameters"
     assert fill("{model} and {external}", facts) is None
     assert facts["explainability"].startswith("Grad-CAM of ")
