@@ -18,7 +18,7 @@ from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
 from localization.request import ExplanationRequest
 from localization.sanity.checks import Finding, run_sanity
-from localization.sanity.randomise import MOST_IMAGES, fully_randomised
+from localization.sanity.randomise import MOST_IMAGES, randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
 from localization.scoring.summary import SummaryRow, summarise, write_summary
@@ -138,9 +138,9 @@ def _statistics(model: ExplainedModel, images: ImageSet, seed: int) -> torch.Ten
 def _make_controls(model: ExplainedModel, images: ImageSet, request: ExplanationRequest) -> Controls:
     explainer, seed = model.explainer, request.seed
     inputs = _statistics(model, images, seed)
-    randomised = explainer.with_model(fully_randomised(explainer.model, explainer.architecture, inputs, seed))
+    fresh = randomised(explainer.model, explainer.architecture, inputs, seed=seed)
     faithful = np.random.default_rng(derived_seed(seed, 2)).permutation(len(images))[: request.score_count]
-    return Controls(randomised, frozenset(map(int, faithful)), seed)
+    return Controls(explainer.with_model(fresh), frozenset(map(int, faithful)), seed)
 
 
 def _check_sanity(

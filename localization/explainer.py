@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -89,7 +91,9 @@ class Explainer:
         self.mean, self.std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
         bare = Architecture(name=type(model).__name__, head="", size=size, mean=tuple(mean), std=tuple(std))
         self.class_count = _class_count(model, bare)
-        self.architecture = architecture or replace(bare, head=_find_head(model, self.class_count))
+        with suppress(UserError):  # no linear layer or convolution gives the scores
+            bare = replace(bare, head=head_name(model, self.class_count))
+        self.architecture = architecture or bare
         self.missing: dict[str, str] = {}  # what a method may need and the model lacks → why
         self.layers: tuple[Layer, ...] = ()
         names = _layer_names(model, layers)
@@ -146,10 +150,8 @@ class Explainer:
     def _available_name(self, word: str) -> str:
         name = method_name(word)
         if reason := self.why_not(name):
-            raise UserError(
-                f"--method {name}: not available for {self.architecture.name}: {reason}; choose from "
-                + ", ".join(self.available)
-            )
+            problem = f"not available for {self.architecture.name}: {reason}"
+            raise UserError(f"--method {name}: {problem}; choose from {', '.join(self.available)}")
         return name
 
     def explain(self, inputs: torch.Tensor, targets: torch.Tensor | None = None) -> Explanation:
@@ -199,21 +201,19 @@ class Explainer:
             If the method is unknown or not available for this model, or if the images or targets do not fit it.
         """
         function, inputs = METHODS[self._available_name(method)].function, self._normalised(images)
-        targets = None if target is None else self._targets(target, len(inputs)).to(inputs.device)
-        step, maps = self.settings.batch, []
-        for part in (slice(start, start + step) for start in range(0, len(inputs), step)):
-            maps.append(function(self.explain(inputs[part], None if targets is None else targets[part])).cpu())
-        return torch.cat(maps)
+        batch, targets = self.settings.batch, repeat(None)
+        if target is not None:
+            targets = self._targets(target, len(inputs)).to(inputs.device).split(batch)
+        parts = zip(inputs.split(batch), targets, strict=False)
+        return torch.cat([function(self.explain(*part)).cpu() for part in parts])
 
     def _normalised(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
         values = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
         values = values[:, None] if values.ndim == 3 else values
         channels, side = len(self.mean), self.size
         if values.ndim != 4 or not len(values) or values.shape[1:] not in ((1, side, side), (channels, side, side)):
-            raise UserError(
-                f"images: the shape is {tuple(images.shape)}; pass (n, {side}, {side}) or "
-                f"(n, {channels}, {side}, {side})"
-            )
+            shapes = f"(n, {side}, {side}) or (n, {channels}, {side}, {side})"
+            raise UserError(f"images: the shape is {tuple(images.shape)}; pass {shapes}")
         if values.dtype == torch.uint8:
             values = values / 255
         elif not values.is_floating_point() or values.min() < 0 or values.max() > 1:
@@ -235,18 +235,8 @@ def _class_count(model: nn.Module, architecture: Architecture) -> int:
     with torch.no_grad(), evaluating(model):
         scores = model(noise_image(model, architecture, architecture.size))
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
-        raise UserError(
-            f"{architecture.name}: does not return class scores (n, classes); wrap it in a module that does"
-        )
+        raise UserError(f"{architecture.name}: it returns no class scores (n, classes); wrap it in a module that does")
     return scores.shape[1]
-
-
-def _find_head(model: nn.Module, class_count: int) -> str:
-    """Return the name of the module that gives the class scores; empty if no linear layer or convolution does."""
-    try:
-        return head_name(model, class_count)
-    except UserError:
-        return ""
 
 
 def _layer_names(model: nn.Module, layers: Layers) -> list[str]:

@@ -36,7 +36,6 @@ class RecordedAttention:
         readout: (n, rows of the last block), sums to 1: equal weights on the tokens that the classifier reads.
         prefix: number of tokens before those of the image.
         grid: (h, w) of the image's tokens.
-        scores: (n, classes) float32, before the softmax.
     """
 
     weights: list[torch.Tensor]
@@ -44,11 +43,6 @@ class RecordedAttention:
     readout: torch.Tensor
     prefix: int
     grid: tuple[int, int]
-    scores: torch.Tensor
-
-    def maps(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the image tokens' part of rows (n, N) as maps (n, h, w)."""
-        return rows[:, self.prefix :].unflatten(1, self.grid).float()
 
 
 @dataclass
@@ -97,16 +91,16 @@ def attention_pass(
     model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, precision: str = "fp32"
 ) -> AttentionPass:
     """Return the maps of `inputs` (n, channels, height, width) for `targets` (n,), in parts that fit in memory."""
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parts: list[list[torch.Tensor]] = []
     done, count = 0, 1
     while done < len(inputs):
         part = slice(done, done + count)
         recorded = record_attention(model, inputs[part], targets[part], precision)
-        contents = rolled_out(recorded.weights, recorded.readout)
-        relevances = relevance(recorded.weights, recorded.gradients, recorded.readout)
-        parts.append((recorded.maps(contents), recorded.maps(relevances)))
-        done += len(contents)
-        count = max(1, _PART_BYTES * len(contents) // sum(4 * block.numel() for block in recorded.weights))
+        weights, readout = recorded.weights, recorded.readout
+        rows = rolled_out(weights, readout), relevance(weights, recorded.gradients, readout)
+        parts.append([tokens[:, recorded.prefix :].unflatten(1, recorded.grid) for tokens in rows])
+        done += len(readout)
+        count = max(1, _PART_BYTES * len(readout) // sum(4 * block.numel() for block in weights))
     return AttentionPass(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
 
@@ -137,34 +131,27 @@ def record_attention(
         readout=read / read.sum(1, keepdim=True),
         prefix=prefix,
         grid=grid,
-        scores=scores.detach(),
     )
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
-    """Return why attention cannot be rolled out in this model, found by passes of one noise image; empty if it can."""
-    recorder = _Recorder(keep=False)
-    image = noise_image(model, architecture, size)
-    with torch.no_grad(), evaluating(model), recorder:
-        model(image)
-    shapes = recorder.shapes
+    """Return why attention cannot be rolled out in this model, found by a pass of one noise image; empty if it can."""
+    recorder, _ = _pass_with_graph(model, noise_image(model, architecture, size))
+    shapes, weights = recorder.shapes, recorder.weights
     if not shapes:
         return "it has no attention between tokens"
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
         return "its attention is limited to windows or groups of tokens, so no token sees the whole image"
-    _, _, rows, columns = shapes[0]
-    if rows == columns and not recorder.grid_of(rows):
-        return f"its attention is over {rows} items that are not positions of a grid (such as channels)"
-    pooled_by_attention = len(shapes) > 1 and shapes[-1][2] == 1
-    for _, _, rows, columns in shapes[:-1] if pooled_by_attention else shapes:
-        if rows != columns:
-            return f"its tokens do not all attend to each other (in one block, {rows} of them to {columns})"
-    counts = list(dict.fromkeys(shape[3] for shape in shapes))
-    if len(counts) > 1:
-        return f"its blocks attend over different numbers of tokens ({', then '.join(map(str, counts))})"
+    tokens = shapes[0][3]
+    pooled_by_attention = len(shapes) > 1 and shapes[-1][2:] == (1, tokens)
+    sizes = dict.fromkeys(shape[2:] for shape in (shapes[:-1] if pooled_by_attention else shapes))
+    if list(sizes) != [(tokens, tokens)]:
+        pairs = ", then ".join(f"{rows} to {columns}" for rows, columns in sizes)
+        return f"its blocks do not all attend between the same tokens ({pairs})"
+    if not recorder.grid_of(tokens):
+        return f"its attention is over {tokens} items that are not positions of a grid (such as channels)"
     if recorder.mixed:
         return "convolutions mix its tokens between attention blocks"
-    weights = _pass_with_graph(model, image)[0].weights
     if any(_independent(before, after) for before, after in pairwise(weights)):
         return "its blocks hold parallel attention branches, which cannot be multiplied"
     return ""
@@ -172,7 +159,7 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
 
 def _pass_with_graph(model: nn.Module, inputs: torch.Tensor, precision: str = "fp32") -> tuple[_Recorder, torch.Tensor]:
     """Return the recorder and the scores (n, classes) of a pass whose graph holds the attention of every block."""
-    recorder = _Recorder(keep=True)
+    recorder = _Recorder()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), autocast(inputs.device, precision):
         leaf = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
         with recorder:
@@ -194,24 +181,20 @@ class _Recorder(TorchFunctionMode):
     """Records attention while a model runs, whichever of the three calls computes it.
 
     Attributes:
-        keep: whether to keep the weights.
         shapes: of every attention; (n, heads, rows, columns) if it is between tokens.
-        weights: the tensors in the graph, (n · heads, N, N) from nn.MultiheadAttention; empty without `keep`.
+        weights: the tensors in the graph, (n · heads, N, N) from nn.MultiheadAttention.
         grids: (h, w) of the outputs of all convolutions, the patch embedding's among them.
         mixed: whether a convolution over more than one position came between two attentions.
     """
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.keep = keep
         self.shapes: list[tuple[int, ...]] = []
         self.weights: list[torch.Tensor] = []
         self.grids: list[tuple[int, int]] = []
         self.mixed = self._convolved = False
 
-    def __torch_function__(
-        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._explicit(*args, **kwargs)
@@ -251,11 +234,8 @@ class _Recorder(TorchFunctionMode):
 
     def _with_weights(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """Run nn.MultiheadAttention with its weights returned: they are a view of the tensor in the graph."""
-        need_weights = kwargs.get("need_weights", True)
         output, weights = func(*args, **kwargs | {"need_weights": True, "average_attn_weights": False})
         self._note(weights._base, weights.shape)
-        if not need_weights:
-            return output, None
         return output, weights.mean(1) if kwargs.get("average_attn_weights", True) else weights
 
     def grid_of(self, tokens: int) -> tuple[int, tuple[int, int]] | None:
@@ -266,5 +246,4 @@ class _Recorder(TorchFunctionMode):
     def _note(self, weights: torch.Tensor, shape: tuple[int, ...]) -> None:
         self.mixed = self.mixed or self._convolved
         self.shapes.append(tuple(shape))
-        if self.keep:
-            self.weights.append(weights)
+        self.weights.append(weights)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from localization.methods.layers import Layer, evaluating
-from utils import UserError, autocast
+from utils import autocast
 
 # Makes 0 positive without changing any other activation: see `cut`.
 _ABOVE_ZERO = 1e-30
@@ -51,20 +51,18 @@ class CutPass:
 
 @contextmanager
 def cut(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut `model` at `layers` while the block runs; yield a mapping from layer name to output, filled by each pass.
+    """Cut `model` at `layers` and enable gradients while the block runs; yield a mapping from layer name to output.
 
-    The first layer's output becomes a leaf of a new graph; a later layer's output stays part of that graph. A layer
-    passes on a copy of its output, so that an in-place ReLU after it (VGG, DenseNet) cannot change what was kept. If
-    `forward` itself rectifies the output (`relu_after`, DenseNet), the rectified map is the target. The copy is then
-    raised by 1e-30, which changes no sum in float32 or bfloat16 but makes the second ReLU, whose derivative at exactly
-    0 is 0, pass the gradient on unchanged.
+    Each pass fills the mapping. The first layer's output becomes a leaf of a new graph; a later layer's output stays
+    part of that graph. A layer passes on a copy of its output, so that an in-place ReLU after it (VGG, DenseNet) cannot
+    change what was kept. If `forward` itself rectifies the output (`relu_after`, DenseNet), the rectified map is the
+    target. The copy is then raised by 1e-30, which changes no sum in float32 or bfloat16 but makes the second ReLU,
+    whose derivative at exactly 0 is 0, pass the gradient on unchanged.
     """
     kept: dict[str, torch.Tensor] = {}
 
     def hook_of(layer: Layer) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
         def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            if not isinstance(output, torch.Tensor):
-                raise UserError(f"--layer {layer.name}: its output is not a tensor")
             activation = _widened(F.relu(output) if layer.relu_after else output)
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
@@ -74,7 +72,7 @@ def cut(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.T
 
         return hook
 
-    with ExitStack() as hooks, evaluating(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(model.get_submodule(layer.name).register_forward_hook(hook_of(layer)))
         yield kept
@@ -98,22 +96,14 @@ def cut_pass(
 
     Raises: `UserError` for a layer whose output is not a grid.
     """
-    size = (inputs.shape[-2], inputs.shape[-1])
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        cut(model, layers) as kept,
-        autocast(inputs.device, precision),
-    ):
+    with cut(model, layers) as kept, autocast(inputs.device, precision):
         scores = _widened(model(inputs.clone() if inputs.is_inference() else inputs.detach()))
         targets = scores.argmax(1) if targets is None else targets.to(scores.device).clone()  # not an inference tensor
         outputs = [kept[layer.name] for layer in layers]
-        for layer, output in zip(layers, outputs, strict=True):
-            layer.to_maps(output.detach(), size)
         # In evaluation mode the images of a batch are independent: the gradient of the sum is that of each score.
         gradients = torch.autograd.grad(scores.gather(1, targets[:, None]).sum(), outputs)
     features = [
-        Features(*(layer.to_maps(t.detach(), size) for t in pair))
+        Features(*(layer.to_maps(t.detach()) for t in pair))
         for layer, *pair in zip(layers, outputs, gradients, strict=True)
     ]
     return CutPass(features, scores.detach(), targets)

@@ -7,6 +7,7 @@ token, the distillation token and the registers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from pretrained_models import CAM_LAYERS, Architecture, CamLayer
 from utils import UserError, did_you_mean
 
 MOST_PREFIX_TOKENS = 16
-_NO_FEATURES = (nn.Dropout, nn.Identity, nn.Flatten, nn.Softmax)
+_NO_FEATURES = (nn.Dropout, nn.Identity, nn.Flatten, nn.Softmax, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,18 @@ class Layer:
     prefix: int = 0
     relu_after: bool = False
 
-    def to_maps(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Return the layer's output as (n, channels, h, w); tokens form a grid of the aspect of the input's `size`.
-
-        Args:
-            size: (height, width) of the input.
+    def to_maps(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output as (n, channels, h, w); tokens form a square grid.
 
         Raises: `UserError` for an output that is not such a grid.
         """
-        if self.form == "maps" and output.ndim == 4:
-            return output
-        if self.form == "maps_last" and output.ndim == 4:
-            return output.permute(0, 3, 1, 2)
         if self.form == "tokens" and output.ndim == 3:
-            grid = _token_grid(output.shape[1] - self.prefix, size)
-            if grid is not None:
-                return output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
+            maps = output[:, self.prefix :].transpose(1, 2)
+            side = math.isqrt(maps.shape[2])
+            if side**2 == maps.shape[2] > 0:
+                return maps.unflatten(2, (side, side))
+        if self.form != "tokens" and output.ndim == 4:
+            return output if self.form == "maps" else output.permute(0, 3, 1, 2)
         raise UserError(
             f"--layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)"
         )
@@ -65,15 +62,6 @@ class Layer:
             return maps.permute(0, 2, 3, 1)
         prefix = output[:, : self.prefix].expand(len(maps), -1, -1)
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], 1)
-
-
-def _token_grid(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the grid (h, w) of `count` tokens with the aspect of `size`; None if there is no such grid."""
-    height, width = size
-    if count < 1:
-        return None
-    rows = round((count * height / width) ** 0.5)
-    return (rows, count // rows) if rows and count % rows == 0 else None
 
 
 def find_layers(
@@ -93,49 +81,28 @@ def find_layers(
         if name not in modules:
             hint = did_you_mean(name, filter(None, modules), count=4, cutoff=0.3)
             raise UserError(f"--layer {name}: {architecture.name} has no such layer{hint}")
-    row = _table_row(model, architecture)
-    if row is not None and set(names) <= {row.name}:
+    bare = architecture.name.removeprefix("timm/")
+    rows = (find(model) for family, find in CAM_LAYERS.items() if bare.startswith(family))
+    row = next((row for row in rows if row.name in modules), CamLayer(""))
+    if row.name and set(names) <= {row.name}:
         return (Layer(row.name, relu_after=row.relu_after),)
     probed = probe(model, architecture, size)
-    if names:
-        layers = [_usable(name, probed) for name in names]
-        return tuple(
-            replace(layer, relu_after=layer.name == row.name and row.relu_after) if row else layer for layer in layers
-        )
-    reached = _reached(probed)
-    if not reached:
+    reached = [name for name, (_, reach) in probed.items() if reach > 0.5]
+    for name in names:
+        if name not in probed:
+            raise UserError(
+                f"--layer {name}: its output is not a feature map (n, channels, h, w) or (n, tokens, channels); "
+                f"the last layers that give one: {', '.join(reached[-4:]) or 'none'}"
+            )
+        if not probed[name][1]:
+            raise UserError(
+                f"--layer {name}: no class score depends on its image tokens (only the class token is read after it); "
+                "choose an earlier layer"
+            )
+    if not names and not reached:
         raise UserError(f"{architecture.name} has no layer whose output is a feature map of more than one cell")
-    return (probed[reached[-1]][0],)
-
-
-def _table_row(model: nn.Module, architecture: Architecture) -> CamLayer | None:
-    bare, modules = architecture.name.removeprefix("timm/"), dict(model.named_modules())
-    for family, find in CAM_LAYERS.items():
-        if bare.startswith(family):
-            row = find(model)
-            if row.name in modules:
-                return row
-    return None
-
-
-def _reached(probed: dict[str, tuple[Layer, float]]) -> list[str]:
-    """Return the layers on most of whose cells the class scores depend."""
-    return [name for name, (_, reach) in probed.items() if reach > 0.5]
-
-
-def _usable(name: str, probed: dict[str, tuple[Layer, float]]) -> Layer:
-    if name not in probed:
-        raise UserError(
-            f"--layer {name}: its output is not a feature map (n, channels, h, w) or (n, tokens, channels); "
-            f"the last layers that give one: {', '.join(_reached(probed)[-4:]) or 'none'}"
-        )
-    layer, reach = probed[name]
-    if reach == 0:
-        raise UserError(
-            f"--layer {name}: no class score depends on its image tokens (only the class token is read after it); "
-            "choose an earlier layer"
-        )
-    return layer
+    layers = [probed[name][0] for name in names or reached[-1:]]
+    return tuple(replace(layer, relu_after=row.relu_after and layer.name == row.name) for layer in layers)
 
 
 def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, tuple[Layer, float]]:
@@ -146,17 +113,13 @@ def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, 
     outputs, gradients = _probe_pass(model, architecture, size)
     probed: dict[str, tuple[Layer, float]] = {}
     grids: list[tuple[int, int]] = []
-    attentions = _attention_names(model)
     for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
-        layer = _layer_of(name, output, size, grids)
-        if layer is None or any(name.startswith(f"{outer}.") for outer in attentions):
-            continue
-        if layer.form == "maps":
-            grids.append((output.shape[2], output.shape[3]))
-        reach = 0.0
-        if gradient is not None:  # NaN counts as a dependence too
-            reach = float((layer.to_maps(gradient, (size, size)) != 0).any(1).float().mean())
-        probed[name] = layer, reach
+        if layer := _layer_of(name, output, size, grids):
+            if layer.form == "maps":
+                grids.append((output.shape[2], output.shape[3]))
+            # NaN counts as a dependence too
+            reach = 0.0 if gradient is None else float((layer.to_maps(gradient) != 0).any(1).float().mean())
+            probed[name] = layer, reach
     return probed
 
 
@@ -179,9 +142,8 @@ def _probe_pass(
         return hook
 
     with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        for name, module in model.named_modules():
-            if name and not isinstance(module, _NO_FEATURES) and not _inner(module):
-                hooks.enter_context(module.register_forward_hook(recording(name)))
+        for name, module in _candidates(model):
+            hooks.enter_context(module.register_forward_hook(recording(name)))
         if architecture.head:
             head = model.get_submodule(architecture.head)
             hooks.enter_context(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
@@ -191,36 +153,35 @@ def _probe_pass(
         return outputs, torch.autograd.grad((seen * weights).sum(), list(outputs.values()), allow_unused=True)
 
 
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that may be a target: no pooling, permuted axes or linear layers, nothing inside attention.
+
+    Tensors inside attention modules (heads, windows, weights) only look like grids.
+    """
+    kinds = {name: type(module).__name__.lower() for name, module in model.named_modules() if name}
+    attentions = tuple(f"{name}." for name, kind in kinds.items() if "attention" in kind)
+    for name, kind in kinds.items():
+        module = model.get_submodule(name)
+        if not ("pool" in kind or kind == "permute" or name.startswith(attentions) or isinstance(module, _NO_FEATURES)):
+            yield name, module
+
+
 def noise_image(model: nn.Module, architecture: Architecture, size: int) -> torch.Tensor:
     """Return an image of noise (1, channels, size, size), the same in every call, on the model's device."""
     noise = torch.randn(1, len(architecture.mean), size, size, generator=torch.Generator().manual_seed(0))
     return noise.to(next(model.parameters()))
 
 
-def _inner(module: nn.Module) -> bool:
-    """Return whether the module's output is never a target: pooling, permuted axes, linear layers within blocks."""
-    kind = type(module).__name__.lower()
-    return "pool" in kind or kind == "permute" or isinstance(module, nn.Linear)
-
-
-def _attention_names(model: nn.Module) -> list[str]:
-    """Return the names of attention modules: tensors inside them (heads, windows, weights) only look like grids."""
-    return [name for name, module in model.named_modules() if name and "attention" in type(module).__name__.lower()]
-
-
 def _layer_of(name: str, output: torch.Tensor, size: int, grids: list[tuple[int, int]]) -> Layer | None:
     """Return the form of the output for one square image, given the `grids` of earlier maps; None if it is no grid."""
-    if len(output) != 1:
-        return None  # the first axis holds windows
-    if output.ndim == 4:
-        _, a, b, c = output.shape
-        if b == c and 1 < b <= size:
+    match tuple(output.shape):  # a first axis other than 1 holds windows
+        case (1, _, height, width) if height == width and 1 < height <= size:
             return Layer(name)
-        return Layer(name, "maps_last") if a == b and 1 < a <= size else None
-    if output.ndim != 3:
-        return None
-    split = token_prefix(output.shape[1], grids)
-    return split and Layer(name, "tokens", split[0])
+        case (1, height, width, _) if height == width and 1 < height <= size:
+            return Layer(name, "maps_last")
+        case (1, tokens, _) if split := token_prefix(tokens, grids):
+            return Layer(name, "tokens", split[0])
+    return None
 
 
 def token_prefix(tokens: int, grids: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, int]] | None:

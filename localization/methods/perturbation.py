@@ -8,13 +8,12 @@ pass, so that a map does not depend on the other images of its batch.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from localization.methods.cut import Features
 from localization.methods.explanation import Explanation
@@ -115,39 +114,22 @@ def _ablated(
         kept: (k, channels) bool.
         tail_only: run the part before the layer once, and only the part after it for all k rows.
     """
-    size = (image.shape[-2], image.shape[-1])
 
     def edit(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         # with `relu_after` (DenseNet) this happens before the ReLU, which keeps 0 at 0
-        return layer.with_maps(output, layer.to_maps(output, size).masked_fill(~kept[:, :, None, None], 0))
+        return layer.with_maps(output, layer.to_maps(output).masked_fill(~kept[:, :, None, None], 0))
 
     with explanation.model.get_submodule(layer.name).register_forward_hook(edit):
         return explanation.predict(image[None] if tail_only else image.expand(len(kept), -1, -1, -1))
 
 
-class _Work(TorchDispatchMode):
-    """Counts the floating-point operations of this thread's matrix products and convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.operations += count(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def _share_behind(explanation: Explanation, layer: Layer) -> float:
     """Return the share of a forward pass's operations that come after the layer, in [0, 1]."""
-    model, work, until = explanation.model, _Work(), []
-    hook = model.get_submodule(layer.name).register_forward_hook(lambda *_: until.append(work.operations))
-    # outside inference mode, where linear layers are dispatched whole and would not be counted
-    with hook, torch.inference_mode(False), torch.no_grad(), evaluating(model), work:
+    model, counter, until = explanation.model, FlopCounterMode(display=False), []
+    hook = model.get_submodule(layer.name).register_forward_hook(lambda *_: until.append(counter.get_total_flops()))
+    with hook, torch.inference_mode(False), torch.no_grad(), evaluating(model), counter:
         model(torch.zeros_like(explanation.inputs[:1]))
-    return 1 - until[-1] / max(1, work.operations)
+    return 1 - until[-1] / max(1, counter.get_total_flops())
 
 
 def occlusion(explanation: Explanation) -> torch.Tensor:
@@ -158,29 +140,27 @@ def occlusion(explanation: Explanation) -> torch.Tensor:
 
     Returns: (n, cells, cells).
     """
-    windows = _windows(explanation.settings.cells, *explanation.inputs.shape[-2:])
-    places = explanation.settings.cells - 1
+    batch, places = explanation.settings.batch, explanation.settings.cells - 1
+    kept = _windows(explanation.settings.cells, *explanation.inputs.shape[-2:]).to(explanation.inputs.device)
     drops = []
     for image, target in zip(explanation.inputs, explanation.targets, strict=True):
-        scores = []
-        for start in range(0, len(windows), explanation.settings.batch):
-            part = windows[start : start + explanation.settings.batch]
-            covered = image.repeat(len(part), 1, 1, 1)
-            for copy, window in zip(covered, part, strict=True):
-                copy[:, *window] = 0
-            scores.append(explanation.predict(covered)[:, target])
-        score = torch.cat(scores)
+        score = torch.cat([explanation.predict(image.where(part, 0))[:, target] for part in kept.split(batch)])
         drops.append((score[0] - score[1:]).view(1, places, places))
     window = torch.ones(1, 1, 2, 2, device=explanation.inputs.device)
     total = F.conv_transpose2d(torch.stack(drops), window)
     return F.relu(total / F.conv_transpose2d(torch.ones_like(drops[0])[None], window))[:, 0]
 
 
-def _windows(cells: int, height: int, width: int) -> list[tuple[slice, slice]]:
-    """Return an empty window, then the (cells − 1)² windows of 2 × 2 cells, row by row; cells end at whole pixels."""
+def _windows(cells: int, height: int, width: int) -> torch.Tensor:
+    """Return the pixels to keep (1 + (cells − 1)², 1, height, width), bool: all, then all but one window, row by row.
+
+    A window has 2 × 2 cells; cells end at whole pixels.
+    """
     rows, columns = (torch.linspace(0, side, cells + 1).round().int().tolist() for side in (height, width))
-    slides = [[slice(start, stop) for start, stop in zip(edges, edges[2:], strict=False)] for edges in (rows, columns)]
-    return [(slice(0, 0), slice(0, 0)), *((tall, wide) for tall in slides[0] for wide in slides[1])]
+    kept = torch.ones(1 + (cells - 1) ** 2, 1, height, width, dtype=torch.bool)
+    for image, (i, j) in zip(kept[1:], product(range(cells - 1), repeat=2), strict=True):
+        image[:, rows[i] : rows[i + 2], columns[j] : columns[j + 2]] = False
+    return kept
 
 
 def _heaviest(gradients: torch.Tensor, counted: torch.Tensor, most: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ input's own grid. Images are processed one at a time, so that a map does not dep
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,10 +151,10 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
     guided = _Guided()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), guided:
         model(noise_image(model, architecture, size).requires_grad_())
-    if guided.rectifiers:
-        return ""
-    others = ", ".join(sorted(guided.others)) or "none"
-    return f"guided backpropagation needs ReLUs, and it has none (its activations: {others})"
+    return "" if guided.rectifiers else "guided backpropagation needs ReLUs, and it has none"
+
+
+_Rectified = tuple[torch.Tensor, float, bool]  # the input of a call, its ceiling, and whether it works in place
 
 
 class _Rectify(torch.autograd.Function):
@@ -173,28 +174,24 @@ class _Rectify(torch.autograd.Function):
         return F.relu(gradient) * passes, None, None
 
 
-def _bounds(ceiling: float, inplace: bool = False) -> Callable[..., tuple[torch.Tensor, float, bool]]:
-    """Return a function that reads a rectifier's call: its input, its ceiling, and whether it works in place."""
-    return lambda input, inplace=inplace: (input, ceiling, inplace)
+def _relu(input: torch.Tensor, inplace: bool = False, ceiling: float = torch.inf) -> _Rectified:
+    return input, ceiling, inplace
 
 
-def _hardtanh_bounds(
+def _hardtanh(
     input: torch.Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> tuple[torch.Tensor, float, bool] | None:
+) -> _Rectified | None:
     return (input, float(max_val), inplace) if min_val == 0 else None
 
 
-_RECTIFIERS: dict[Callable, Callable[..., tuple[torch.Tensor, float, bool] | None]] = {
-    F.relu: _bounds(float("inf")),
-    torch.relu: _bounds(float("inf")),
-    torch.Tensor.relu: _bounds(float("inf")),
-    torch.relu_: _bounds(float("inf"), inplace=True),
-    torch.Tensor.relu_: _bounds(float("inf"), inplace=True),
-    F.relu6: _bounds(6.0),
-    F.hardtanh: _hardtanh_bounds,  # nn.ReLU6 calls it
-    F.hardtanh_: lambda input, *bounds, **named: _hardtanh_bounds(input, *bounds, **named, inplace=True),
+# The functions that may rectify → a reader of their arguments; nn.ReLU6 calls F.hardtanh.
+_RECTIFIERS: dict[Callable, Callable[..., _Rectified | None]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.Tensor.relu), _relu),
+    **dict.fromkeys((torch.relu_, torch.Tensor.relu_), partial(_relu, inplace=True)),
+    F.relu6: partial(_relu, ceiling=6.0),
+    F.hardtanh: _hardtanh,
+    F.hardtanh_: partial(_hardtanh, inplace=True),
 }
-_OTHER_ACTIVATIONS = (F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, F.prelu)
 
 
 class _Guided(TorchFunctionMode):
@@ -202,21 +199,14 @@ class _Guided(TorchFunctionMode):
 
     Attributes:
         rectifiers: number of calls through which gradients flow.
-        others: names of the other activations that were called.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.rectifiers = 0
-        self.others: set[str] = set()
+    rectifiers = 0
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        bounds = _RECTIFIERS[func](*args, **(kwargs or {})) if func in _RECTIFIERS else None
-        if bounds is not None:
-            self.rectifiers += bounds[0].requires_grad
-            return _Rectify.apply(*bounds)
-        if func in _OTHER_ACTIVATIONS:
-            self.others.add(func.__name__)
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        bounds = _RECTIFIERS[func](*args, **kwargs) if func in _RECTIFIERS else None
+        if bounds is None:
+            return func(*args, **kwargs)
+        self.rectifiers += bounds[0].requires_grad
+        return _Rectify.apply(*bounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from utils import UserError, did_you_mean
@@ -45,7 +46,7 @@ def _function(name: str) -> Callable:
 
 
 def _method(title: str, name: str, *needs: str, **attributes: Any) -> Method:
-    """Return the row of a function of an `Explanation`."""
+    """Return the row of a function of an `Explanation` in one of this room's modules."""
     return Method(title=title, function=lambda explanation: _function(name)(explanation), needs=needs, **attributes)
 
 
@@ -53,11 +54,15 @@ def _cam(title: str, name: str, **attributes: Any) -> Method:
     """Return the row of a function in `gradients.py` of a layer's activations and gradients."""
 
     def maps(explanation: Explanation) -> torch.Tensor:
-        function = _function(f"gradients.{name}")
-        layers = [function(features.activations, features.gradients) for features in explanation.cut.features]
+        layers = [_function(f"gradients.{name}")(f.activations, f.gradients) for f in explanation.cut.features]
         return _function("gradients.mean_of_layers")(layers)
 
     return Method(title=title, function=maps, needs=("layer",), **attributes)
+
+
+def _rollout(title: str, name: str, **attributes: Any) -> Method:
+    """Return the row of a field of `AttentionPass`."""
+    return Method(title=title, function=attrgetter(f"attention.{name}"), needs=("attention",), **attributes)
 
 
 METHODS: dict[str, Method] = {
@@ -74,8 +79,8 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": _method("Integrated gradients", "pixels.integrated_gradients", costly=True),
     "smoothgrad": _method("SmoothGrad", "pixels.smooth_grad", costly=True),
     "guided_gradcam": _method("Guided Grad-CAM", "pixels.guided_grad_cam", "layer", "relu", known_failure=_ADEBAYO),
-    "rollout": _method("Attention rollout", "rollout.rollout", "attention", knows_class=False),
-    "gradient_rollout": _method("Gradient rollout", "rollout.gradient_rollout", "attention"),
+    "rollout": _rollout("Attention rollout", "rollout", knows_class=False),
+    "gradient_rollout": _rollout("Gradient rollout", "gradient_rollout"),
 }
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from tqdm import tqdm
 
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
-from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding
 from localization.sanity.randomise import randomised, stages
 from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
 
+# check → how its value must compare with its threshold
+CHECKS: dict[str, str] = {"cascade": "<", "flip": "≥", "batch": "≤", "seed": "≥", "class": "<"}
+NO_NOISE, NO_CLASS, KNOWN = "draws no noise", "class-agnostic", "known failure: "  # notes
 FEWEST = 2  # images with a map that a verdict needs
 MOST_LEFT = 0.5  # cascade: at a rank correlation of 0.5 the maps share a quarter of the ranks' variance
 LEAST_MIRRORED = 0.5  # flip
@@ -39,6 +40,46 @@ MOST_PASSES = 8  # forward passes per map: a costlier method is tried on two sta
 
 _COMPARISONS = {"<": operator.lt, "≥": operator.ge, "≤": operator.le}
 Maps = dict[str, np.ndarray]  # method → (n, h, w) float64 on the common grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The result of one check of one method.
+
+    Attributes:
+        method: key of `METHODS`.
+        check: key of `CHECKS`.
+        verdict: `pass`, `fail`, or `n/a`, for a reason that `note` gives.
+        value: mean similarity over the images, in [-1, 1] (cascade: to the maps of entirely random models); batch: the
+            largest difference, as a share of the peak. NaN if nothing was measured.
+        low, high: the smallest and the largest value of an image.
+        threshold: see `CHECKS`.
+        n: images that count: those with a finite map that is not the same everywhere.
+        note: why there is no verdict, what was left out, or what is known of the method.
+        curve: cascade only: (share of the stages that are random, mean similarity), starting at (0, 1).
+    """
+
+    method: str
+    check: str
+    verdict: str
+    value: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    threshold: float = float("nan")
+    n: int = 0
+    note: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def area(self) -> float:
+        """The area under the curve, in [-1, 1]: how long the map stays the same. NaN without a curve."""
+        return float(np.trapezoid(*reversed(list(zip(*self.curve, strict=True))))) if self.curve else float("nan")
+
+
+def verdict_of(findings: Sequence[Finding], method: str) -> str:
+    """Return `fail` if any check of the method fails, else `pass`, or `n/a` if no check has a verdict."""
+    verdicts = {finding.verdict for finding in findings if finding.method == method}
+    return next((verdict for verdict in ("fail", "pass") if verdict in verdicts), "n/a")
 
 
 def run_sanity(
@@ -60,27 +101,24 @@ def run_sanity(
 
     Random models are made one at a time. They are draws: another seed gives slightly different numbers.
     """
-    with tqdm(desc="sanity", unit="pass", leave=False) as bar:
-        suite = _Suite(explainer, inputs, targets, methods, bar)
-        return suite.run(seed, inputs if statistics_inputs is None else statistics_inputs)
+    suite = _Suite(explainer, inputs, targets, methods)
+    return suite.run(seed, inputs if statistics_inputs is None else statistics_inputs)
 
 
 class _Suite:
     """Computes the maps of every condition, sharing one `Explanation` and its passes among the methods."""
 
     def __init__(
-        self,
-        explainer: Explainer,
-        inputs: torch.Tensor,
-        targets: torch.Tensor | None,
-        methods: Sequence[str],
-        bar: tqdm,
+        self, explainer: Explainer, inputs: torch.Tensor, targets: torch.Tensor | None, methods: Sequence[str]
     ) -> None:
-        self.explainer, self.inputs, self.methods, self.bar = explainer, inputs, list(methods), bar
-        scores = explainer.explain(inputs).predict(inputs)
-        self.targets = scores.argmax(1) if targets is None else targets.to(inputs.device)
+        self.architecture, self.methods = explainer.architecture, list(methods)
+        self.bar = tqdm(desc="sanity", unit="pass", leave=False)
+        explanation = explainer.explain(inputs)
+        scores = explanation.predict(inputs)
+        targets = scores.argmax(1) if targets is None else targets.to(inputs.device)
+        self.explanation = replace(explanation, requested=targets)
         least = scores.argmin(1)
-        self.others = torch.where(least == self.targets, scores.argmax(1), least)
+        self.others = torch.where(least == targets, scores.argmax(1), least)
         self.with_class = [m for m in self.methods if METHODS[m].knows_class and scores.shape[1] > 1]
         self.tolerance = BATCH_TOLERANCE[explainer.settings.precision]
         self.images = dict.fromkeys(methods, 0)  # images that each method has passed through the model
@@ -89,46 +127,32 @@ class _Suite:
         self.usable = {method: has_ranks(self.trained[method]) for method in self.methods}
 
     def run(self, seed: int, statistics_inputs: torch.Tensor) -> list[Finding]:
-        last = len(stages(self.explainer.model, self.explainer.architecture, statistics_inputs))
+        last = len(stages(self.explanation.model, self.architecture, statistics_inputs))
         models = {m: self._random_models(m, last) for m in self.methods}
         # trained, flip, batch, seed: four rounds
         rounds = {m: len(models[m]) + 4 + (m in self.with_class) for m in self.methods}
-        self.bar.total = round(sum(rounds[m] * self.passes[m] for m in self.methods) * len(self.inputs))
-        cascade = self._cascade(models, last, seed, statistics_inputs)
-        checks = [cascade, self._flip(), self._batch(), self._seed(), self._class()]
+        self.bar.total = round(sum(rounds[m] * self.passes[m] for m in self.methods) * len(self.explanation.inputs))
+        with self.bar:
+            cascade = self._cascade(models, last, seed, statistics_inputs)
+            checks = [cascade, self._flip(), self._batch(), self._seed(), self._class()]
         return [findings[method] for method in self.methods for findings in checks]
 
-    def maps(
-        self,
-        methods: Sequence[str],
-        inputs: torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
-        model: nn.Module | None = None,
-        more_seed: int = 0,
-    ) -> Maps:
-        """Return the methods' maps on the common grid; inputs, targets and model default to the suite's own."""
-        inputs = self.inputs if inputs is None else inputs
-        targets = self.targets if targets is None else targets
-        explainer = self.explainer if model is None else self.explainer.with_model(model)
-        settings = replace(explainer.settings, seed=explainer.settings.seed + more_seed)
+    def maps(self, methods: Sequence[str], **changes: Any) -> Maps:
+        """Return the methods' maps on the common grid for the suite's explanation with some fields changed."""
+        whole = replace(self.explanation, **changes)
+        size = whole.settings.batch
         maps: dict[str, list[np.ndarray]] = {method: [] for method in methods}
-        for part, classes in zip(inputs.split(settings.batch), targets.split(settings.batch), strict=True):
-            explanation = replace(explainer.explain(part, classes), settings=settings)
-            for method in methods:
-                with self._counted(explainer.model, method):
-                    maps[method].append(on_common_grid(METHODS[method].function(explanation)))
-        return {method: np.concatenate(parts) for method, parts in maps.items()}
 
-    @contextmanager
-    def _counted(self, model: nn.Module, method: str) -> Iterator[None]:
-        """Count the images that pass through the model while the block runs: a method's cost on any machine."""
-
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:  # a method's cost on any machine
             self.images[method] += len(inputs[0])
             self.bar.update(len(inputs[0]))
 
-        with model.register_forward_pre_hook(hook):
-            yield
+        with whole.model.register_forward_pre_hook(count):
+            for inputs, targets in zip(whole.inputs.split(size), whole.requested.split(size), strict=True):
+                explanation = replace(whole, inputs=inputs, requested=targets)
+                for method in methods:
+                    maps[method].append(on_common_grid(METHODS[method].function(explanation)))
+        return {method: np.concatenate(parts) for method, parts in maps.items()}
 
     def _random_models(self, method: str, last: int) -> list[tuple[int, int]]:
         """Return the random models that the method is tried on, as (stage, draw)."""
@@ -143,7 +167,7 @@ class _Suite:
         lost = dict.fromkeys(self.methods, 0)
         for stage, draw in sorted({key for keys in models.values() for key in keys}):
             names = [m for m in self.methods if (stage, draw) in models[m]]
-            fresh = randomised(self.explainer.model, self.explainer.architecture, statistics_inputs, stage, seed + draw)
+            fresh = randomised(self.explanation.model, self.architecture, statistics_inputs, stage, seed + draw)
             for method, maps in self.maps(names, model=fresh).items():
                 values[method].setdefault(stage, []).append(similarity(self.trained[method], maps))
                 lost[method] += int((self.usable[method] & ~has_ranks(maps)).sum()) * (stage == last)
@@ -168,17 +192,18 @@ class _Suite:
             yield f"over {MOST_PASSES} forward passes per map: only stages {numbers} of {last}, one random model each"
 
     def _flip(self) -> dict[str, Finding]:
-        mirrored = self.maps(self.methods, inputs=self.inputs.flip(-1))
+        mirrored = self.maps(self.methods, inputs=self.explanation.inputs.flip(-1))
         return self._compare("flip", {m: maps[:, :, ::-1] for m, maps in mirrored.items()}, LEAST_MIRRORED)
 
     def _batch(self) -> dict[str, Finding]:
-        images = zip(self.inputs.split(1), self.targets.split(1), strict=True)
-        single = [self.maps(self.methods, *image) for image in images]
+        images = zip(self.explanation.inputs.split(1), self.explanation.requested.split(1), strict=True)
+        single = [self.maps(self.methods, inputs=image, requested=target) for image, target in images]
         alone = {m: np.concatenate([maps[m] for maps in single]) for m in self.methods}
         return self._compare("batch", alone, self.tolerance, differences)
 
     def _seed(self) -> dict[str, Finding]:
-        other = self.maps(self.methods, more_seed=1)
+        settings = self.explanation.settings
+        other = self.maps(self.methods, settings=replace(settings, seed=settings.seed + 1))
         noisy = [m for m in self.methods if not np.array_equal(self.trained[m], other[m], equal_nan=True)]
         again = self.maps(noisy)
         findings = self._compare("seed", other, LEAST_RESEEDED)
@@ -192,7 +217,7 @@ class _Suite:
         return findings
 
     def _class(self) -> dict[str, Finding]:
-        findings = self._compare("class", self.maps(self.with_class, targets=self.others), MOST_ALIKE)
+        findings = self._compare("class", self.maps(self.with_class, requested=self.others), MOST_ALIKE)
         for m in set(self.methods) - set(findings):
             verdict, note = ("n/a", "the model has one class") if METHODS[m].knows_class else ("fail", NO_CLASS)
             findings[m] = Finding(method=m, check="class", verdict=verdict, threshold=MOST_ALIKE, note=note)
@@ -217,13 +242,10 @@ class _Suite:
         usable, maps = self.usable[method], self.trained[method]
         finite = np.isfinite(maps).all((1, 2))
         empty = finite & (maps.max((1, 2)) <= 0)
-        counts = {
-            "empty": empty.sum(),
-            "not finite": (~finite).sum(),
-            "the same everywhere": (finite & ~empty & ~usable).sum(),
-        }
-        reasons = ", ".join(f"{count} {words}" for words, count in counts.items() if count) or "too few images"
-        return f"{usable.sum()} of {len(usable)} images have a map with ranks, {FEWEST} are needed: {reasons}"
+        masks = {"empty": empty, "not finite": ~finite, "the same everywhere": finite & ~empty & ~usable}
+        reasons = ", ".join(f"{mask.sum()} {words}" for words, mask in masks.items() if mask.any())
+        available = f"{usable.sum()} of {len(usable)} images have a map with ranks"
+        return f"{available}, {FEWEST} are needed: {reasons or 'too few images'}"
 
 
 def _noted(finding: Finding, *notes: str) -> Finding:

@@ -6,8 +6,7 @@ This is cascading randomisation (Adebayo 2018, Sanity Checks for Saliency Maps, 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import numpy as np
@@ -61,40 +60,28 @@ def randomised(
     return fresh
 
 
-def fully_randomised(model: nn.Module, architecture: Architecture, inputs: torch.Tensor, seed: int = 0) -> nn.Module:
-    """Return an entirely random copy, the control for a map's scores. See `randomised`."""
-    return randomised(model, architecture, inputs, STAGES, seed)
-
-
-def stages(model: nn.Module, architecture: Architecture, inputs: torch.Tensor, count: int = STAGES) -> list[list[str]]:
-    """Return the names of the modules that own parameters, in at most `count` stages from the head downwards.
+def stages(model: nn.Module, architecture: Architecture, inputs: torch.Tensor) -> list[list[str]]:
+    """Return the names of the modules that own parameters, in at most `STAGES` stages from the head downwards.
 
     The first stage is the classifier head alone. The others hold about equally many modules, in the reverse of the
     order in which a forward pass of the first image enters them. A module that is entered twice counts where it is
     entered last. A module that is never entered because its parent reads its weights (the projection in
     nn.MultiheadAttention) counts with that parent.
     """
-    entered: dict[str, int] = {}
-    positions = itertools.count()
-
-    def recording(name: str) -> Callable:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            entered[name] = next(positions)
-
-        return hook
-
+    entered: list[str] = []
     with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.no_grad():
         for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(recording(name)))
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
         model(inputs[:1].clone())
+    last_entry = {name: place for place, name in enumerate(entered)}
 
     def position(name: str) -> int:
-        return entered[name] if name in entered else position(name.rpartition(".")[0])
+        return last_entry[name] if name in last_entry else position(name.rpartition(".")[0])
 
     names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     head = [name for name in names if name == architecture.head]
     rest = sorted((name for name in names if name not in head), key=position, reverse=True)
-    groups = [head, *(list(map(str, group)) for group in np.array_split(np.array(rest), count - 1))]
+    groups = [head, *(group.tolist() for group in np.array_split(rest, STAGES - 1))]
     return [group for group in groups if group]
 
 
@@ -111,18 +98,15 @@ def _random_values(key: str, trained: torch.Tensor, generator: np.random.Generat
 
 def _estimate_statistics(model: nn.Module, names: Iterable[str], inputs: torch.Tensor) -> None:
     """Set the batch normalisations among `names` to the mean and variance of their inputs in a pass of `inputs`."""
-    modules: Sequence[nn.Module] = [model.get_submodule(name) for name in names]
+    modules = map(model.get_submodule, names)
     normalisations = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not normalisations:
         return
     if len(inputs) == 1:  # after pooling, a channel would have a single value and no variance
         inputs = torch.cat([inputs, inputs.flip(-1)])
-    momenta = [module.momentum for module in normalisations]
     for module in normalisations:
         module.reset_running_stats()
         module.momentum = None  # the plain mean instead of a moving one
         module.train()
     model(inputs)
-    for module, momentum in zip(normalisations, momenta, strict=True):
-        module.momentum = momentum
-        module.eval()
+    model.eval()

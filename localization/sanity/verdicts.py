@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from evaluation.figures.palette import COLOURS, MEAN_COLOUR
 from evaluation.figures.plots import save_figure
 from localization.methods.table import METHODS
-from localization.sanity.findings import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
+from localization.sanity.checks import CHECKS, KNOWN, NO_CLASS, NO_NOISE, Finding, verdict_of
 from utils import count, write_csv
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-FACES = {"pass": (COLOURS[4], 0.3), "fail": (COLOURS[1], 0.33), "n/a": (MEAN_COLOUR, 0.12)}  # colour, opacity
-MARKS = {"pass": "✓", "fail": "✗", "n/a": "–"}
+# mark, colour, opacity
+FACES = {"pass": ("✓", COLOURS[4], 0.3), "fail": ("✗", COLOURS[1], 0.33), "n/a": ("–", MEAN_COLOUR, 0.12)}
 INK = COLOURS[0]
 ROW = 0.36  # inches
+NUMBERS = ("value", "low", "high", "threshold", "area")
+COLUMNS = ("method", "check", "verdict", *NUMBERS, "n", "curve", "note")  # of sanity.csv
 
 
 def write_sanity(folder: Path, findings: Sequence[Finding]) -> None:
@@ -32,24 +33,15 @@ def write_sanity(folder: Path, findings: Sequence[Finding]) -> None:
 
 def _row(finding: Finding) -> dict[str, Any]:
     """Return a row of `sanity.csv`: NaN is empty, the curve is written as `share:similarity` words."""
-    numbers = {name: getattr(finding, name) for name in ("value", "low", "high", "threshold", "area")}
-    return {
-        "method": finding.method,
-        "check": finding.check,
-        "verdict": finding.verdict,
-        **{name: "" if np.isnan(number) else f"{number:.6g}" for name, number in numbers.items()},
-        "n": finding.n,
-        "curve": " ".join(f"{share:.2f}:{value:.4f}" for share, value in finding.curve),
-        "note": finding.note,
-    }
+    row = {name: getattr(finding, name) for name in COLUMNS}
+    row |= {name: "" if np.isnan(row[name]) else f"{row[name]:.6g}" for name in NUMBERS}
+    return row | {"curve": " ".join(f"{share:.2f}:{value:.4f}" for share, value in finding.curve)}
 
 
 def _by_method(findings: Sequence[Finding]) -> dict[str, dict[str, Finding]]:
     """Return method → check → finding, in the order of the findings."""
-    methods: dict[str, dict[str, Finding]] = {}
-    for finding in findings:
-        methods.setdefault(finding.method, {})[finding.check] = finding
-    return methods
+    names = dict.fromkeys(finding.method for finding in findings)
+    return {name: {finding.check: finding for finding in findings if finding.method == name} for name in names}
 
 
 def _number_and_range(finding: Finding) -> tuple[str, str]:
@@ -82,15 +74,14 @@ def format_sanity(findings: Sequence[Finding]) -> str:
 
 def _cell(finding: Finding) -> str:
     """Return `0.12 [-0.10, 0.40]`, after `FAIL` if the check fails."""
+    if finding.verdict == "n/a":
+        return "n/a"
     number, limits = _number_and_range(finding)
-    fail = "FAIL " if finding.verdict == "fail" else ""
-    return "n/a" if finding.verdict == "n/a" else fail + number + (f" [{limits}]" if limits else "")
+    return "FAIL " * (finding.verdict == "fail") + number + f" [{limits}]" * bool(limits)
 
 
 def sanity_figure(findings: Sequence[Finding]) -> Figure:
     """Draw methods × checks with verdict and number on the left, and each method's cascade curve on the right."""
-    from matplotlib.figure import Figure
-
     methods = _by_method(findings)
     failures = {name: METHODS[name].known_failure for name in methods if METHODS[name].known_failure}
     notes = [f"† {METHODS[name].title}: {failure}" for name, failure in failures.items()]
@@ -114,26 +105,21 @@ def sanity_figure(findings: Sequence[Finding]) -> Figure:
         ax.xaxis.set_ticks_position("top" if ax is left else "bottom")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    figure.supxlabel("\n".join([_legend(findings), *notes]), fontsize=8, x=0.01, ha="left", parse_math=False)
-    return figure
-
-
-def _legend(findings: Sequence[Finding]) -> str:
     images = count(max(finding.n for finding in findings), "image")
-    return (
+    legend = (
         f"✓ passes, ✗ fails, – no verdict. Mean over up to {images}, with the smallest and the largest value below; "
         "batch: the largest difference, as a share of the peak."
     )
+    figure.supxlabel("\n".join([legend, *notes]), fontsize=8, x=0.01, ha="left", parse_math=False)
+    return figure
 
 
 def _draw_cell(ax: Axes, row: int, finding: Finding) -> None:
-    from matplotlib.patches import Rectangle
-
     column = list(CHECKS).index(finding.check)
-    face, corner = FACES[finding.verdict], (column - 0.5, row - 0.5)
-    ax.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
+    mark, *face = FACES[finding.verdict]
+    ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=tuple(face), edgecolor="white", linewidth=1.5))
     number, limits = _number_and_range(finding)
-    ax.text(column - 0.45, row, MARKS[finding.verdict], va="center", fontsize=10)
+    ax.text(column - 0.45, row, mark, va="center", fontsize=10)
     text = number.replace(" no ", "\nno ").replace("-agnostic", "-\nagnostic")
     ax.text(column + 0.06, row - 0.16 * bool(limits), text, ha="center", va="center", fontsize=8.5)
     below = limits.replace(", ", " to ")

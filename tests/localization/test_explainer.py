@@ -146,7 +146,7 @@ def test_methods_that_are_unknown_or_unavailable_are_refused() -> None:
 
 
 def test_a_model_without_class_scores_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Conv2d: does not return class scores \(n, classes\)"):
+    with pytest.raises(UserError, match=r"Conv2d: it returns no class scores \(n, classes\)"):
         Explainer(nn.Conv2d(3, 4, 3), mean=MEAN, std=STD, size=32)
 
 

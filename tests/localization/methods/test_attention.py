@@ -141,10 +141,6 @@ def _explicit(kind: str, model: nn.Module) -> list[Callable[[], torch.Tensor]]:
 def test_recorded_attention_and_its_gradients_are_those_of_an_explicit_one(kind: str) -> None:
     model, inputs = _build(kind), _images()
     recorded = record_attention(model, inputs, TARGETS)
-    with torch.no_grad():
-        scores = model(inputs)
-    assert (recorded.scores - scores).abs().max() <= 1e-4 * scores.abs().max()
-
     rival = copy.deepcopy(model)
     kept = _explicit(kind, rival)
     rival(inputs).gather(1, TARGETS[:, None]).sum().backward()
@@ -192,7 +188,7 @@ def test_explicit_attention_equals_torch_s(kind: str | None) -> None:
     mask = {"bool": mask > -0.5, "float": mask, None: None}[kind]
     for scale in (None, 0.3):
         plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        with attention._Recorder(keep=True) as recorder:
+        with attention._Recorder() as recorder:
             own = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
             with torch.autocast("cpu", torch.bfloat16):
                 F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
@@ -342,8 +338,8 @@ def _smooth(x: torch.Tensor) -> torch.Tensor:
             lambda x: _attend(_attend(x.unflatten(1, (4, 4)).flatten(0, 1)).unflatten(0, (-1, 4)).flatten(1, 2)),
             "windows",
         ),
-        (lambda x: _attend(_attend(x, x[:, ::4])), "in one block, 16 of them to 4"),
-        (lambda x: _attend(_attend(x)[:, :9]), "different numbers of tokens (16, then 9)"),
+        (lambda x: _attend(_attend(x, x[:, ::4])), "between the same tokens (16 to 4, then 16 to 16)"),
+        (lambda x: _attend(_attend(x)[:, :9]), "between the same tokens (16 to 16, then 9 to 9)"),
         (lambda x: _attend(x.mT).mT, "over 10 items that are not positions of a grid"),
         (lambda x: _attend(_smooth(_attend(x))), "convolutions mix its tokens"),
         (lambda x: _attend(x) + _attend(2 * x), "parallel attention branches"),

@@ -84,7 +84,7 @@ def _scores_move(model: nn.Module, layer: Layer, size: int, cells: list[int]) ->
     output = _output(model, layer.name, image)
     moved = []
     for cell in [None, *cells]:
-        maps = layer.to_maps(output, (size, size)).clone()
+        maps = layer.to_maps(output).clone()
         if cell is not None:
             maps[0, :, cell // maps.shape[3], cell % maps.shape[3]] += torch.randn(maps.shape[1])
         changed = layer.with_maps(output, maps)
@@ -132,11 +132,11 @@ def test_a_cell_of_the_grid_is_at_its_place_in_the_image(kind: str) -> None:
     name = {"resnet": "conv1", "swin": "features.1.0.norm1"}.get(kind, "blocks.0.norm1")
     (layer,) = find_layers(model, architecture, size, [name])
     image = torch.randn(1, 3, size, size)
-    before = layer.to_maps(_output(model, name, image), (size, size))
+    before = layer.to_maps(_output(model, name, image))
     side = before.shape[2]
     patch, row, column = size // side, 1, side - 2
     image[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] += 1
-    changed = (layer.to_maps(_output(model, name, image), (size, size)) - before).abs().sum((0, 1)) > 0
+    changed = (layer.to_maps(_output(model, name, image)) - before).abs().sum((0, 1)) > 0
     assert changed[row, column]
     if kind == "resnet":  # its windows overlap
         rows, columns = changed.nonzero().float().mean(0)
@@ -152,26 +152,24 @@ def test_a_cell_of_the_grid_is_at_its_place_in_the_image(kind: str) -> None:
 )
 def test_maps_convert_to_outputs_and_back(layer: Layer, shape: tuple[int, ...]) -> None:
     output = torch.randn(shape)
-    maps = layer.to_maps(output, (32, 32))
+    maps = layer.to_maps(output)
     assert maps.shape == (3, 5, 4, 4)
     assert torch.equal(layer.with_maps(output, maps), output)
     changed = layer.with_maps(output[:1], 2 * maps)
-    torch.testing.assert_close(layer.to_maps(changed, (32, 32)), 2 * maps)
+    torch.testing.assert_close(layer.to_maps(changed), 2 * maps)
     if layer.prefix:
         assert torch.equal(changed[:, :2], output[:1, :2].expand(3, -1, -1))
 
 
-def test_tokens_of_a_wide_image_and_outputs_that_are_no_grid() -> None:
-    tokens = torch.arange(1 + 2 * 6.0).view(1, 13, 1)
-    maps = Layer("x", "tokens", 1).to_maps(tokens, (32, 96))
-    assert maps[0, 0].tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
+def test_outputs_that_are_no_grid_are_refused() -> None:
     for layer, shape in (
         (Layer("x"), (1, 4)),
-        (Layer("x", "tokens"), (1, 13, 2)),
+        (Layer("x", "tokens"), (1, 12, 2)),
+        (Layer("x", "tokens", 1), (1, 1, 2)),
         (Layer("x", "maps_last"), (1, 9, 4)),
     ):
         with pytest.raises(UserError, match=r"--layer x: its output .* is not a feature map"):
-            layer.to_maps(torch.zeros(shape), (32, 32))
+            layer.to_maps(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from torch import nn
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS, Method
-from localization.sanity.checks import run_sanity
-from localization.sanity.findings import CHECKS, Finding, verdict_of
+from localization.sanity.checks import CHECKS, Finding, run_sanity, verdict_of
 from localization.sanity.verdicts import format_sanity, write_sanity
 from pretrained_models import Architecture
 
