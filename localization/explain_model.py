@@ -17,7 +17,7 @@ from localization.explainer import Explainer
 from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
 from localization.request import ExplanationRequest
-from localization.sanity.checks import Finding, run_sanity
+from localization.sanity.checks import Finding, SanitySuite
 from localization.sanity.randomise import MOST_IMAGES, randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
@@ -151,7 +151,8 @@ def _check_sanity(
     if request.label is not None:
         targets = torch.full_like(batch.labels, images.classes.index(request.label))
     statistics = _statistics(model, images, request.seed)
-    findings = run_sanity(model.explainer, batch.inputs, targets, methods, request.seed, statistics)
+    explanation = model.explainer.explain(batch.inputs, targets)
+    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, request.seed).run()
     write_sanity(folder, findings)
     number = count(len(batch.indices), "image")
     log.info(f"Sanity, on {number} (mean and range over them):\n{format_sanity(findings)}")

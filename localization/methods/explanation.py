@@ -84,13 +84,9 @@ class Explanation:
             return torch.cat([self.model(part).float() for part in inputs.split(self.settings.batch)])
 
     def score_gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return ∂score/∂input of any inputs (k, channels, height, width) for the classes `targets` (k,)."""
-        size, gradients = self.settings.batch, []
-        for part, classes in zip(inputs.split(size), targets.split(size), strict=True):
-            with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
-                leaf = (part.clone() if part.is_inference() else part.detach()).requires_grad_()
-                with autocast(leaf.device, self.settings.precision):
-                    scores = self.model(leaf).float()
-                total = scores.gather(1, classes.clone()[:, None]).sum()
-                gradients.append(torch.autograd.grad(total, leaf)[0].float())
-        return torch.cat(gradients)
+        """Return ∂score/∂input of a batch of inputs (k, channels, height, width) for the classes `targets` (k,)."""
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
+            leaf = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+            with autocast(leaf.device, self.settings.precision):
+                scores = self.model(leaf).float()
+            return torch.autograd.grad(scores.gather(1, targets.clone()[:, None]).sum(), leaf)[0].float()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from localization.explainer import Explainer
+from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
 from localization.sanity.randomise import randomised, stages
 from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
+from pretrained_models import Architecture
 
 # check → how its value must compare with its threshold
 CHECKS: dict[str, str] = {"cascade": "<", "flip": "≥", "batch": "≤", "seed": "≥", "class": "<"}
@@ -82,59 +84,51 @@ def verdict_of(findings: Sequence[Finding], method: str) -> str:
     return next((verdict for verdict in ("fail", "pass") if verdict in verdicts), "n/a")
 
 
-def run_sanity(
-    explainer: Explainer,
-    inputs: torch.Tensor,
-    targets: torch.Tensor | None,
-    methods: Sequence[str],
-    seed: int = 0,
-    statistics_inputs: torch.Tensor | None = None,
-) -> list[Finding]:
-    """Run every check of every method and return `len(CHECKS)` findings a method, in the order of `methods`.
+class SanitySuite:
+    """Every check of every method, sharing one `Explanation` and its passes among the methods.
 
     Args:
-        inputs: (n, channels, size, size) float32, normalised, on the model's device.
-        targets: (n,) int64 classes to explain; None: the predicted ones.
+        explanation: the images and the classes to explain.
+        architecture: the model's, for its head.
         methods: keys of `METHODS` that are available for the model.
+        statistics: inputs (n, channels, size, size) for the batch statistics of the random models.
         seed: seed of the random weights; with it, the findings are a function of the arguments.
-        statistics_inputs: like `inputs`, for the batch statistics of the random models; None: `inputs`.
 
     Random models are made one at a time. They are draws: another seed gives slightly different numbers.
     """
-    suite = _Suite(explainer, inputs, targets, methods)
-    return suite.run(seed, inputs if statistics_inputs is None else statistics_inputs)
-
-
-class _Suite:
-    """Computes the maps of every condition, sharing one `Explanation` and its passes among the methods."""
 
     def __init__(
-        self, explainer: Explainer, inputs: torch.Tensor, targets: torch.Tensor | None, methods: Sequence[str]
+        self,
+        explanation: Explanation,
+        architecture: Architecture,
+        methods: Sequence[str],
+        statistics: torch.Tensor,
+        seed: int,
     ) -> None:
-        self.architecture, self.methods = explainer.architecture, list(methods)
+        self.methods = list(methods)
+        self.random_copy = partial(randomised, explanation.model, architecture, statistics)
+        self.seed, self.last = seed, len(stages(explanation.model, architecture, statistics))
         self.bar = tqdm(desc="sanity", unit="pass", leave=False)
-        explanation = explainer.explain(inputs)
-        scores = explanation.predict(inputs)
-        targets = scores.argmax(1) if targets is None else targets.to(inputs.device)
+        scores = explanation.predict(explanation.inputs)
+        targets = scores.argmax(1) if explanation.requested is None else explanation.targets
         self.explanation = replace(explanation, requested=targets)
         least = scores.argmin(1)
         self.others = torch.where(least == targets, scores.argmax(1), least)
         self.with_class = [m for m in self.methods if METHODS[m].knows_class and scores.shape[1] > 1]
-        self.tolerance = BATCH_TOLERANCE[explainer.settings.precision]
+        self.tolerance = BATCH_TOLERANCE[explanation.settings.precision]
         self.images = dict.fromkeys(methods, 0)  # images that each method has passed through the model
         self.trained = self.maps(self.methods)
-        self.passes = {method: count / len(inputs) for method, count in self.images.items()}  # per map
+        self.passes = {method: count / len(scores) for method, count in self.images.items()}  # per map
         self.usable = {method: has_ranks(self.trained[method]) for method in self.methods}
 
-    def run(self, seed: int, statistics_inputs: torch.Tensor) -> list[Finding]:
-        last = len(stages(self.explanation.model, self.architecture, statistics_inputs))
-        models = {m: self._random_models(m, last) for m in self.methods}
+    def run(self) -> list[Finding]:
+        """Return `len(CHECKS)` findings a method, in the order of the methods."""
+        models = {m: self._random_models(m) for m in self.methods}
         # trained, flip, batch, seed: four rounds
         rounds = {m: len(models[m]) + 4 + (m in self.with_class) for m in self.methods}
         self.bar.total = round(sum(rounds[m] * self.passes[m] for m in self.methods) * len(self.explanation.inputs))
         with self.bar:
-            cascade = self._cascade(models, last, seed, statistics_inputs)
-            checks = [cascade, self._flip(), self._batch(), self._seed(), self._class()]
+            checks = [self._cascade(models), self._flip(), self._batch(), self._seed(), self._class()]
         return [findings[method] for method in self.methods for findings in checks]
 
     def maps(self, methods: Sequence[str], **changes: Any) -> Maps:
@@ -154,42 +148,40 @@ class _Suite:
                     maps[method].append(on_common_grid(METHODS[method].function(explanation)))
         return {method: np.concatenate(parts) for method, parts in maps.items()}
 
-    def _random_models(self, method: str, last: int) -> list[tuple[int, int]]:
+    def _random_models(self, method: str) -> list[tuple[int, int]]:
         """Return the random models that the method is tried on, as (stage, draw)."""
+        last = self.last
         if self.passes[method] > MOST_PASSES:
             return [(stage, 0) for stage in sorted({(last + 1) // 2, last})]
         return [(stage, 0) for stage in range(1, last)] + [(last, draw) for draw in range(DRAWS)]
 
-    def _cascade(
-        self, models: dict[str, list[tuple[int, int]]], last: int, seed: int, statistics_inputs: torch.Tensor
-    ) -> dict[str, Finding]:
+    def _cascade(self, models: dict[str, list[tuple[int, int]]]) -> dict[str, Finding]:
         values: dict[str, dict[int, list[np.ndarray]]] = {m: {} for m in self.methods}
         lost = dict.fromkeys(self.methods, 0)
         for stage, draw in sorted({key for keys in models.values() for key in keys}):
             names = [m for m in self.methods if (stage, draw) in models[m]]
-            fresh = randomised(self.explanation.model, self.architecture, statistics_inputs, stage, seed + draw)
-            for method, maps in self.maps(names, model=fresh).items():
+            for method, maps in self.maps(names, model=self.random_copy(stage, self.seed + draw)).items():
                 values[method].setdefault(stage, []).append(similarity(self.trained[method], maps))
-                lost[method] += int((self.usable[method] & ~has_ranks(maps)).sum()) * (stage == last)
+                lost[method] += int((self.usable[method] & ~has_ranks(maps)).sum()) * (stage == self.last)
         findings = {}
         for method, by_stage in values.items():
             means = {stage: np.mean(drawn, 0) for stage, drawn in by_stage.items()}
-            notes = self._cascade_notes(method, list(means), last, lost[method], len(by_stage[last]))
-            finding = _noted(self._finding(method, "cascade", means[last], MOST_LEFT), *notes)
+            notes = self._cascade_notes(method, list(means), lost[method], len(by_stage[self.last]))
+            finding = _noted(self._finding(method, "cascade", means[self.last], MOST_LEFT), *notes)
             if finding.verdict != "n/a":
-                curve = [(stage / last, float(mean[self.usable[method]].mean())) for stage, mean in means.items()]
+                curve = [(stage / self.last, float(mean[self.usable[method]].mean())) for stage, mean in means.items()]
                 finding = replace(finding, curve=((0.0, 1.0), *curve))
             findings[method] = finding
         return findings
 
-    def _cascade_notes(self, method: str, tried: list[int], last: int, lost: int, draws: int) -> Iterator[str]:
+    def _cascade_notes(self, method: str, tried: list[int], lost: int, draws: int) -> Iterator[str]:
         if METHODS[method].known_failure:
             yield KNOWN + METHODS[method].known_failure
         if lost:
             yield f"no map from the random models in {lost} of {draws * int(self.usable[method].sum())}: similarity 0"
-        if len(tried) < last or draws < DRAWS:
-            numbers = " and ".join(map(str, tried))
-            yield f"over {MOST_PASSES} forward passes per map: only stages {numbers} of {last}, one random model each"
+        if len(tried) < self.last or draws < DRAWS:
+            numbers = f"{' and '.join(map(str, tried))} of {self.last}"
+            yield f"over {MOST_PASSES} forward passes per map: only stages {numbers}, one random model each"
 
     def _flip(self) -> dict[str, Finding]:
         mirrored = self.maps(self.methods, inputs=self.explanation.inputs.flip(-1))

@@ -83,8 +83,8 @@ def _cell(finding: Finding) -> str:
 def sanity_figure(findings: Sequence[Finding]) -> Figure:
     """Draw methods × checks with verdict and number on the left, and each method's cascade curve on the right."""
     methods = _by_method(findings)
-    failures = {name: METHODS[name].known_failure for name in methods if METHODS[name].known_failure}
-    notes = [f"† {METHODS[name].title}: {failure}" for name, failure in failures.items()]
+    rows = [METHODS[name] for name in methods]
+    notes = [f"† {method.title}: {method.known_failure}" for method in rows if method.known_failure]
     figure = Figure(figsize=(9.3, ROW * len(methods) + 1.5 + 0.18 * len(notes)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1.9))
     for row, checks in enumerate(methods.values()):
@@ -94,10 +94,9 @@ def sanity_figure(findings: Sequence[Finding]) -> Figure:
                 _draw_curve(right, row, finding)
     thresholds = {finding.check: finding.threshold for finding in findings}
     left.set_xticks(range(len(CHECKS)), [f"{c}\n{sign} {thresholds[c]:g}" for c, sign in CHECKS.items()], fontsize=9)
-    titles = [METHODS[name].title + " †" * (name in failures) for name in methods]
-    left.set_yticks(range(len(methods)), titles, fontsize=9, parse_math=False)
-    left.set_xlim(-0.5, len(CHECKS) - 0.5)
-    left.set_ylim(len(methods) - 0.5, -0.5)
+    titles = [method.title + " †" * bool(method.known_failure) for method in rows]
+    left.set_yticks(range(len(rows)), titles, fontsize=9, parse_math=False)
+    left.set(xlim=(-0.5, len(CHECKS) - 0.5), ylim=(len(methods) - 0.5, -0.5))
     right.set_xlim(-0.06, 1.06)
     right.set_xticks((0, 0.5, 1), ("trained", "random from\nthe head down", "all\nrandom"), fontsize=8)
     right.set_title("cascade: similarity, 0 to 1\nthe curve must end below the dashes", fontsize=9)

@@ -17,7 +17,7 @@ from torch import nn
 from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS, Method
-from localization.sanity.checks import CHECKS, Finding, run_sanity, verdict_of
+from localization.sanity.checks import CHECKS, Finding, SanitySuite, verdict_of
 from localization.sanity.verdicts import format_sanity, write_sanity
 from pretrained_models import Architecture
 
@@ -136,8 +136,14 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Method]]:
     return added
 
 
+def _run(
+    explainer: Explainer, images: torch.Tensor, targets: torch.Tensor | None, methods: list[str], seed: int = 0
+) -> list[Finding]:
+    return SanitySuite(explainer.explain(images, targets), explainer.architecture, methods, images, seed).run()
+
+
 def _findings(explainer: Explainer, images: torch.Tensor, method: str) -> dict[str, Finding]:
-    found = run_sanity(explainer, images, torch.tensor([0, 1, 0, 1])[: len(images)], [method], seed=0)
+    found = _run(explainer, images, torch.tensor([0, 1, 0, 1])[: len(images)], [method], seed=0)
     assert [finding.check for finding in found] == list(CHECKS)
     return {finding.check: finding for finding in found}
 
@@ -193,7 +199,7 @@ def test_fewer_than_two_maps_give_no_verdict(explainer: Explainer, images: torch
 
 @pytest.mark.usefixtures("methods")
 def test_the_same_seed_gives_the_same_findings(explainer: Explainer, images: torch.Tensor) -> None:
-    runs = [run_sanity(explainer, images, None, ["cam", "gradcam"], seed) for seed in (3, 3, 4)]
+    runs = [_run(explainer, images, None, ["cam", "gradcam"], seed) for seed in (3, 3, 4)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
@@ -207,7 +213,7 @@ def test_costly_methods_are_tried_on_fewer_random_models(
 
     monkeypatch.setitem(METHODS, "costly", Method(title="Costly", function=costly))
     monkeypatch.setitem(METHODS, "cam", Method(title="CAM", function=_cam))
-    found = run_sanity(explainer, images, None, ["cam", "costly"])
+    found = _run(explainer, images, None, ["cam", "costly"])
     curves = {finding.method: finding for finding in found if finding.check == "cascade"}
     assert [share for share, _ in curves["costly"].curve] == pytest.approx([0, 0.5, 1])
     assert "only stages 2 and 4 of 4" in curves["costly"].note
@@ -218,7 +224,7 @@ def test_costly_methods_are_tried_on_fewer_random_models(
 @pytest.mark.usefixtures("methods")
 def test_the_table_and_the_files(explainer: Explainer, images: torch.Tensor, tmp_path: Path) -> None:
     methods = ["cam", "edges", "empty"]
-    found = run_sanity(explainer, images, None, methods)
+    found = _run(explainer, images, None, methods)
     write_sanity(tmp_path, found)
     with open(tmp_path / "sanity.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
