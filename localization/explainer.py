@@ -166,13 +166,9 @@ class Explainer:
         targets : torch.Tensor, optional
             (n,) int64, the classes to explain. Default: the predicted ones.
         """
+        black = (-self.mean / self.std).to(inputs.device)
         return Explanation(
-            model=self.model,
-            layers=self.layers,
-            inputs=inputs,
-            black=(-self.mean / self.std).to(inputs.device),
-            requested=targets,
-            settings=self.settings,
+            model=self.model, layers=self.layers, inputs=inputs, black=black, requested=targets, settings=self.settings
         )
 
     def maps(

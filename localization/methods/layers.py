@@ -8,9 +8,10 @@ token, the distillation token and the registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -108,9 +109,27 @@ def find_layers(
 def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, tuple[Layer, float]]:
     """Find every module whose output is a grid, in the order of a forward pass of one noise image.
 
-    Returns: by name the layer, and the share of its cells on which the input of the classifier head depends.
+    Returns: by name the layer, and the share of its cells on which the input of the classifier head depends. (The
+    scores would not do: in a new head of zeros they depend on nothing.)
     """
-    outputs, gradients = _probe_pass(model, architecture, size)
+    outputs: dict[str, torch.Tensor] = {}
+    read: list[torch.Tensor] = []
+
+    def record(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        outputs.pop(name, None)  # a module that is used twice counts where it is used last
+        if isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad:
+            outputs[name] = output
+
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), ExitStack() as hooks:
+        for name, module in _candidates(model):
+            hooks.enter_context(module.register_forward_hook(partial(record, name)))
+        if architecture.head:
+            head = model.get_submodule(architecture.head)
+            hooks.enter_context(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
+        scores = model(noise_image(model, architecture, size).requires_grad_())
+        seen = read[-1] if read else scores
+        weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1)).to(seen)
+        gradients = torch.autograd.grad(seen, list(outputs.values()), weights, allow_unused=True)
     probed: dict[str, tuple[Layer, float]] = {}
     grids: list[tuple[int, int]] = []
     for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
@@ -121,36 +140,6 @@ def probe(model: nn.Module, architecture: Architecture, size: int) -> dict[str, 
             reach = 0.0 if gradient is None else float((layer.to_maps(gradient) != 0).any(1).float().mean())
             probed[name] = layer, reach
     return probed
-
-
-def _probe_pass(
-    model: nn.Module, architecture: Architecture, size: int
-) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor | None]]:
-    """Return the modules' outputs for one noise image, and the gradients of the head's input with respect to them.
-
-    The scores would not do: in a new head of zeros they depend on nothing.
-    """
-    outputs: dict[str, torch.Tensor] = {}
-    read: list[torch.Tensor] = []
-
-    def recording(name: str) -> Callable:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            outputs.pop(name, None)  # a module that is used twice counts where it is used last
-            if isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad:
-                outputs[name] = output
-
-        return hook
-
-    with ExitStack() as hooks, evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        for name, module in _candidates(model):
-            hooks.enter_context(module.register_forward_hook(recording(name)))
-        if architecture.head:
-            head = model.get_submodule(architecture.head)
-            hooks.enter_context(head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
-        scores = model(noise_image(model, architecture, size).requires_grad_())
-        seen = read[-1] if read else scores
-        weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1)).to(seen)
-        return outputs, torch.autograd.grad((seen * weights).sum(), list(outputs.values()), allow_unused=True)
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
