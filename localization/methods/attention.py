@@ -142,14 +142,14 @@ def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:
         return "it has no attention between tokens"
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
         return "its attention is limited to windows or groups of tokens, so no token sees the whole image"
-    tokens = shapes[0][3]
+    rows, tokens = shapes[0][2:]
+    if rows == tokens and not recorder.grid_of(tokens):
+        return f"its attention is over {tokens} items that are not positions of a grid (such as channels)"
     pooled_by_attention = len(shapes) > 1 and shapes[-1][2:] == (1, tokens)
     sizes = dict.fromkeys(shape[2:] for shape in (shapes[:-1] if pooled_by_attention else shapes))
     if list(sizes) != [(tokens, tokens)]:
         pairs = ", then ".join(f"{rows} to {columns}" for rows, columns in sizes)
         return f"its blocks do not all attend between the same tokens ({pairs})"
-    if not recorder.grid_of(tokens):
-        return f"its attention is over {tokens} items that are not positions of a grid (such as channels)"
     if recorder.mixed:
         return "convolutions mix its tokens between attention blocks"
     if any(_independent(before, after) for before, after in pairwise(weights)):
