@@ -76,14 +76,13 @@ class Entry:
 
     def read_evaluation(self, record: dict[str, Any], split: str) -> None:
         """Fill in what the evaluation of `split` says; `record` is run.json."""
-        folder = self.path / split
-        if not (folder / "metrics.json").is_file():
+        file, remedy = self.path / split / "metrics.json", f"run test.py --kind {split} again"
+        if not file.is_file():
             self.images, self.n = _mark(self.path / "split.csv", split)
             return
-        self.images, self.n = _mark(folder / "predictions.csv")
-        remedy = f"run test.py --kind {split} again"
+        self.images, self.n = _mark(file.with_name("predictions.csv"))
         try:
-            metrics = read_json(folder / "metrics.json", remedy)
+            metrics = read_json(file, remedy)
             accuracy, warnings = Interval.from_json(metrics["accuracy"]), severe_warnings(metrics)
             tested = (metrics.get("evaluation") or {}).get("finished")
             resumed = [part.get("time") or "" for part in record.get("resumed") or []]

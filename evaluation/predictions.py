@@ -132,9 +132,8 @@ def prediction_table(records: pd.DataFrame, probabilities: np.ndarray, classes: 
     table = records[["path", "sha256", "label"]].reset_index(drop=True)
     table["predicted"] = np.array(classes, object)[probabilities.argmax(1)]
     table["confidence"] = probabilities.max(1)
-    for index, name in enumerate(classes):
-        table[f"p_{name}"] = probabilities[:, index]
-    table["group"], table["source"] = records["group"].to_numpy(), records["source"].to_numpy()
+    table[[f"p_{name}" for name in classes]] = probabilities
+    table[["group", "source"]] = records[["group", "source"]].to_numpy()
     return table
 
 

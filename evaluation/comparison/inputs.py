@@ -28,10 +28,8 @@ def find_predictions(path: Path, split: str) -> Path:
             return file
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or file")
-    if any((path / name).exists() for name in ("config.yaml", "run.json", "best.pt")):
-        command = f"python test.py --weights {shlex.quote(str(path))} --kind {split}"
-        raise UserError(f"{path}: there is no {split}/{FILE} yet; run {command}")
-    raise UserError(f"{path}: this is not a run folder and has no {FILE}")
+    command = f"python test.py --weights {shlex.quote(str(path))} --kind {split}"
+    raise UserError(f"{path}: it has no {FILE} and no {split}/{FILE}; if it is a run folder, run {command}")
 
 
 def name_files(files: Sequence[Path]) -> list[str]:
