@@ -61,8 +61,8 @@ def _data(inputs: Inputs) -> Facts:
         return facts
     if phantom and _is_subset(inputs.predictions.table, split):
         facts["synthetic"] = "every image is synthetic, drawn by this toolkit"
-    parts = [(name, split[split["split"] == name]) for name in SPLITS]
-    facts["n_by_split"] = ", ".join(f"{name} {count(len(p), 'image')}{of_patients(p)}" for name, p in parts if len(p))
+    tables = [(name, split[split["split"] == name]) for name in SPLITS]
+    facts["n_by_split"] = ", ".join(f"{name} {count(len(t), 'image')}{of_patients(t)}" for name, t in tables if len(t))
     facts["n_by_class"] = by_class(split["label"])
     sources = split["source"][split["source"] != ""]
     if len(sources):
@@ -101,11 +101,11 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
     keys = config.data
     how = f"at random by {_unit(split)}, stratified by class, seed {keys.split_seed}"
     if data != "phantom":
-        tops = [Path(p).relative_to(data).parts[0].lower() for p in split["path"] if Path(p).is_relative_to(data)]
+        tops = [Path(p).relative_to(data).splits[0].lower() for p in split["path"] if Path(p).is_relative_to(data)]
         if not tops or any(top in SPLIT_NAMES for top in tops):
             return _how_ready_made(split, [SPLIT_NAMES.get(top, "") for top in tops], how)
-    parts = (("validation", keys.val_per_class, keys.split[1]), ("test", keys.test_per_class, keys.split[2]))
-    sizes = [f"{f'{n} images per class' if n else f'{share:g} of the images'} for {part}" for part, n, share in parts]
+    splits = (("validation", keys.val_per_class, keys.split[1]), ("test", keys.test_per_class, keys.split[2]))
+    sizes = [f"{f'{n} images per class' if n else f'{share:g} of the images'} for {name}" for name, n, share in splits]
     return f"{how}: {join(sizes)}, the rest for training"
 
 
@@ -121,11 +121,11 @@ def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | 
     """Return which splits the folders of the data define; None if some images are not in such a folder."""
     if len(folders) < len(split):
         return None
-    parts, tops = split["split"].to_numpy(str), np.array(folders)
-    if np.array_equal(parts, tops):
+    splits, tops = split["split"].to_numpy(str), np.array(folders)
+    if np.array_equal(splits, tops):
         return "as the folders of the data define it"
-    taken = (parts == "val") & (tops == "train")
-    if not np.array_equal(parts[~taken], tops[~taken]) or "val" in folders:
+    taken = (splits == "val") & (tops == "train")
+    if not np.array_equal(splits[~taken], tops[~taken]) or "val" in folders:
         return None
     moved = count(int(taken.sum()), "training image")
     return f"as the folders of the data define it, with {moved} moved to validation, {how}"

@@ -102,7 +102,7 @@ def _header(inputs: Inputs) -> dict[str, Any]:
         "headline": _headline(inputs),
         "unit": sampling_unit(predictions.table),
         "per_patient": metrics["per_patient"] if patients_named(predictions.table) else None,
-        "measures": HEADLINE,
+        "headline_metrics": HEADLINE,
         "warnings": cautions(predictions, metrics, inputs.provenance) if warnings is None else warnings,
     }
 

@@ -49,11 +49,12 @@ def _images_per_split(inputs: Inputs) -> dict[str, Any] | None:
     if split is None:
         return None
     names = [name for name in SPLITS if (split["split"] == name).any()]
-    parts = [split[split["split"] == name] for name in names]
-    rows = [(label, [int((part["label"] == label).sum()) for part in parts]) for label in sorted(set(split["label"]))]
-    rows.append(("all classes", [len(part) for part in parts]))
+    tables = [split[split["split"] == name] for name in names]
+    labels = sorted(split["label"].unique())
+    rows = [(label, [int((table["label"] == label).sum()) for table in tables]) for label in labels]
+    rows.append(("all classes", [len(table) for table in tables]))
     if patients_named(split):
-        rows.append(("patients", [part["group"].nunique() for part in parts]))
+        rows.append(("patients", [table["group"].nunique() for table in tables]))
     return {"names": names, "rows": rows}
 
 
@@ -82,7 +83,7 @@ def _confusion(inputs: Inputs) -> dict[str, Any]:
 
 
 def _per_class(inputs: Inputs) -> dict[str, Any]:
-    return {"per_class_measures": [name for name in PER_CLASS if name != "accuracy"]}
+    return {"per_class_metrics": [name for name in PER_CLASS if name != "accuracy"]}
 
 
 def _thresholds(inputs: Inputs) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def _metrics(folder: Path) -> dict:
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run, as its training left it, that a test may write into."""
+    """A copy of the tiny run, as training left it, that a test may change."""
     others = shutil.ignore_patterns("test*", "val", "external-*", "cams", "best.*.*")
     return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=others))
 
@@ -138,7 +138,7 @@ def test_bad_external(verb: Verb, run: Path, other: Path, phantom: Path, tmp_pat
 
 
 def test_an_ensemble_is_the_mean(verb: Verb, run: Path, phantom: Path, tmp_path: Path) -> None:
-    """Of two checkpoints, the second with another order of classes and another input size."""
+    """Two checkpoints; the second has another order of classes and another input size."""
     second = Path(shutil.copytree(run, tmp_path / "second"))
     content = torch.load(second / "best.pt", weights_only=True)
     order = [2, 0, 3, 1]

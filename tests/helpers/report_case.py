@@ -1,4 +1,4 @@
-"""A small evaluation and its run, made by hand, and a reader of the pages that are made of them."""
+"""A small evaluation and its run, made by hand, and a parser for their reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECKLIST = yaml.safe_load((Path(__file__).parents[2] / "report" / "checklist.ya
 
 @dataclass
 class Element:
-    """An element of a page, with its text and its children's."""
+    """An element of a page, with the text of itself and its children."""
 
     tag: str
     attributes: dict[str, str]
@@ -38,7 +38,7 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def find(self, tag: str = "", class_: str = "", **attributes: str) -> list[Element]:
-        """All below with this tag, this word among their classes, and these attributes."""
+        """Return all descendants with this tag, this class and these attributes."""
         found = []
         for child in self.children:
             if (
@@ -55,7 +55,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A page as a tree; elements that are not closed as they were opened are an error."""
+    """A page as a tree of elements; mismatched tags are an error."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def draw_overlay(path: Path, pixels: np.ndarray, boxed: bool = True) -> None:
 
 @dataclass
 class Case:
-    """A run folder with everything in it."""
+    """A complete run folder, with its evaluation."""
 
     run: Path
     table: pd.DataFrame
@@ -124,7 +124,7 @@ class Case:
         return Page(write_report(self.folder, self.run if run else None))
 
     def metrics(self, **changes: Any) -> dict[str, Any]:
-        """metrics.json, with these changes written back into it."""
+        """Change metrics.json and return it."""
         found = json.loads((self.folder / "metrics.json").read_text())
         found |= {name: value for name, value in changes.items() if name != "evaluation"}
         found["evaluation"] = found["evaluation"] | changes.get("evaluation", {})
@@ -133,7 +133,7 @@ class Case:
 
 
 def make_table(n: int, classes: list[str], seed: int = 0, skill: float = 1.5) -> pd.DataFrame:
-    """Predictions of a model that is often right; two images per patient."""
+    """Return the predictions of a fairly good model, with two images per patient."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % len(classes)
     logits = rng.normal(size=(n, len(classes))) * 1.2
@@ -183,7 +183,7 @@ def write_evaluation(predictions: Predictions, folder: Path, about: dict[str, An
 
 
 def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
-    """A run of two epochs on `n` test images, with radiographs of the errors and their maps."""
+    """Make a run of two epochs with `n` test images, and with the images and maps of its errors."""
     run, table = parent / "case", make_table(n, classes)
     folder = run / "test"
     folder.mkdir(parents=True)
@@ -208,7 +208,7 @@ def make_case(parent: Path, classes: list[str] = CLASSES, n: int = 80) -> Case:
 
 
 def write_run(run: Path, table: pd.DataFrame) -> None:
-    """config.yaml, run.json, history.csv and split.csv: the test images, and twice as many for training."""
+    """Write config.yaml, run.json, history.csv and split.csv with the test images and twice as many for training."""
     record = {
         "status": "finished",
         "command": "python train.py preset=demo",
@@ -241,7 +241,7 @@ def write_run(run: Path, table: pd.DataFrame) -> None:
 
 
 def wrong_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The wrong answers with `predicted` and `confidence`, the surest first."""
+    """Return the wrong predictions with `predicted` and `confidence`, the most confident first."""
     p = table[[c for c in table if c.startswith("p_")]]
     table = table.assign(predicted=p.idxmax(axis=1).str.removeprefix("p_"), confidence=p.max(axis=1))
     return table[table["label"] != table["predicted"]].sort_values("confidence", ascending=False)

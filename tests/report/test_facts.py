@@ -25,7 +25,7 @@ def own(tmp_path: Path) -> Case:
 
 
 def _answer(page: Page, standard: str, item: str) -> str | None:
-    """The answer to an item of a standard, None where it is blank."""
+    """Return the answer to an item of a standard; None if it is blank."""
     part = next(p for p in page.root.find("details") if p.find("summary")[0].words().startswith(standard))
     found = next(e for e in part.find("div", class_="item") if e.find("span", class_="id")[0].words() == item)
     answers = found.find("p", class_="answer")
@@ -129,7 +129,7 @@ def test_unreadable_files_are_told_of_their_own_set(
 
 
 def test_a_recorded_none_is_unknown(own: Case) -> None:
-    """Where an ensemble's members differ, and where nothing tells what a checkpoint has seen, nothing is claimed."""
+    """Members of an ensemble that differ, and images that a checkpoint may or may not have seen, give no fact."""
 
     def fact(name: str, **evaluation: object) -> str | None:
         own.metrics(evaluation=evaluation)
@@ -153,7 +153,7 @@ def test_a_recorded_none_is_unknown(own: Case) -> None:
 
 
 def test_words_and_thresholds() -> None:
-    """One table of words; and no probability below 1 is written as 1."""
+    """One table of names; and no probability below 1 is written as 1."""
     assert words("mcc") == "MCC" and words("mcc", True) == "Matthews correlation (MCC)"
     assert words("auroc Viral Pneumonia_2") == "AUROC of Viral Pneumonia_2"
     assert words("balanced_accuracy") == "balanced accuracy"

@@ -1,4 +1,4 @@
-"""The report: read back with an HTML parser and recounted from the files that it was made of."""
+"""The report, read back with an HTML parser and checked against its files."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_maps_that_cannot_be_laid_over(own: Case) -> None:
 
 
 def test_an_image_that_a_map_explains_for_another_class(own: Case) -> None:
-    """Of several maps that of the wrong answer is taken; else the tile says whose evidence it is."""
+    """The map of the predicted class is preferred; a map of another class is labelled."""
     first = wrong_rows(own.table).iloc[0]
     maps = pd.read_csv(own.run / "cams" / "cams.csv")
     other = next(c for c in CLASSES if c not in (first["label"], first["predicted"]))
@@ -222,7 +222,7 @@ def test_a_doubtful_map_is_shown_with_a_word_of_caution(own: Case) -> None:
 
 
 def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case) -> None:
-    """The overlays differ in grey, the file's order decides nothing but between other methods."""
+    """The overlays differ in grey; the order of the file only decides between other methods."""
     path = own.run / "cams" / "cams.csv"
     maps, first = pd.read_csv(path), wrong_rows(own.table).iloc[0]
     other = next(c for c in CLASSES if c not in (first["label"], first["predicted"]))
@@ -244,7 +244,7 @@ def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case
 
 @pytest.mark.slow
 def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
-    """Said in a sentence; the errors' maps are of these weights whatever `kind` says, for they match by path."""
+    """With a sentence that says why. The maps of errors match by path, so `kind` does not matter to them."""
     record = own.run / "cams" / "cams.json"
 
     def shown() -> tuple[bool, bool, str, str]:
@@ -278,7 +278,7 @@ def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
 
 @pytest.mark.slow
 def test_images_at_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those beside the table are shown, never those of the working folder, and never others of the same name."""
+    """Images beside the table are shown, never those in the working folder or others of the same name."""
     theirs, work = tmp_path / "theirs", tmp_path / "work"
     table = make_table(40, CLASSES).drop(columns="sha256")
     beside, decoy, changed = wrong_rows(table).index[:3]
@@ -319,7 +319,7 @@ def test_sources_are_many_one_or_none(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "panels", "left_out"), [(2, 3, 0), (14, 15, 0), (23, 24, 0), (30, 24, 7)])
 def test_every_class_has_its_curve_up_to_a_limit(size: int, panels: int, left_out: int) -> None:
-    """And the figure says how many it leaves out; what is drawn is what the label names."""
+    """The figure says how many it leaves out, and the label names what is drawn."""
     names = [f"finding {i:02d}" for i in range(size)]
     predictions = Predictions(make_table(size * 4, names), names)
     curves = class_curves(predictions, compute_metrics(predictions, resamples=0))["roc"]
@@ -375,7 +375,7 @@ def test_validation_images_do_not_assess_their_own_thresholds(own: Case) -> None
 
 
 def test_metrics_of_an_older_version_are_named(own: Case) -> None:
-    """Every part that a page of today takes from metrics.json, one at a time."""
+    """Every part that the report needs from metrics.json, one at a time."""
     file = own.folder / "metrics.json"
     whole = json.loads(file.read_text())
     parts = [
@@ -434,7 +434,7 @@ def test_few_and_many_classes(tmp_path: Path, size: int) -> None:
 
 
 def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
-    """Only what the table shows is told: no run, no code, no split, no maps."""
+    """Only what the table shows is reported: no run, code, split or maps."""
     table = case.table.drop(columns=["group", "source", "sha256"])
     write_evaluation(Predictions(table, CLASSES), tmp_path, {"title": "theirs.csv"})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -464,7 +464,7 @@ def test_warnings_are_shown_by_level(own: Case) -> None:
 
 @pytest.mark.slow
 def test_temperature_that_is_applied(own: Case) -> None:
-    """The diagrams are always plain first: which of them shows predictions.csv changes."""
+    """The diagram without scaling always comes first; which of the two shows predictions.csv depends on `applied`."""
 
     def errors() -> list[float]:
         headings = own.report().root.find("section", id="calibration")[0].find("h3")
@@ -546,7 +546,7 @@ def _contrast(first: str, second: str) -> float:
 
 
 def test_colours_reach_wcag_aa(page: Page) -> None:
-    """4.5 for every text on its ground, in light and in dark; the darkest cell of the confusion matrix included."""
+    """A contrast of 4.5 for all text, in light and dark, including the darkest cell of the confusion matrix."""
     style = page.root.find("style")[0].text
     blocks = [dict(re.findall(r"--([\w-]+): ([^;]+);", b)) for b in re.findall(r"\{([^{}]*--ink:[^{}]*)\}", style)]
     assert len(blocks) == 4  # light, dark by preference, dark by choice, print

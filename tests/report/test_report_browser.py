@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with a switch, and with names and commands that are hard to fit."""
+    """A report with a switch, and with names and commands that are too long to fit."""
     case: Case = make_case(tmp_path_factory.mktemp("browser"), ["COVID", LONG, "Normal"])
     table = pd.read_csv(case.folder / "predictions.csv", dtype=str)
     table["source"] = table["source"] + "/with/a/very/long/address" * 6
@@ -51,15 +51,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Visit:
-    """A page that was opened, and what it did meanwhile."""
+    """An open page, with its console messages and requests."""
 
     def __init__(self, browser: Any, report: Path, width: int = SCREEN, **options: Any) -> None:
         self.page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(report.as_uri())
 
     def __enter__(self) -> Visit:
@@ -69,7 +69,7 @@ class Visit:
         self.page.context.close()
 
     def opacity(self) -> float:
-        """Of the first overlay."""
+        """Return the opacity of the first overlay."""
         return float(self.page.locator(".switch .overlay").first.evaluate("e => getComputedStyle(e).opacity"))
 
 
@@ -84,8 +84,8 @@ def test_quiet_alone_and_never_wider_than_the_screen(browser: Any, report: Path,
         visit.page.evaluate("document.querySelectorAll('img').forEach(image => image.scrollIntoView())")
         broken = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
         assert visit.page.evaluate(broken) == 0
-        assert visit.said == []
-        assert [url for url in visit.asked if not url.startswith("data:")] == [report.as_uri()]
+        assert visit.messages == []
+        assert [url for url in visit.requests if not url.startswith("data:")] == [report.as_uri()]
         ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
