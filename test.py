@@ -71,13 +71,14 @@ def main(argv: Sequence[str]) -> None:
     check_flags(arguments, given)
     from evaluation.results import log_results, write_results
     from evaluation.tables import table_evaluation
-    from inference.evaluate import Request, evaluate_model
     from report.page import try_report
 
     shared = {name: getattr(arguments, name) for name in ("sensitivity", "prevalence", "output")}
     if arguments.predictions is not None:
         evaluation = table_evaluation(arguments.predictions, validation=arguments.validation, **shared)
     else:
+        from inference.evaluate import Request, evaluate_model  # loads torch, which a table does not need
+
         names = ("external", "classes", "tta", "calibrated", "allow_overlap", "quick")
         request = Request(
             config=config,

@@ -101,7 +101,7 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
     keys = config.data
     how = f"at random by {_unit(split)}, stratified by class, seed {keys.split_seed}"
     if data != "phantom":
-        tops = [Path(p).relative_to(data).splits[0].lower() for p in split["path"] if Path(p).is_relative_to(data)]
+        tops = [Path(p).relative_to(data).parts[0].lower() for p in split["path"] if Path(p).is_relative_to(data)]
         if not tops or any(top in SPLIT_NAMES for top in tops):
             return _how_ready_made(split, [SPLIT_NAMES.get(top, "") for top in tops], how)
     splits = (("validation", keys.val_per_class, keys.split[1]), ("test", keys.test_per_class, keys.split[2]))
