@@ -35,7 +35,7 @@ def _about_images(n: int, provenance: Provenance) -> Iterator[tuple[str, str]]:
     elif overlap.trained_on:
         yield SEVERE, f"The model was trained on {overlap.trained_on} of these {n} images: the results are inflated."
     if kind == "val":
-        text = "The checkpoint and the temperature were selected on these validation images"
+        text = "The checkpoint was selected, and the temperature fitted, on these validation images"
         yield CAUTION, f"{text}: the results are slightly optimistic."
     elif overlap.validated_on:
         number = count(overlap.validated_on, "validation image")
