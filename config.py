@@ -138,19 +138,6 @@ def all_keys() -> list[str]:
     return [key for key, (_, kind) in _schema().items() if not is_dataclass(kind)]
 
 
-def _check_range(dotted: str, value: Any) -> None:
-    low, high, choices = (field_of(dotted)[0].metadata[name] for name in ("low", "high", "choices"))
-    for item in value if isinstance(value, list) else [value]:
-        if choices and item not in choices:
-            near = did_you_mean(str(item), choices)
-            raise UserError(f"{dotted}={item}: unknown value{near}; choose from {', '.join(choices)}")
-        is_nan = item != item
-        if is_nan or (low is not None and item < low) or (high is not None and item > high):
-            raise UserError(f"{dotted}={item}: out of range, expected {expected(dotted)}")
-    if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
-        raise UserError(f"data.split={value}: expected three fractions (train, val, test) that sum to 1")
-
-
 def expected(dotted: str) -> str:
     """Return what a key accepts, in words: its choices, or its type and inclusive range."""
     described, kind = field_of(dotted)
@@ -162,10 +149,15 @@ def expected(dotted: str) -> str:
     return text + (f" to {high}" if high is not None else " up" if low is not None else "")
 
 
-def set_checked(
-    config: DictConfig, dotted: str, value: Any, null_words: Sequence[str] = ("null", "none", "None")
-) -> None:
-    """Set one dotted key of `config`, converted to the schema's type and checked. Raises: `UserError` with the key.
+@cache
+def _scratch() -> DictConfig:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
+
+
+def checked(dotted: str, value: Any, null_words: Sequence[str] = ("null", "none", "None")) -> Any:
+    """Return a value for a dotted key, converted to the schema's type. Raises: `UserError` with what the key accepts.
 
     Args:
         null_words: text that means null, if the key allows it.
@@ -173,34 +165,34 @@ def set_checked(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    kind = field_of(dotted)[1]
-    if is_dataclass(kind):
-        raise UserError(
-            f"{dotted}: a group of keys, not a key; set one of them, such as {dotted}.{fields(kind)[0].name}=…"
-        )
-    if value == "":
-        raise UserError(f"{dotted}: the value is empty; leave the key out, or use {dotted}=null if it allows null")
+    described, kind = field_of(dotted)
+    low, high, choices = (described.metadata[name] for name in ("low", "high", "choices"))
+    wrong = UserError(f"{dotted}={value}: expected {expected(dotted)}{did_you_mean(str(value), choices)}")
     if isinstance(value, str) and type(None) in getattr(kind, "__args__", ()) and value in null_words:
         value = None
     if isinstance(value, str) and kind == list[float]:
         value = value.strip("[]() ").split(",")
     try:
-        OmegaConf.update(config, dotted, value, merge=False)
+        OmegaConf.update(_scratch(), dotted, value, merge=False)
+        value = OmegaConf.select(_scratch(), dotted)
     except (OmegaConfBaseException, ValueError, TypeError):
-        raise UserError(f"{dotted}={value}: wrong type, expected {expected(dotted)}") from None
-    value = OmegaConf.select(config, dotted)
-    if value is not None:
-        _check_range(dotted, list(value) if kind == list[float] else value)
+        raise wrong from None
+    value = list(value) if kind == list[float] else value
+    for item in value if kind == list[float] else [value]:
+        in_range = item is None or ((low is None or item >= low) and (high is None or item <= high))  # NaN is not
+        if not in_range or item == "" or (choices and item not in choices):
+            raise wrong
+    if dotted == "data.split" and (len(value) != 3 or abs(sum(value) - 1) > 1e-6):
+        raise UserError(f"data.split={value}: expected three fractions (train, val, test) that sum to 1")
+    return value
 
 
-def from_plain(plain: dict[str, Any], where: str) -> DictConfig:
-    """Fill the schema from nested dictionaries (a YAML file's content); `where` names the file in errors."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.structured(Config)
+def config_from_plain(plain: dict[str, Any], where: str) -> Config:
+    """Return a `Config` from nested dictionaries, such as a checkpoint's; `where` names the file in errors."""
+    config = Config()
     try:
         for dotted, value in _leaves(plain):
-            set_checked(config, dotted, value)
+            set_value(config, dotted, checked(dotted, value))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return config
@@ -215,13 +207,6 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}{name}.") if is_group else [(prefix + name, value)]
 
 
-def config_from_plain(plain: dict[str, Any], where: str) -> Config:
-    """Return a `Config` from nested dictionaries, such as a checkpoint's; `where` names the file in errors."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_object(from_plain(plain, where))
-
-
 def compose_config(
     words: Sequence[str] = (),
     flags: dict[str, Any] | None = None,
@@ -231,39 +216,33 @@ def compose_config(
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 
     Hydra composes the YAML files; those of the groups are beside `file` and, the user's own, in `folder`. Words and
-    flags are then set with `OmegaConf.update`, never through Hydra's override grammar, which breaks on real paths
+    flags are then set one by one, never through Hydra's override grammar, which breaks on real paths
     (spaces, commas, parentheses, `=`). Raises: `UserError`.
     """
-    from omegaconf import OmegaConf
-
-    flags = flags or {}
-    config_flags = [f"--config {file}"] * bool(file) + [f"--config-dir {folder}"] * bool(folder)
+    where = [f"--config {file}"] * bool(file) + [f"--config-dir {folder}"] * bool(folder)
     file = Path(file or DEFAULT_CONFIG)
-    if not file.is_file():
-        raise UserError(f"--config {file}: no such file")
-    if file.suffix != ".yaml":
-        raise UserError(f"--config {file}: the file name must end in .yaml")
+    if file.suffix != ".yaml" or not file.is_file():
+        raise UserError(f"--config {file}: no such .yaml file")
     pairs = [word.split("=", 1) for word in words]
     groups = {name: value for name, value in pairs if name in GROUPS}
+    values = {name: checked(name, value) for name, value in pairs if name not in GROUPS}
+    for name, value in (flags or {}).items():
+        values[name] = checked(name, value, null_words=())  # a folder may be named none
     choices = _choices(file, folder)
-    if "folder" in choices["data"] and ("data.path" in flags or any(name == "data.path" for name, _ in pairs)):
+    if "folder" in choices["data"] and "data.path" in values:
         groups.setdefault("data", "folder")
     for name, value in groups.items():
         _check_choice(name, value, choices[name])
-    where = " ".join([*config_flags, *(f"{name}={value}" for name, value in groups.items())]) or str(file)
-    composed = _compose_files(file, folder, groups, where)
+    place = " ".join([*where, *(f"{name}={value}" for name, value in groups.items())]) or str(file)
+    composed = _compose_files(file, folder, groups, place)
     if bare := [name for name in GROUPS if name in composed and name not in _schema()]:
-        raise UserError(f"{where}: the first line of a {bare[0]}'s file must be '# @package _global_'")
-    config = from_plain(composed, where)
-    for name, value in pairs:
-        if name not in GROUPS:
-            set_checked(config, name, value)
-    for name, value in flags.items():
-        set_checked(config, name, value, null_words=())  # a folder may be named none
-    composed = OmegaConf.to_object(config)
-    if groups.get("data") == "folder" and composed.data.path is None:
+        raise UserError(f"{place}: the first line of a {bare[0]}'s file must be '# @package _global_'")
+    config = config_from_plain(composed, place)
+    for name, value in values.items():
+        set_value(config, name, value)
+    if groups.get("data") == "folder" and config.data.path is None:
         raise UserError("data=folder: no folder given; pass --data DIR")
-    return composed
+    return config
 
 
 def _check_choice(group: str, value: str, choices: list[str]) -> None:
@@ -286,13 +265,10 @@ def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
         for parent in (file.parent, folder)
     )
     if folder and not any(own.values()):
-        problem = "no YAML file" if folder.is_dir() else "no such folder; it needs YAML files"
-        raise UserError(f"--config-dir {folder}: {problem} in {', '.join(f'{group}/' for group in GROUPS)}")
+        raise UserError(f"--config-dir {folder}: no such folder with .yaml files in {'/, '.join(GROUPS)}/")
     for group in GROUPS:
         if twice := sorted(set(own[group]) & set(choices[group])):
-            raise UserError(
-                f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename yours"
-            )
+            raise UserError(f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename it")
     return {group: sorted(choices[group] + own[group]) for group in GROUPS}
 
 
@@ -316,16 +292,10 @@ def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], wher
         with initialize_config_dir(version_base="1.3", config_dir=str(file.resolve().parent)):
             composed = compose(file.stem, overrides=overrides)
         return OmegaConf.to_container(composed, resolve=True)
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        ValueError,
-    ) as error:  # ValueError: not UTF-8, or a bad defaults list
-        raise UserError(f"{where}: {str(error).strip().splitlines()[0]}") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where}: not valid YAML: {place}{getattr(error, 'problem', None) or error}") from None
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: not UTF-8
+        lines = str(error).strip().splitlines()
+        reason = " ".join(map(str.strip, lines)) if isinstance(error, YAMLError) else lines[0]
+        raise UserError(f"{where}: {reason}") from None
 
 
 def get_value(config: Config, dotted: str) -> Any:
@@ -334,7 +304,7 @@ def get_value(config: Config, dotted: str) -> Any:
 
 
 def set_value(config: Config, dotted: str, value: Any) -> None:
-    """Set a dotted key without any check; see `set_checked` for values that a user gives."""
+    """Set a dotted key without any check; see `checked` for values that a user gives."""
     group, _, name = dotted.rpartition(".")
     setattr(attrgetter(group)(config) if group else config, name, value)
 

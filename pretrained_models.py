@@ -13,7 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -128,19 +128,22 @@ def build_model(name: str, num_classes: int, init: str = "none") -> BuiltModel:
 
 def _load_imagenet(library: _Library, model: nn.Module, architecture: Architecture, required: bool) -> str:
     """Load ImageNet weights, or warn that there are none; return the source of the weights in words."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)  # a stalled download fails; by default it waits forever
     try:
         return f"ImageNet weights ({library.load_imagenet(model, architecture.head)})"
-    except _NoWeights as reason:
-        if required:
-            raise UserError(
-                f"--init imagenet: ImageNet weights of {architecture.name} are unavailable ({reason}); pass --init "
-                "FILE, or --init none for random weights"
-            ) from None
-        log.warning(
-            f"ImageNet weights of {architecture.name} are unavailable ({reason}): starting from RANDOM weights, which "
-            "learns more slowly and ends lower; --init FILE loads a state dict"
-        )
-        return f"random weights (ImageNet weights are unavailable: {reason})"
+    except (OSError, RuntimeError, ValueError) as error:  # no connection, a timeout, a full disk; a wrong hash
+        reason = str(error).splitlines()[0]
+    finally:
+        socket.setdefaulttimeout(before)
+    unavailable = f"ImageNet weights of {architecture.name} are unavailable ({reason})"
+    if required:
+        raise UserError(f"--init imagenet: {unavailable}; pass --init FILE, or --init none for random weights")
+    log.warning(
+        f"{unavailable}: starting from RANDOM weights, which learns more slowly and ends lower; --init FILE loads a "
+        "state dict"
+    )
+    return f"random weights (ImageNet weights are unavailable: {reason})"
 
 
 def default_size(name: str) -> int:
@@ -174,10 +177,6 @@ def head_name(model: nn.Module, num_classes: int) -> str:
     raise UserError(f"--model: no classifier head found in {type(model).__name__}; choose another model")
 
 
-class _NoWeights(Exception):
-    """ImageNet weights that do not exist or cannot be fetched, with the reason."""
-
-
 class _Torchvision:
     """torchvision's constructors and weight enums."""
 
@@ -203,18 +202,13 @@ class _Torchvision:
         return Architecture(name=self.name, head=head, size=size, mean=mean, std=std)
 
     def load_imagenet(self, model: nn.Module, head: str) -> str:
-        """Load the weights into `model` and return their name. Raises: `_NoWeights`."""
+        """Load the weights into `model` and return their name. Raises: `OSError`, `RuntimeError` if it cannot."""
         if self.weights is None:
-            raise _NoWeights("torchvision has none")
+            raise FileNotFoundError("torchvision has none")
         cached = Path(torch.hub.get_dir()) / "checkpoints" / self.weights.url.rsplit("/", 1)[1]
         if not cached.is_file():
             _check_connection(self.weights.url)
-        try:
-            with _socket_timeout():
-                state = self.weights.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:  # URLError, a timeout, a full disk; a wrong hash
-            raise _NoWeights(str(error)) from None
-        load_backbone(model, state, head, str(self.weights))
+        load_backbone(model, self.weights.get_state_dict(progress=True, check_hash=True), head, str(self.weights))
         return str(self.weights)
 
 
@@ -240,21 +234,17 @@ class _Timm:
         return Architecture(name=f"timm/{self.name}", head=head, size=int(size[-1]), mean=tuple(mean), std=tuple(std))
 
     def load_imagenet(self, model: nn.Module, head: str) -> str:
-        """Load the weights into `model` and return their name. Raises: `_NoWeights`."""
+        """Load the weights into `model` and return their name. Raises: `OSError`, `RuntimeError` if it cannot."""
         import timm
         from huggingface_hub import try_to_load_from_cache
 
         hub_id = self.pretrained.get("hf_hub_id")
         if not hub_id and not self.pretrained.get("url"):
-            raise _NoWeights("timm has none")
+            raise FileNotFoundError("timm has none")
         files = ("model.safetensors", "pytorch_model.bin")
         if not (hub_id and any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in files)):
             _check_connection("https://huggingface.co" if hub_id else self.pretrained["url"])
-        try:
-            with _socket_timeout():
-                source = timm.create_model(self.name, pretrained=True, num_classes=model.num_classes)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _NoWeights(str(error).splitlines()[0]) from None
+        source = timm.create_model(self.name, pretrained=True, num_classes=model.num_classes)
         model.load_state_dict(source.state_dict())
         return f"timm {self.pretrained.get('architecture')}.{self.pretrained.get('tag')}"
 
@@ -269,38 +259,23 @@ def _library(name: str) -> _Library:
 def _check_connection(url: str) -> None:
     """Check that a server answers within `CONNECT_SECONDS`, in a thread since name look-ups have no timeout.
 
-    Raises: `_NoWeights`.
+    Raises: `ConnectionError`.
     """
-    outcome: list[Exception | None] = []
+    problems = [f"no connection within {CONNECT_SECONDS} s"]
 
     def connect() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-            outcome.append(None)
-        except urllib.error.HTTPError:
-            outcome.append(None)  # the server answers; the download itself will report what is wrong
+            with contextlib.suppress(urllib.error.HTTPError):  # it answers; the download will report what is wrong
+                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS).close()
+            problems.clear()
         except (OSError, ValueError) as error:
-            outcome.append(error)
+            problems[:] = [f"no connection: {getattr(error, 'reason', error)}"]
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
-    if not outcome:
-        raise _NoWeights(f"no connection within {CONNECT_SECONDS} s")
-    if outcome[0] is not None:
-        raise _NoWeights(f"no connection: {getattr(outcome[0], 'reason', outcome[0])}")
-
-
-@contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Make a stalled download fail after `CONNECT_SECONDS`; by default it waits forever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    if problems:
+        raise ConnectionError(problems[0])
 
 
 def read_state(path: Path, flag: str) -> dict[str, torch.Tensor]:

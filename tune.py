@@ -22,28 +22,20 @@ def parser() -> Parser:
     add("--space", default="default", metavar="NAME", help="a file of configs/tune/, or any .yaml (default: default)")
     add("--trials", type=int, default=20, metavar="N", help="trials of the study, all workers together (default 20)")
     add("--timeout", type=float, metavar="SECONDS", help="begin no new trial after this long")
-    add(
-        "--metric",
-        default="balanced_accuracy",
-        help="a metric of metrics.json, on the validation images: macro_f1, log_loss, per_class.COVID.recall … "
-        "(default balanced_accuracy)",
-    )
+    metric_help = "a metric of metrics.json, on the validation images: macro_f1, log_loss, per_class.COVID.recall … "
+    add("--metric", default="balanced_accuracy", help=metric_help + "(default balanced_accuracy)")
     add("--study", metavar="NAME", help="the study's name; its folder is runs/tune-NAME (default MODEL-SPACE)")
     add("--storage", metavar="URL", help="a database for many machines (default: study.db, SQLite, in that folder)")
-    add(
-        "--heartbeat",
-        type=int,
-        default=20,
-        metavar="SECONDS",
-        help="time between signs of life; a worker that misses 3 counts as dead (default 20)",
-    )
+    heartbeat_help = "time between signs of life; a worker that misses 3 counts as dead (default 20)"
+    add("--heartbeat", type=int, default=20, metavar="SECONDS", help=heartbeat_help)
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     command = parser().read_command(argv)
     check_at_least(command.arguments, trials=1, heartbeat=1, timeout=0)
-    from search.run import read_search, run_search
+    from search.request import read_search
+    from search.run import run_search
 
     run_search(read_search(command))
 

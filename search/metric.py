@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from evaluation.metrics.table import OVERALL, PER_CLASS, compute_metrics
@@ -16,6 +17,7 @@ class Metric:
     """A metric of metrics.json by name: `macro_f1`, or `per_class.COVID.recall`."""
 
     name: str
+    short_name: str  # without its class
     class_name: str | None = None
 
     @property
@@ -26,15 +28,12 @@ class Metric:
     @property
     def words(self) -> str:
         """Return the name for tables and plots."""
-        words = self.name.rsplit(".", 1)[-1].replace("_", " ")
-        return f"{words} of {self.class_name}" if self.class_name else words
+        return self.short_name.replace("_", " ") + (f" of {self.class_name}" if self.class_name else "")
 
     def value(self, predictions: Predictions) -> float | None:
         """Return the value; None if it is undefined, such as the precision of a class that was never predicted."""
         metrics = compute_metrics(predictions, resamples=0)
-        if self.class_name is not None:
-            metrics = metrics["per_class"][self.class_name]
-        return metrics[self.name.rsplit(".", 1)[-1]]["value"]
+        return (metrics["per_class"][self.class_name] if self.class_name else metrics)[self.short_name]["value"]
 
     def check_class(self, classes: list[str]) -> None:
         """Check that the metric's class is one of `classes`. Raises: `UserError`."""
@@ -45,19 +44,15 @@ class Metric:
 
 def read_metric(name: str) -> Metric:
     """Return the metric of that name. Raises: `UserError` for an unknown one, or one on another split."""
-    split, _, rest = name.replace("/", ".").partition(".")
-    if split in ("train", "test", "external") or name.startswith(("train_", "test_")):
-        memorised = "a model that memorised the training images would win"
-        reason = memorised if name.startswith("train") else "test images that select a model cannot judge it"
-        raise UserError(f"--metric {name}: only validation images may decide a search: {reason}")
-    if split == "per_class":
-        class_name, _, metric = rest.rpartition(".")
-        if class_name and metric in PER_CLASS:
-            return Metric(f"per_class.{class_name}.{metric}", class_name)
-        raise UserError(f"--metric {name}: expected per_class.CLASS.NAME, NAME being one of {', '.join(PER_CLASS)}")
-    if name not in OVERALL:
+    if re.match(r"(train|test|external)[._/]", name):
+        raise UserError(
+            f"--metric {name}: only validation images may decide a search; a model that memorised the training images "
+            "would win on them, and test images that select a model cannot judge it"
+        )
+    match = re.fullmatch(r"(?:per_class\.(.+)\.)?(\w+)", name)
+    if match is None or match[2] not in (PER_CLASS if match[1] else OVERALL):
         raise UserError(
             f"--metric {name}: unknown metric{did_you_mean(name, list(OVERALL))}; choose from {', '.join(OVERALL)}, or "
-            "per_class.CLASS.NAME"
+            f"per_class.CLASS.NAME, NAME being one of {', '.join(PER_CLASS)}"
         )
-    return Metric(name)
+    return Metric(name, match[2], match[1])

@@ -1,45 +1,37 @@
-"""The results of a search: the table of trials, the best trial as a preset, and the weights that are kept."""
+"""The results of a search: the table of trials, the plots, the best as a preset, and the weights that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from matplotlib import pyplot as plt
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
+from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
 
-from config import Config, all_keys, get_value
+from config import all_keys, get_value
+from evaluation.figures.plots import save_figure
 from search.metric import Metric
-from search.space import describes_learning
-from search.study import SURPLUS, failure, first_number
-from utils import atomic_write, write_csv
+from search.request import Search, words_beside_preset
+from search.space import describes_learning, with_values
+from search.study import failure, first_number
+from utils import atomic_write, interrupts_wait, log, shown
 
-MOST_ROWS = 40  # of the printed table
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-COLUMNS = ["number", "state", "value", "seconds", "epochs", "best_epoch"]
+LEAST = 4  # complete trials that importances need
 
 
-def best_trial(study: Study, trials: Sequence[FrozenTrial] | None = None) -> FrozenTrial | None:
-    """Return the complete trial with the best value, the first of equals; None while none is complete.
-
-    Args:
-        trials: the study's trials at one moment; None: at this moment.
-    """
+def best_and_default(study: Study, trials: list[FrozenTrial]) -> tuple[FrozenTrial | None, FrozenTrial | None]:
+    """Return two of the complete `trials`: the best, the first of equals, and that of the configuration itself."""
     sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
-    return min(_complete(study, trials), key=lambda trial: (sign * trial.value, trial.number), default=None)
-
-
-def default_trial(study: Study, trials: Sequence[FrozenTrial] | None = None) -> FrozenTrial | None:
-    """Return the complete trial of the configuration itself; None while there is none. `trials`: see `best_trial`."""
-    return next((trial for trial in _complete(study, trials) if first_number(trial) == 0), None)
-
-
-def _complete(study: Study, trials: Sequence[FrozenTrial] | None) -> list[FrozenTrial]:
-    trials = study.get_trials(deepcopy=False) if trials is None else trials
-    return [trial for trial in trials if state_of(trial) == "complete"]
+    complete = [trial for trial in trials if state_of(trial) == "complete"]
+    best = min(complete, key=lambda trial: sign * trial.value, default=None)
+    return best, next((trial for trial in complete if first_number(trial) == 0), None)
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -48,65 +40,43 @@ def state_of(trial: FrozenTrial) -> str:
     return "cut short" if state == "failed" and not failure(trial) else state
 
 
-def rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
-    """Return a row per trial: `COLUMNS`, the searched keys, worker and reason; None for what is unknown.
-
-    The value of a pruned trial is its last known one. Surplus trials, which never began training, are left out.
-    """
-    table = []
-    for trial in study.get_trials(deepcopy=False):
-        if SURPLUS in trial.user_attrs:
-            continue
-        values = {"number": trial.number, "state": state_of(trial), "value": trial.value, **trial.user_attrs}
-        values |= {key: trial.params.get(key) for key in keys} | {"reason": failure(trial)}
-        table.append({name: values.get(name) for name in (*COLUMNS, *keys, "worker", "reason")})
-    return table
-
-
-def write_table(study: Study, keys: list[str], folder: Path) -> list[dict[str, Any]]:
-    """Write `trials.csv` and return its rows."""
-    table = rows(study, keys)
-    write_csv(folder / "trials.csv", table, [*COLUMNS, *keys, "worker", "reason"])
-    return table
-
-
-def format_table(study: Study, rows: list[dict[str, Any]], keys: list[str]) -> str:
-    """Return the table for a terminal: the trials in order; of more than `MOST_ROWS`, the best."""
-    table = pd.DataFrame(rows, dtype=object)
-    note = ""
-    if len(table) > MOST_ROWS:
-        order = table["value"].astype(float).sort_values(ascending=study.direction == StudyDirection.MINIMIZE)
-        note = f"\nthe best {MOST_ROWS} of {len(table)} trials; all: trials.csv"
-        table = table.loc[order.index[:MOST_ROWS]]
-    columns = {"trial": table["number"], "state": table["state"]}
-    for name, form in (("value", ".4f"), ("seconds", ".1f"), ("epochs", "")):
-        columns[name] = ["-" if value is None else format(value, form) for value in table[name]]
-    for key in keys:
-        columns[key.removeprefix("train.").removeprefix("augment.")] = [short(value) for value in table[key]]
-    marks = [("default", default_trial(study)), ("best", best_trial(study))]
-    columns[""] = [
-        " ".join(name for name, trial in marks if trial is not None and trial.number == number)
-        for number in table["number"]
+def trial_table(study: Study, keys: list[str]) -> pd.DataFrame:
+    """Return a row per trial with the columns of trials.csv. The value of a pruned trial is its last known one."""
+    columns = ["number", "state", "value", "seconds", "epochs", "best_epoch", *keys, "worker", "reason"]
+    rows = [
+        {"number": t.number, "state": state_of(t), "value": t.value, **t.user_attrs, **t.params, "reason": failure(t)}
+        for t in study.get_trials(deepcopy=False)
     ]
-    return pd.DataFrame(columns).to_string(index=False) + note
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def format_table(study: Study, keys: list[str]) -> str:
+    """Return the table of trials for a terminal."""
+    table = trial_table(study, keys).drop(columns=["best_epoch", "worker", "reason"]).assign(mark="")
+    for trial, mark in zip(best_and_default(study, study.get_trials(deepcopy=False)), ("best", "default"), strict=True):
+        if trial is not None:
+            table.loc[trial.number, "mark"] += f" {mark}"
+    titles = {key: key.removeprefix("train.").removeprefix("augment.") for key in keys}
+    forms = {"value": "{:.4f}".format, "seconds": "{:.1f}".format} | dict.fromkeys(titles.values(), short)
+    table = table.rename(columns={"number": "trial", "mark": "", **titles})
+    return table.to_string(index=False, na_rep="-", formatters=forms)
 
 
 def short(value: Any) -> str:
     """Return a parameter's value in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def result_line(study: Study, trial: FrozenTrial, metric: Metric) -> str:
     """Return the result of one finished trial in a line; the best so far is starred."""
     if reason := failure(trial):
         return f"trial {trial.number}: failed: {reason}"
-    attributes, best = trial.user_attrs, best_trial(study)
-    stopped = f"stopped after epoch {attributes['epochs']}, " if state_of(trial) == "pruned" else ""
+    best, _ = best_and_default(study, study.get_trials(deepcopy=False))
+    star = "  *" if best is not None and best.number == trial.number else ""
+    stopped = f"stopped after epoch {trial.user_attrs['epochs']}, " if state_of(trial) == "pruned" else ""
+    value = f"{metric.words} {trial.value:.4f}, {trial.user_attrs['seconds']:.0f} s"
     parameters = " ".join(f"{key}={short(value)}" for key, value in trial.params.items())
-    return (
-        f"trial {trial.number}: {stopped}{metric.words} {trial.value:.4f}, {attributes['seconds']:.0f} s  {parameters}"
-        + "  *" * (best is not None and best.number == trial.number)
-    )
+    return f"trial {trial.number}: {stopped}{value}  {parameters}{star}"
 
 
 def tidy(study: Study, folder: Path) -> None:
@@ -115,35 +85,90 @@ def tidy(study: Study, folder: Path) -> None:
     The trials are read once, so that one of another worker that ends meanwhile is left alone.
     """
     trials = study.get_trials(deepcopy=False)
-    kept = [trial.number for trial in (best_trial(study, trials), default_trial(study, trials)) if trial is not None]
-    for run in (folder / "trials").glob("[0-9]*"):
-        if not run.name.isdigit() or int(run.name) >= len(trials) or not trials[int(run.name)].state.is_finished():
-            continue
-        (run / "last.pt").unlink(missing_ok=True)
-        if int(run.name) not in kept:
-            (run / "best.pt").unlink(missing_ok=True)
+    kept = [trial.number for trial in best_and_default(study, trials) if trial is not None]
+    for trial in trials:
+        if trial.state.is_finished():
+            run = run_of(trial, folder)
+            (run / "last.pt").unlink(missing_ok=True)
+            if trial.number not in kept:
+                (run / "best.pt").unlink(missing_ok=True)
 
 
-def write_preset(trial: FrozenTrial, config: Config, plain: Config, metric: Metric, folder: Path) -> str:
+def run_of(trial: FrozenTrial, folder: Path) -> Path:
+    """Return the run folder of a trial in its study's folder."""
+    return folder / "trials" / f"{trial.number:04d}"
+
+
+def write_results(study: Study, search: Search) -> None:
+    """Write and print the table, the plots and the preset of a search, complete or not, and what to do next."""
+    keys, folder, words = list(search.space), search.folder, search.metric.words
+    with atomic_write(folder / "trials.csv") as file:
+        trial_table(study, keys).to_csv(file, index=False)
+    log.info(f"\n{format_table(study, keys)}\n")
+    tidy(study, folder)
+    best, default = best_and_default(study, study.get_trials(deepcopy=False))
+    if best is None:
+        log.info("no trial is complete yet")
+        return
+    files = ["trials.csv", *write_plots(study, search)]
+    preset = write_preset(best, search)
+    log.info(
+        f"best: trial {best.number}, {words} {best.value:.4f} on validation"
+        + (f" (the default: {default.value:.4f})" if default is not None else "")
+        + f"\nwritten: {', '.join(files)}, preset/{preset}.yaml in {shown(folder)}"
+    )
+    commands = [["train.py", "--config-dir", shown(folder), f"preset={preset}", *words_beside_preset(search)]]
+    runs = {trial.number: shown(run_of(trial, folder)) for trial in (best, default) if trial is not None}
+    commands += [["test.py", "--weights", run] for run in runs.values()]
+    commands += [["compare.py", *runs.values()]] * (len(runs) > 1)
+    log.info("next:\n  " + "\n  ".join(shlex.join(["python", *command]) for command in commands))
+    for trial in (best, default):
+        if trial is not None and not (run_of(trial, folder) / "best.pt").is_file():
+            log.info(f"the weights of trial {trial.number} are where it was trained: {trial.user_attrs.get('worker')}")
+
+
+def write_plots(study: Study, search: Search) -> list[str]:
+    """Write `history.png` and return the names of the files.
+
+    `importance.png` (fANOVA, Hutter, Hoos and Leyton-Brown 2014) needs `LEAST` complete trials, not all equal.
+    """
+    trials, name = study.get_trials(deepcopy=False), f"validation {search.metric.words}"
+    _, default = best_and_default(study, trials)
+    values = [trial.value for trial in trials if state_of(trial) == "complete"]
+    pruned = [(trial.number, trial.value) for trial in trials if state_of(trial) == "pruned"]
+    with interrupts_wait(), plt.style.context("default"):  # Optuna changes the style
+        axes = {"history.png": plot_optimization_history(study, target_name=name)}
+        if pruned:
+            axes["history.png"].plot(*zip(*pruned, strict=True), "kx", label="stopped early: last value")
+        if default is not None:
+            axes["history.png"].axhline(default.value, color="black", ls=":", label="default")
+        axes["history.png"].legend()
+        if len(values) >= LEAST and len(set(values)) > 1:
+            evaluator = FanovaImportanceEvaluator(seed=search.config.seed)
+            axes["importance.png"] = plot_param_importances(study, evaluator, target_name=name)
+        for file, ax in axes.items():
+            save_figure(ax.figure, search.folder / file)
+            plt.close(ax.figure)
+    return list(axes)
+
+
+def write_preset(trial: FrozenTrial, search: Search) -> str:
     """Write a trial's configuration as a preset, `preset/NAME.yaml` in the study's folder, and return NAME.
 
-    It has the searched keys, and the other keys that describe learning and differ from `plain`.
-
-    Args:
-        config: the trial's configuration.
-        plain: the configuration that the preset will be added to.
+    It has the searched keys, and the other keys that describe learning and differ from `search.plain`.
     """
+    config, folder = with_values(search.config, trial.params), search.folder
     nested: dict[str, Any] = {}
     for key in filter(describes_learning, all_keys()):
         value = get_value(config, key)
-        if key in trial.params or value != get_value(plain, key):
+        if key in trial.params or value != get_value(search.plain, key):
             group, _, name = key.rpartition(".")
             (nested.setdefault(group, {}) if group else nested)[name] = value
     (folder / "preset").mkdir(exist_ok=True)
     with atomic_write(folder / "preset" / f"{folder.name}.yaml") as file:
         file.write(
-            f"# @package _global_\n# Trial {trial.number} of {folder.name}: {metric.words} {trial.value:.4f} on the "
-            "validation images.\n# They selected it, so expect less on other images.\n"
+            f"# @package _global_\n# Trial {trial.number} of {folder.name}: {search.metric.words} {trial.value:.4f} on "
+            "the validation images.\n# They selected it, so expect less on other images.\n"
         )
         yaml.safe_dump(nested, file, sort_keys=False, allow_unicode=True)
     return folder.name

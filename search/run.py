@@ -1,88 +1,37 @@
-"""A search from its command to its results: check it, prepare what its trials share, work on it, show the results."""
+"""A search: prepare what its trials share, train one after another, and show the results."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import re
-import shlex
+import math
+import os
+import socket
+import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import optuna
+import torch
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
-from optuna.trial import FrozenTrial
-from sqlalchemy.exc import OperationalError
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from tqdm import tqdm
 
-from command_line import Command, typed_command
-from config import Config, all_keys, compose_config, get_value
+from command_line import quiet_screen, typed_command
 from dataset.loading import Dataset
-from experiment.run_folder import runs_folder
-from pretrained_models import canonical_name
-from search.metric import Metric, read_metric
-from search.plots import write_plots
-from search.results import best_trial, default_trial, format_table, write_preset, write_table
-from search.space import Space, default_values, describes_learning, find_space, read_space, with_values
-from search.study import PRECISION, Terms, claim, describe_space, open_storage, open_study
-from search.worker import Worker
-from training.trainer import prepare
-from utils import UserError, count, file_sha256, log, make_folder, shown, sqlite_address
+from evaluation.predictions import Predictions
+from search.request import Search, fixed_keys
+from search.results import result_line, tidy, write_results
+from search.space import suggest, with_values
+from search.study import INTERRUPTED, PRECISION, REASON, claim, counting, open_storage, open_study, queue_again
+from training.ending import Pruned
+from training.trainer import prepare, train
+from utils import UserError, best_epoch, count, log, make_folder, sqlite_address
 
-# Keys that may differ between the workers of one study: paths and the machine. Data are compared by their content.
-OF_THE_MACHINE = {
-    *("save", "device", "track", "data.path", "data.cache_dir", "data.workers", "data.device_memory"),
-    *("data.lung_masks", "data.lesion_masks", "data.boxes", "data.group_pattern", "data.max_unreadable"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """A search that was asked for.
-
-    Attributes:
-        name: of the study.
-        folder: of the study, for its table, its plots, its preset and the trials' run folders.
-        arguments: the flags of tune.py.
-        config: what the trials share.
-        plain: the configuration that the printed command's preset and `key=value` words are added to.
-        tracked: whether `--track` was given. Otherwise trials have no tracker, as the study records their course.
-    """
-
-    name: str
-    folder: Path
-    arguments: argparse.Namespace
-    config: Config
-    plain: Config
-    metric: Metric
-    space: Space
-    space_file: Path
-    tracked: bool
-
-
-def read_search(command: Command) -> Search:
-    """Check a command and return its search. Raises: `UserError`."""
-    arguments, config, given = command
-    metric = read_metric(arguments.metric)
-    space_file = find_space(arguments.space)
-    space = read_space(space_file)
-    config = replace(config, model=canonical_name(config.model))
-    default_values(space, config, str(space_file))
-    name = arguments.study or f"{config.model}-{space_file.stem}".replace("/", "-")
-    if not re.fullmatch(r"[\w.+-]+", name):
-        raise UserError(f"--study {name}: it names a folder and a preset, so use only letters, digits and . + - _")
-    return Search(
-        name=name,
-        folder=runs_folder(config) / f"tune-{name}",
-        config=config,
-        arguments=arguments,
-        # Naming an image folder chooses its own file of the data group.
-        plain=compose_config((), {"data.path": config.data.path} if config.data.path else {}, arguments.config),
-        metric=metric,
-        space=space,
-        space_file=space_file,
-        tracked="track" in given,
-    )
+# What may end a worker and says nothing against the trial: Ctrl-C, a full disk, a database that is gone.
+NOT_THE_TRIALS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError)
 
 
 def run_search(search: Search) -> None:
@@ -93,113 +42,140 @@ def run_search(search: Search) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         _run_search(search)
-    except (StorageInternalError, OperationalError) as error:
+    except (StorageInternalError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"--storage: the study's database does not answer ({reason}); try again later") from None
 
 
 def _run_search(search: Search) -> None:
-    arguments = search.arguments
-    storage = open_storage(arguments.storage, arguments.heartbeat) if arguments.storage else None
+    url, heartbeat = search.arguments.storage, search.arguments.heartbeat
+    storage = open_storage(url, heartbeat) if url else None
     # Decode the data once for all trials, and fail early for what every trial would fail for.
     training = prepare(search.config)
     dataset, config, precision = training.dataset, training.learner.config, training.learner.precision
-    search.metric.check_class(dataset.classes)
-    terms = Terms(
-        direction=search.metric.direction,
-        seed=config.seed,
-        default=default_values(search.space, config, str(search.space_file)),
-        space=describe_space(search.space),
-        fixed=_fixed(search) | {"the images and their split": images_digest(dataset)},
-        precision=config.precision if "model" in search.space else precision,
-    )
     del training
+    search.metric.check_class(dataset.classes)
+    fixed = fixed_keys(search) | {"the images and their split": images_digest(dataset)}
     make_folder(search.folder / "trials", "--save")
-    storage = storage or open_storage(sqlite_address(search.folder / "study.db"), arguments.heartbeat)
-    study = open_study(storage, search.name, terms)
+    storage = storage or open_storage(sqlite_address(search.folder / "study.db"), heartbeat)
+    study = open_study(storage, search, fixed, config.precision if "model" in search.space else precision)
     claim(search.folder, study)
     images, keys = count(len(dataset.images("val")), "validation image"), count(len(search.space), "key")
-    log.info(f"study {search.name}: {search.metric.words} of {images}, {keys} ({search.space_file})")
-    config = replace(config, precision=study.user_attrs[PRECISION])
-    worker = Worker(
-        study=study,
-        storage=storage,
-        config=replace(config, track=config.track if search.tracked else "none", save=str(search.folder / "trials")),
-        space=search.space,
-        metric=search.metric,
-        folder=search.folder,
-        trials=arguments.trials,
-    )
+    log.info(f"study {search.name}: {search.metric.words} of {images}, {keys}")
+    search = replace(search, config=replace(config, precision=study.user_attrs[PRECISION]))
     try:
-        worker.work(arguments.timeout)
+        Worker(study, storage, search).work()
     except BaseException:
         log.info(f"continue with: {typed_command()}")
         raise
     finally:
-        write_results(replace(search, config=config), study)
-
-
-def _fixed(search: Search) -> dict[str, object]:
-    """Return the keys that all trials of the study share, and their values."""
-    keys = [key for key in all_keys() if key not in search.space and key not in OF_THE_MACHINE]
-    fixed = {"--metric": search.metric.name} | {key: get_value(search.config, key) for key in keys}
-    if "init" in fixed and Path(fixed["init"]).is_file():  # its path may differ on another machine
-        fixed["init"] = f"a file with the SHA-256 {file_sha256(fixed['init'])[:16]}…"
-    return fixed
+        write_results(study, search)
 
 
 def images_digest(dataset: Dataset) -> str:
     """Return 16 hexadecimal digits that identify the training and validation images. Raises: `UserError` for none."""
-    digest = hashlib.sha256()
-    for split, name in (("train", "training"), ("val", "validation")):
+    lines = []
+    for split in ("train", "val"):
         records = dataset.images(split).records
         if not len(records):
-            raise UserError(f"--data: there are no {name} images; change data.split")
-        pairs = zip(records["sha256"], records["label"], strict=True)
-        digest.update("".join(sorted(f"{split}{sha256}{label}" for sha256, label in pairs)).encode())
-    return digest.hexdigest()[:16]
+            raise UserError(f"--data: there are no images in the split {split}; change data.split")
+        lines += sorted(split + records["sha256"] + records["label"])
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def write_results(search: Search, study: Study) -> None:
-    """Write and print the table, the plots and the preset of a search, complete or not."""
-    keys, folder = list(search.space), search.folder
-    table = write_table(study, keys, folder)
-    log.info(f"\n{format_table(study, table, keys)}\n")
-    best, default = best_trial(study), default_trial(study)
-    if best is None:
-        log.info("no trial is complete yet")
-        return
-    files = ["trials.csv", *write_plots(study, search.metric, folder, search.config.seed)]
-    preset = write_preset(best, with_values(search.config, best.params), search.plain, search.metric, folder)
-    log.info(
-        f"best: trial {best.number}, {search.metric.words} {best.value:.4f} on validation"
-        + (f" (the default: {default.value:.4f})" if default is not None else "")
-        + f"\nwritten: {', '.join(files)}, preset/{preset}.yaml in {shown(folder)}"
-    )
-    train = ["python", "train.py", "--config-dir", shown(folder), f"preset={preset}", *words_beside_preset(search)]
-    commands = [shlex.join(train), *_test_commands([best] if default is None else [best, default], folder)]
-    log.info("next:\n  " + "\n  ".join(commands))
+@dataclass(frozen=True)
+class Worker:
+    """One process that works on a study."""
 
+    study: Study
+    storage: RDBStorage
+    search: Search
 
-def words_beside_preset(search: Search) -> list[str]:
-    """Return what train.py needs besides the preset: the images, their split, the seed and the machine's settings."""
-    words = ["--config", str(search.arguments.config)] if search.arguments.config else []
-    for key in all_keys():
-        if describes_learning(key) or key in ("save", "track"):
-            continue
-        value = get_value(search.config, key)
-        if value != (None if key == "data.path" else get_value(search.plain, key)):  # no file sets data.path
-            text = ",".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
-            words.append(f"{key}={text}")
-    return words
+    def work(self) -> None:
+        """Run trials until all that count are done; none begins after `--timeout` seconds.
 
+        At the end, wait for the trials of other workers, to take over those whose worker dies.
+        """
+        timeout, target = self.search.arguments.timeout, self.search.arguments.trials
+        stop = time.monotonic() + (math.inf if timeout is None else timeout)
+        seen: set[int] = set()
+        with tqdm(total=target, desc="trials", unit="trial") as bar:
+            while time.monotonic() < stop:
+                self.retry_dead_trials(seen)
+                states = [trial.state for trial in counting(self.study)]
+                bar.n = min(sum(state.is_finished() for state in states), target)
+                bar.refresh()
+                if len(states) < target or TrialState.WAITING in states:
+                    self.run_trial()
+                elif TrialState.RUNNING in states:
+                    bar.set_description("waiting for other workers")
+                    time.sleep(self.storage.heartbeat_interval)
+                else:
+                    break
 
-def _test_commands(trials: list[FrozenTrial], folder: Path) -> list[str]:
-    """Return the commands that evaluate trials on the test images and compare them, or where their weights are."""
-    runs = {folder / "trials" / f"{trial.number:04d}": trial for trial in trials}
-    if elsewhere := [trial for run, trial in runs.items() if not (run / "best.pt").is_file()]:
-        return [
-            f"trial {t.number} was trained on {t.user_attrs.get('worker')}; its weights are there" for t in elsewhere
-        ]
-    commands = [shlex.join(["python", "test.py", "--weights", shown(run)]) for run in runs]
-    return commands + [shlex.join(["python", "compare.py", *map(shown, runs)])] * (len(runs) > 1)
+    def retry_dead_trials(self, seen: set[int]) -> None:
+        """Fail the running trials whose heartbeat has stopped; Optuna then queues their parameters again.
+
+        Optuna never looks at a trial whose process died before its first heartbeat. Each running trial is therefore
+        given one when it is first `seen`, which changes nothing for a live trial.
+        """
+        fail_stale_trials(self.study)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in seen:
+                self.storage.record_heartbeat(trial._trial_id)
+                seen.add(trial.number)
+
+    def run_trial(self) -> None:
+        """Run one trial and log its result. Raises: what ends the worker."""
+        failures = (UserError, torch.OutOfMemoryError)
+        try:
+            self.study.optimize(self._objective, n_trials=1, catch=failures, callbacks=[self._show_and_tidy])
+        except ValueError as error:
+            if "Cannot tell" not in str(error):  # Optuna refuses the result of a trial that was failed meanwhile
+                raise
+            log.warning("another worker considered a trial of this one dead and took its parameters over")
+
+    def _show_and_tidy(self, study: Study, trial: FrozenTrial) -> None:
+        log.info(result_line(study, trial, self.search.metric))
+        tidy(study, self.search.folder)
+
+    def _objective(self, trial: Trial) -> float:
+        """Train with the parameters that the sampler draws, and return the metric for Optuna.
+
+        After each epoch, report what the trial would be worth if it ended here, the metric of the `best.pt` so far on
+        the validation images, and stop a hopeless one.
+        """
+        began, history, metric = time.monotonic(), [], self.search.metric
+        value: float | None = None
+
+        def report(row: dict[str, Any], predictions: Predictions) -> None:
+            nonlocal value
+            history.append(row)
+            if best_epoch(history) is row:
+                value = metric.value(predictions)
+            if value is not None:
+                trial.report(value, row["epoch"])
+                if row["epoch"] < config.train.epochs and trial.should_prune():
+                    raise Pruned(f"after epoch {row['epoch']}: {metric.words} {value:.4f} is worse than the median's")
+
+        try:
+            config = with_values(self.search.config, suggest(trial, self.search.space))
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+            with quiet_screen():
+                train(config, f"{trial.number:04d}", report=report)
+            if value is None:
+                raise UserError(f"{metric.words} is undefined on the validation images")
+            trial.set_user_attr("best_epoch", best_epoch(history)["epoch"])
+        except Pruned:
+            raise optuna.TrialPruned from None
+        except NOT_THE_TRIALS:
+            trial.set_user_attr(INTERRUPTED, True)
+            queue_again(self.study, trial.number)
+            raise
+        except Exception as error:
+            trial.set_user_attr(REASON, (str(error) or type(error).__name__).splitlines()[0])
+            raise
+        finally:
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 2))
+            trial.set_user_attr("epochs", len(history))
+        return value

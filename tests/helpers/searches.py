@@ -1,7 +1,8 @@
-"""Searches for tests: a space in a file, a study of a function of two parameters, and its worker."""
+"""Searches for tests: a space in a file, a study of a function of two parameters."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from optuna.storages import RDBStorage
 
 from config import Config
 from search.metric import read_metric
-from search.study import Terms, open_storage, open_study
-from search.worker import Worker
+from search.request import Search
+from search.study import open_storage, open_study
 
 TINY = ("--init", "none", "--precision", "fp32", "--batch", 16, "--epochs", 1, "data.size=32", "data.split=0.6,0.2,0.2")
 
@@ -23,18 +24,16 @@ def write_space(folder: Path, **keys: object) -> Path:
     return path
 
 
-def terms(default: dict[str, float], seed: int = 0) -> Terms:
-    return Terms(direction="minimize", seed=seed, default=default, space={}, fixed={})
+def search_of(folder: Path, default: dict[str, float], **fields: object) -> Search:
+    """Return a search that minimises, whose study and run folders are in `folder`."""
+    given = {"name": "s", "folder": folder, "config": Config(), "plain": Config(), "metric": read_metric("log_loss")}
+    arguments = argparse.Namespace(trials=2, timeout=None, config=None)
+    return Search(**{**given, "arguments": arguments, "space": {}, "default": default, **fields})
 
 
 def open_study_of_bowl(folder: Path, default: dict[str, float], seed: int = 0) -> tuple[optuna.Study, RDBStorage]:
     storage = open_storage(f"sqlite:///{folder / 'study.db'}", 1)
-    return open_study(storage, "s", terms(default, seed)), storage
-
-
-def worker(study: optuna.Study, storage: RDBStorage, folder: Path, **fields: object) -> Worker:
-    defaults = {"config": Config(), "space": {}, "metric": read_metric("log_loss"), "trials": 2}
-    return Worker(study=study, storage=storage, folder=folder, **{**defaults, **fields})
+    return open_study(storage, search_of(folder, default, config=Config(seed=seed)), {}, "auto"), storage
 
 
 def bowl(trial: optuna.Trial) -> float:

@@ -14,7 +14,7 @@ from tests.helpers.verbs import Verb
         ("test_macro_f1", ["only validation images"]),
         ("train/accuracy", ["memorised"]),
         ("macro_f2", ["did you mean macro_f1"]),
-        ("per_class.COVID.recal", ["per_class.CLASS.NAME"]),
+        ("per_class.COVID.recal", ["per_class.CLASS.NAME", "recall"]),
     ],
 )
 def test_unknown_metrics_and_those_of_other_splits_are_refused(verb: Verb, metric: str, words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import json
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,12 @@ from optuna.trial import TrialState, create_trial
 import search.study
 import tune
 from config import compose_config
+from search.request import read_search, words_beside_preset
 from search.results import write_preset
-from search.run import read_search, words_beside_preset
+from search.run import Worker
 from search.space import default_values, read_space, with_values
 from search.study import open_storage, open_study
-from tests.helpers.searches import TINY, read_table, terms, worker, write_space
+from tests.helpers.searches import TINY, read_table, search_of, write_space
 from tests.helpers.verbs import ROOT, Verb
 
 
@@ -51,10 +54,10 @@ def test_the_printed_command_trains_the_best_on_the_same_images(
     asked = read_search(tune.parser().read_command([*argv, "--space", "rate"]))
     params = {"train.lr": 1e-3, "train.weight_decay": 0.1}
     trial = create_trial(value=0.5, params=params, distributions=asked.space)
-    config = with_values(asked.config, params)
-    preset = write_preset(trial, config, asked.plain, asked.metric, tmp_path / "own")
-    words = words_beside_preset(asked)
-    assert compose_config([f"preset={preset}", *words], folder=tmp_path / "own") == config
+    preset = write_preset(trial, replace(asked, folder=tmp_path / "own"))
+    composed = compose_config([f"preset={preset}", *words_beside_preset(asked)], folder=tmp_path / "own")
+    outputs = {"save": composed.save, "track": composed.track}
+    assert composed == replace(with_values(asked.config, params), **outputs)
 
 
 def _words(cache_dir: Path, phantom: Path, folder: Path, *argv: object) -> list[str]:
@@ -159,7 +162,7 @@ def test_a_search_leaves_the_best_weights_and_a_preset_that_reproduces_them(
         (["--metric", "macro_f1"], "--metric=balanced_accuracy, now it is macro_f1"),
         (
             ["--space", "default", "--study", "resnet18-rate"],
-            "another space (train.lr had another range)",
+            "created with another space (train.lr,",
         ),
         (["data.split_seed=1"], "data.split_seed=0, now it is 1 (and 1 more)"),
     ],
@@ -214,13 +217,16 @@ def test_a_hopeless_trial_stops_early(phantom: Path, cache_dir: Path, tmp_path: 
     keys = {"data.path": str(phantom), "init": "none", "precision": "fp32", "save": str(tmp_path / "trials")}
     config = compose_config(words, keys)
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}", 10)
-    study = open_study(storage, "s", terms(default_values(space, config, "")))
+    arguments = argparse.Namespace(trials=search.study.STARTUP + 1, timeout=None)
+    given = {"config": config, "space": space, "arguments": arguments}
+    asked = search_of(tmp_path, default_values(space, config, ""), **given)
+    study = open_study(storage, asked, {}, "fp32")
     values = dict.fromkeys(range(1, 6), 0.1)
     for _ in range(search.study.STARTUP):  # trials far better than an untrained network
         params = {"train.lr": 1e-3}
         study.add_trial(create_trial(value=0.1, params=params, distributions=space, intermediate_values=values))
     (tmp_path / "trials").mkdir()
-    worker(study, storage, tmp_path, config=config, space=space, trials=len(study.trials)).work()
+    Worker(study, storage, asked).work()
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     record = json.loads((tmp_path / "trials/0000/run.json").read_text())
