@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from config import GROUPS, SPLITS, Config, all_keys, compose_config, field_of
 from utils import UserError, did_you_mean, log
@@ -61,10 +61,15 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
 
     def config_flag(self, flag: str, dotted: str, **kwargs: Any) -> None:
-        """Add a flag that sets the key `dotted`; its help and its checks come from the schema."""
-        kwargs.setdefault("help", field_of(dotted)[0].metadata["help"].replace("%", "%%"))
-        if kwargs.get("action") is None:
-            kwargs.setdefault("metavar", dotted.split(".")[-1].upper())
+        """Add a flag that sets the key `dotted`; its help, its type and its checks come from the schema."""
+        described, kind = field_of(dotted)
+        kwargs.setdefault("help", described.metadata["help"].replace("%", "%%"))
+        if kind is bool:
+            kwargs["action"] = "store_true"
+        else:
+            kinds = (kind, *get_args(kind))
+            kwargs.setdefault("type", int if int in kinds else float if float in kinds else str)
+            kwargs.setdefault("metavar", "DIR" if dotted == "save" else dotted.split(".")[-1].upper())
         self.config_keys[self.add_argument(flag, default=argparse.SUPPRESS, **kwargs).dest] = dotted
 
     def error(self, message: str) -> NoReturn:
@@ -112,30 +117,24 @@ class Parser(argparse.ArgumentParser):
         return Command(arguments, config, {**dict(word.split("=", 1) for word in words), **flags})
 
 
+def _add_config_flags(parser: Parser, names: str) -> None:
+    """Add a flag for each of the dotted keys: the last part of its name."""
+    for dotted in names.split():
+        parser.config_flag("--" + dotted.rpartition(".")[2].replace("_", "-"), dotted)
+
+
 def add_data_flags(parser: Parser) -> None:
     """Add the flags that choose the data and say how it is decoded."""
     parser.config_flag("--data", "data.path")
-    parser.config_flag("--group-pattern", "data.group_pattern")
-    parser.config_flag("--workers", "data.workers", type=int)
-    parser.config_flag("--subset", "data.subset", action="store_true")
+    _add_config_flags(parser, "data.group_pattern data.workers data.subset")
 
 
 def add_training_flags(parser: Parser) -> None:
     """Add the flags that choose the data and the model, and say how it is trained."""
     add_data_flags(parser)
-    parser.config_flag("--model", "model")
-    parser.config_flag("--init", "init")
-    parser.config_flag("--epochs", "train.epochs", type=int)
-    parser.config_flag("--batch", "train.batch", type=int)
-    parser.config_flag("--learning-rate", "train.lr", type=float)
-    parser.config_flag("--weight-decay", "train.weight_decay", type=float)
-    parser.config_flag("--patience", "train.patience", type=int)
-    parser.config_flag("--freeze-epochs", "train.freeze_epochs", type=int)
-    parser.config_flag("--seed", "seed", type=int)
-    parser.config_flag("--device", "device")
-    parser.config_flag("--precision", "precision")
-    parser.config_flag("--save", "save", metavar="DIR")
-    parser.config_flag("--track", "track")
+    _add_config_flags(parser, "model init train.epochs train.batch")
+    parser.config_flag("--learning-rate", "train.lr")
+    _add_config_flags(parser, "train.weight_decay train.patience train.freeze_epochs seed device precision save track")
 
 
 def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> None:
@@ -149,7 +148,7 @@ def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> No
     parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights_help)
     model_help = "check that the checkpoint is of this model; without --weights, take its newest run" + all_runs
     parser.config_flag("--model", "model", help=model_help)
-    parser.config_flag("--batch", "train.eval_batch", type=int)
+    parser.config_flag("--batch", "train.eval_batch")
     parser.config_flag("--device", "device")
     parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))
 
@@ -161,7 +160,7 @@ def add_split_flag(parser: Parser, default: str | None) -> None:
 
 def add_runs_flag(parser: Parser) -> None:
     """Add `--save`, which for verbs that read runs is where run folders are."""
-    parser.config_flag("--save", "save", metavar="DIR", help="the folder that run folders are in (default runs)")
+    parser.config_flag("--save", "save", help="the folder that run folders are in (default runs)")
 
 
 def add_output_flag(parser: Parser, default: str) -> None:
@@ -260,28 +259,27 @@ class _TqdmHandler(logging.StreamHandler):
             _discard_output()
 
 
+_SCREEN = _TqdmHandler()
+
+
 def start_logging() -> None:
     """Print the project's log on the screen, as bare lines."""
-    if not any(isinstance(handler, _TqdmHandler) for handler in log.handlers):
-        handler = _TqdmHandler()
-        handler.setFormatter(_Formatter("%(message)s"))
-        handler.setLevel(logging.INFO)  # debug lines go to train.log only
-        log.addHandler(handler)
-        log.setLevel(logging.DEBUG)
-        log.propagate = False
+    _SCREEN.setFormatter(_Formatter("%(message)s"))
+    _SCREEN.setLevel(logging.INFO)  # debug lines go to train.log only
+    log.addHandler(_SCREEN)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
 
 
 @contextlib.contextmanager
 def quiet_screen() -> Iterator[None]:
     """Show only errors on the screen while the block runs; files (`log_to`) still receive every line."""
-    screens = [(handler, handler.level) for handler in log.handlers if isinstance(handler, _TqdmHandler)]
-    for handler, _ in screens:
-        handler.setLevel(logging.ERROR)
+    level = _SCREEN.level
+    _SCREEN.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for handler, level in screens:
-            handler.setLevel(level)
+        _SCREEN.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ def parser() -> Parser:
     add_split_flag(parser, "test")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="compare each run with this one alone")
     add_output_flag(parser, "runs/compare-A-vs-B, by the runs' names")
-    parser.config_flag("--save", "save", metavar="DIR", help="the folder of runs, for --list and the default --output")
-    parser.config_flag("--seed", "seed", type=int, help="seed of the bootstrap")
+    parser.config_flag("--save", "save", help="the folder of runs, for --list and the default --output")
+    parser.config_flag("--seed", "seed", help="seed of the bootstrap")
     return parser
 
 

@@ -94,9 +94,7 @@ class TrainConfig:
     freeze_epochs: int = key(0, "first epochs that train the head alone", low=0)
     sync_batch_norm: bool = key(False, "batch normalisation over the batches of all ranks; GPUs only")
     compile: str = key("auto", "torch.compile for training; auto: in long runs on a GPU", choices=("auto", "on", "off"))
-    sampler: str = key(
-        "weighted", "weighted: balances classes; sequential: does not", choices=("weighted", "sequential")
-    )
+    sampler: str = key("weighted", "weighted balances classes, sequential does not", choices=("weighted", "sequential"))
 
 
 @dataclass(kw_only=True)

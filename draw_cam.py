@@ -74,7 +74,7 @@ def parser() -> Parser:
     for flag in ("--lung-masks", "--lesion-masks"):
         parser.config_flag(flag, f"data.{flag[2:].replace('-', '_')}")
     parser.config_flag("--boxes", "data.boxes", metavar="FILE")
-    parser.config_flag("--seed", "seed", type=int, help="for the choice of images, noise and random weights")
+    parser.config_flag("--seed", "seed", help="for the choice of images, noise and random weights")
     return parser
 
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -45,24 +45,18 @@ def interrupts_wait() -> Iterator[None]:
     matplotlib's C++ code swallows or replaces the exception that a signal handler raises in it, and the interruption
     would be lost. Signals without a Python handler (usually SIGTERM) still end the process at once.
     """
-    received: list[tuple[Callable[[int, Any], Any], int, Any]] = []
-
-    def delay(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
-        return lambda number, frame: received.append((handler, number, frame))
-
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # only this one receives signals and may set handlers
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number, handler in handlers.items():
-        signal.signal(number, delay(handler))
+    received: list[tuple[int, Any]] = []
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in signals if callable(signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append((number, frame)))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for handler, number, frame in received[:1]:
-            handler(number, frame)
+        for number, frame in received[:1]:
+            handlers[number](number, frame)
 
 
 @contextlib.contextmanager
@@ -128,14 +122,12 @@ def read_tensors(path: Path, flag: str) -> Any:
         if Path(path).suffix.lower() == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{flag} {path}: not a complete .safetensors file ({error})") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{flag} {path}: refused: not a file of tensors, or it contains pickled code that could be executed; save "
             "a state dict"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{flag} {path}: cannot be read as tensors; the file may be truncated ({reason})") from None
 
