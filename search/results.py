@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def format_table(study: Study, keys: list[str]) -> str:
             table.loc[trial.number, "mark"] += f" {mark}"
     titles = {key: key.removeprefix("train.").removeprefix("augment.") for key in keys}
     forms = {"value": "{:.4f}".format, "seconds": "{:.1f}".format} | dict.fromkeys(titles.values(), short)
-    table = table.rename(columns={"number": "trial", "mark": "", **titles})
+    table = table.where(table.notna(), math.nan).rename(columns={"number": "trial", "mark": "", **titles})
     return table.to_string(index=False, na_rep="-", formatters=forms)
 
 
