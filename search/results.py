@@ -21,7 +21,7 @@ from search.metric import Metric
 from search.request import Search, words_beside_preset
 from search.space import describes_learning, with_values
 from search.study import failure, first_number
-from utils import atomic_write, interrupts_wait, log, shown
+from utils import atomic_write, count, interrupts_wait, log, shown
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 LEAST = 4  # complete trials that importances need
@@ -143,11 +143,16 @@ def write_plots(study: Study, search: Search) -> list[str]:
             axes["history.png"].plot(*zip(*pruned, strict=True), "kx", label="stopped early: last value")
         if default is not None:
             axes["history.png"].axhline(default.value, color="black", ls=":", label="default")
+        axes["history.png"].xaxis.get_major_locator().set_params(integer=True)
+        axes["history.png"].set_title(f"{count(len(trials), 'trial')} of {search.name}")
         axes["history.png"].legend()
         if len(values) >= LEAST and len(set(values)) > 1:
             evaluator = FanovaImportanceEvaluator(seed=search.config.seed)
             axes["importance.png"] = plot_param_importances(study, evaluator, target_name=name)
+            title = f"Importance of the keys (fANOVA, {count(len(values), 'complete trial')})"
+            axes["importance.png"].set_title(title, loc="left")
         for file, ax in axes.items():
+            ax.figure.set_layout_engine("constrained")
             save_figure(ax.figure, search.folder / file)
             plt.close(ax.figure)
     return list(axes)
