@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 PROJECT = Path(__file__).resolve().parent
@@ -105,6 +106,26 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_table(path: Path, columns: Sequence[str], name: str, remedy: str = "") -> pd.DataFrame:
+    """Read a CSV, all cells as text. Blank lines are left out, but count in the index: line 2 of the file is row 0.
+
+    Raises: `UserError` with the file's `name` and the `remedy`, if it cannot be read or lacks one of the `columns`.
+    """
+    import pandas as pd
+
+    try:  # index_col=False: a trailing comma shifts nothing
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{name}: cannot be read as CSV ({str(error).splitlines()[0]}){remedy}") from None
+    table.columns = [str(column).strip().lower() for column in table.columns]
+    if missing := [column for column in columns if column not in table]:
+        raise UserError(f"{name}: no column '{missing[0]}' (its columns: {', '.join(table.columns)}){remedy}")
+    if not table.columns.is_unique:
+        raise UserError(f"{name}: two columns have the same name ({', '.join(table.columns)}){remedy}")
+    table = table.fillna("").apply(lambda cells: cells.str.strip())
+    return table[(table != "").any(axis=1)]
 
 
 def read_tensors(path: Path, flag: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dataset.readers import fit_square, is_image_file
-from utils import UserError
+from utils import UserError, read_table
 
 COLUMNS = ("image", "x", "y", "width", "height")
 
@@ -53,22 +53,13 @@ def read_boxes(path: str) -> dict[str, Boxes]:
     Raises: `UserError` for a missing column, a line without an image or four numbers, or a width or height that is not
         positive.
     """
-    try:
-        # Blank lines are kept, so that lines count as in an editor; index_col=False: a trailing comma shifts nothing.
-        table = pd.read_csv(path, dtype={"image": str}, skip_blank_lines=False, index_col=False).dropna(how="all")
-        table.columns = [str(column).strip() for column in table.columns]
-        if missing := [c for c in COLUMNS if c not in table]:
-            raise UserError(f"{path}: no column '{missing[0]}' (needed: {', '.join(COLUMNS)})")
-        numbers = table[list(COLUMNS[1:])].astype(float).to_numpy()
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as boxes ({str(error).splitlines()[0]}); fix or delete it") from None
-    lines, names = table.index + 2, table["image"].str.strip()
-    wrong = np.flatnonzero(names.isna() | ~np.isfinite(numbers).all(1) | (numbers[:, 2:] <= 0).any(1))
-    if len(wrong):
-        raise UserError(
-            f"{path}, line {lines[wrong[0]]}: the image or a number is missing, or width or height is not above 0; "
-            "fix or delete the line"
-        )
+    table = read_table(Path(path), COLUMNS, path, "; fix or delete it")
+    numbers = table[list(COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    lines, names = table.index + 2, table["image"]
+    wrong = (names == "") | ~np.isfinite(numbers).all(1) | (numbers[:, 2:] <= 0).any(1)
+    if wrong.any():
+        reason = "the image or a number is missing, or width or height is not above 0; fix or delete the line"
+        raise UserError(f"{path}, line {lines[wrong.argmax()]}: {reason}")
     boxes: dict[str, Boxes] = {}
     for line, name, box in zip(lines, names, numbers.tolist(), strict=True):
         for key in {name, Path(name).stem if is_image_file(Path(name)) else name}:

@@ -17,19 +17,11 @@ from utils import UserError, count, did_you_mean, log
 
 @dataclass
 class External:
-    """The images of an external folder whose classes the model knows, and counts of the others.
+    """The images of an external folder whose classes the model knows, and counts of the others."""
 
-    Args:
-        records: with `RECORD_COLUMNS`; labels are the model's.
-        unknown: images per class of the folder that the model does not know.
-        class_map: the folder's class → the model's, for the classes that were renamed.
-        unreadable: the number of files without permission to read them.
-    """
-
-    records: pd.DataFrame
-    unknown: dict[str, int]
-    class_map: dict[str, str]
-    unreadable: int
+    records: pd.DataFrame  # with `RECORD_COLUMNS`; labels are the model's
+    unknown: dict[str, int]  # images per class of the folder that the model does not know
+    unreadable: int  # files without permission to read them
 
 
 def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str]) -> External:
@@ -51,7 +43,7 @@ def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str
                 raise UserError(f"--map {source}={target}: {owner} has no class '{name}'{hint}")
     records["label"] = records["label"].replace(class_map)
     known = records["label"].isin(classes)
-    unknown = {str(name): int(n) for name, n in records["label"][~known].value_counts().sort_index().items()}
+    unknown = records["label"][~known].value_counts().sort_index().to_dict()
     if not known.any():
         raise UserError(
             f"--external {folder}: none of its classes ({', '.join(labels)}) is one of the model's "
@@ -67,7 +59,7 @@ def load_external(data: DataConfig, classes: list[str], class_map: dict[str, str
     if missing.any():
         files = count(int(missing.sum()), "unreadable file")
         log.warning(f"left out: {files}, for example {records['path'][missing].iloc[0]}")
-    return External(records[~missing].reset_index(drop=True)[RECORD_COLUMNS], unknown, class_map, int(missing.sum()))
+    return External(records[~missing].reset_index(drop=True)[RECORD_COLUMNS], unknown, int(missing.sum()))
 
 
 def read_class_map(words: list[str]) -> dict[str, str]:
@@ -88,10 +80,8 @@ def _read_pairs(word: str) -> dict[str, str]:
             raise UserError(f"--map {word}: pass THEIRS=OURS or a YAML file")
         return {source: target}
     try:
-        pairs = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        pairs = dict(yaml.safe_load(Path(word).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"--map {word}: cannot be read as YAML ({reason})") from None
-    if not isinstance(pairs, dict):
-        raise UserError(f"--map {word}: not a mapping; write lines of the form 'their class: our class'")
+        raise UserError(f"--map {word}: not a YAML file of lines 'their class: our class' ({reason})") from None
     return {str(source): str(target) for source, target in pairs.items()}

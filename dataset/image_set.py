@@ -16,9 +16,8 @@ import torch
 from config import DataConfig
 from dataset.cache import PixelStore, cache_folder
 from dataset.layouts import MASKS
-from dataset.masks import mask_keys, mask_noun, named_masks
+from dataset.masks import mask_keys, named_masks
 from dataset.readers import image_size, letterbox_frame
-from dataset.sampling import epoch_steps
 from dataset.transforms import Augment, Normalisation, normalise
 from pretrained_models import Architecture
 from utils import UserError, count, log
@@ -41,7 +40,7 @@ class Schedule:
 
     Args:
         order: (n,) rows of the records; default: as recorded, each once.
-        positions: the positions in `order` of every batch; default: consecutive batches of equal size.
+        positions: the positions in `order` of every batch; default: consecutive batches.
         augment: the transform of training images, a function of (seed, epoch, position).
         epoch: from 1; used by `augment` alone.
     """
@@ -50,14 +49,6 @@ class Schedule:
     positions: Sequence[range] | None = None
     augment: Augment | None = None
     epoch: int = 0
-
-    def steps(self, images: int, batch: int) -> Sequence[range]:
-        """Return the positions of every batch; a training batch of a single image is avoided (`epoch_steps`)."""
-        if self.positions is not None:
-            return self.positions
-        if self.augment is not None:
-            return epoch_steps(images, batch)
-        return [range(start, min(start + batch, images)) for start in range(0, images, batch)]
 
 
 ALL = Schedule()  # every image once
@@ -152,7 +143,9 @@ class ImageSet:
             normalisation: the mean and standard deviation that the model expects: an `Architecture`, or explicit ones.
         """
         order = np.arange(len(self)) if schedule.order is None else schedule.order
-        steps = schedule.steps(len(order), batch)
+        steps = schedule.positions
+        if steps is None:
+            steps = [range(start, min(start + batch, len(order))) for start in range(0, len(order), batch)]
         chunks = [order[positions.start : positions.stop] for positions in steps]
         resident = self.resident(device)
 
@@ -234,12 +227,10 @@ def without_empty_masks(images: ImageSet, data: DataConfig) -> ImageSet:
         empty = [index for index, mask in images.each(name, there) if not mask.any()]
         if not empty:
             continue
-        kind, first, named = mask_noun(name), images.records[name].iloc[empty[0]], named_masks(name, data)
+        kind, first, named = name.removesuffix("_mask"), images.records[name].iloc[empty[0]], named_masks(name, data)
         if named and len(empty) == len(there):
-            raise UserError(
-                f"{named}: the masks of all chosen images ({len(empty)}) are empty at {images.side}×{images.side} "
-                f"pixels, for example {first}; pass other masks, or leave {named.flag} out"
-            )
+            all_empty = f"the masks of all chosen images ({len(empty)}) are empty, for example {first}"
+            raise UserError(f"{named}: {all_empty}; pass other masks, or leave {named.flag} out")
         line = f"{count(len(empty), f'empty {kind} mask')}, for example {first}: no {kind} scores"
         (log.warning if kind == "lung" else log.info)(line)
         store, rows = images.stores[name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +17,7 @@ import pandas as pd
 from config import SPLITS
 from dataset.boxes import match_boxes
 from dataset.readers import is_image_file
-from utils import UserError, count
+from utils import UserError, count, read_table
 
 COLUMNS = ["path", "label", "group", "source", "lung_mask", "lesion_mask", "split"]
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -44,9 +43,7 @@ def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFr
         raise UserError(f"{flag} {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
     classes = sorted(records["label"].unique())
     if len(classes) < fewest:
-        raise UserError(
-            f"{flag} {path}: only one class, '{classes[0]}'; pass the folder that holds two class folders or more"
-        )
+        raise UserError(f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs at least two class folders")
     return records.sort_values("path", ignore_index=True)[COLUMNS]
 
 
@@ -74,9 +71,7 @@ def _from_folder(path: Path, flag: str) -> pd.DataFrame:
     classes = [folder for folder in _subfolders(path) if folder not in splits]
     tables = [_from_class(folder, "", flag) for folder in classes]
     if splits and (label := next((table["label"].iloc[0] for table in tables if len(table)), None)):
-        raise UserError(
-            f"{flag} {path}: class folders ({label}) beside split folders ({splits[0].name}); keep one kind"
-        )
+        raise UserError(f"{flag} {path}: class folder {label} beside split folder {splits[0].name}; keep one kind")
     tables += [_from_class(sub, SPLIT_NAMES[f.name.lower()], flag) for f in splits for sub in _subfolders(f)]
     tables = [table for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
@@ -129,24 +124,10 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     return metadata[~metadata.index.duplicated(keep="last")]
 
 
-def read_table(path: Path, needed: Sequence[str], name: str, remedy: str = "") -> pd.DataFrame:
-    """Read a CSV, all columns as text. Raises: `UserError` with the file's `name`, for example if it lacks a column."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{name}: cannot be read as CSV ({str(error).splitlines()[0]}){remedy}") from None
-    table.columns = [str(c).strip().lower() for c in table.columns]
-    if missing := [c for c in needed if c not in table]:
-        raise UserError(f"{name}: no column '{missing[0]}' (its columns: {', '.join(table.columns)}){remedy}")
-    if not table.columns.is_unique:
-        raise UserError(f"{name}: two columns have the same name ({', '.join(table.columns)}){remedy}")
-    return table
-
-
 def _from_csv(path: Path, flag: str) -> pd.DataFrame:
     """Read a CSV with `path,label` (paths relative to the CSV's folder) and optionally the other columns."""
     table = read_table(path, ("path", "label"), f"{flag} {path}")
-    table = table.reindex(columns=COLUMNS, fill_value="").apply(lambda column: column.str.strip())
+    table = table.reindex(columns=COLUMNS, fill_value="")
     table["split"] = table["split"].str.lower().replace(SPLIT_NAMES)
     paths = table["path"]
     faults = {
@@ -156,7 +137,7 @@ def _from_csv(path: Path, flag: str) -> pd.DataFrame:
     }
     for fault, wrong in faults.items():
         if wrong.any():
-            row = int(wrong.argmax())
+            row = wrong.idxmax()
             raise UserError(f"{flag} {path}, line {row + 2}: {fault.format(split=table['split'][row])}")
     for column in ("path", *MASKS):
         table[column] = [str((path.parent / p).resolve()) if p else "" for p in table[column]]

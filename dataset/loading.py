@@ -11,12 +11,12 @@ import pandas as pd
 from config import DataConfig
 from dataset.cache import cache_folder, hash_files
 from dataset.image_set import ImageSet, decode_images, make_image_set
-from dataset.layouts import MASKS, find_records, name_groups, read_table
+from dataset.layouts import MASKS, find_records, name_groups
 from dataset.masks import give_masks
 from dataset.phantom.constants import GROUP_PATTERN, VERSION
 from dataset.phantom.write import write_phantom
 from dataset.split import split_records
-from utils import UserError, atomic_write, count, log
+from utils import UserError, atomic_write, count, log, read_table
 
 SUBSET = {"train": 1000, "val": 100, "test": 100}  # the most images of a split under data.subset
 RECORD_COLUMNS = ["path", "sha256", "label", "group", "source", *MASKS, "split"]
@@ -79,15 +79,17 @@ def load_dataset(
         records = find_records(folder)
         records["group"] = name_groups(records, pattern)
     records = give_masks(records, data)
-    _check_classes(records, classes)
     labels = set(records["label"])
+    if different := sorted(labels ^ set(classes or labels)):
+        raise UserError(f"--data: classes differ from the checkpoint's ({', '.join(classes)}): {', '.join(different)}")
     records, unreadable = _readable(records, data, side)
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")
     if data.path is not None and run_split is not None:
         records = _match_run(records, read_split(run_split))
     if run_split is None or (records["split"] == "").all():
-        records["split"] = split_records(records, data.split, data.split_seed, data.val_per_class, data.test_per_class)
+        per_class = data.val_per_class, data.test_per_class
+        records["split"] = split_records(records, data.split, data.split_seed, per_class)
     _check_split(records)
     classes = classes or sorted(records["label"].unique())
     return Dataset(records=records[RECORD_COLUMNS], classes=classes, unreadable=unreadable, data=data, side=side)
@@ -105,16 +107,6 @@ def data_folder(data: DataConfig) -> tuple[Path, str | None]:
     path = Path(data.path).expanduser()
     phantom = data.group_pattern is None and (path / "phantom.json").is_file()
     return path, GROUP_PATTERN if phantom else data.group_pattern
-
-
-def _check_classes(records: pd.DataFrame, classes: list[str] | None) -> None:
-    """Raise a `UserError` if the data's classes differ from the checkpoint's."""
-    labels = set(records["label"])
-    if classes is not None and labels != set(classes):
-        raise UserError(
-            f"--data: its classes ({', '.join(sorted(labels))}) differ from the checkpoint's ({', '.join(classes)}) in "
-            f"{', '.join(sorted(labels ^ set(classes)))}"
-        )
 
 
 def _check_split(records: pd.DataFrame) -> None:
@@ -144,10 +136,8 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {count(len(records), 'image')} cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
-            raise UserError(
-                f"{message}: more than data.max_unreadable={data.max_unreadable:g}; fix the files, raise the limit, or "
-                "pass --data DIR if they were moved"
-            )
+            remedy = "fix the files or raise the limit; if they were moved, pass --data DIR"
+            raise UserError(f"{message}: more than data.max_unreadable={data.max_unreadable:g}; {remedy}")
         log.warning(f"{message}: left out")
     return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable
 
@@ -163,12 +153,11 @@ def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
     known = {column: records["sha256"].map(run[column]).fillna("") for column in ("group", "source")}
     records = records.assign(**{name: values.where(values != "", records[name]) for name, values in known.items()})
     unknown = int((split == "").sum())
-    if unknown > len(records) / 2:
-        log.info(f"new split: {unknown} of {count(len(records), 'image')} are not in the run's split.csv")
-        return records
+    new = unknown > len(records) / 2
     if unknown:
-        log.info(f"left out: {unknown} of {count(len(records), 'image')}, which are not in the run's split.csv")
-    return records.assign(split=split)
+        action = "new split" if new else "left out"
+        log.info(f"{action}: {unknown} of {count(len(records), 'image')}, which are not in the run's split.csv")
+    return records if new else records.assign(split=split)
 
 
 def read_split(path: Path) -> pd.DataFrame:

@@ -59,14 +59,11 @@ def give_masks(records: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 def _match(stems: list[str], named: NamedMasks) -> list[str]:
     """Return the named mask of each image stem, as a path; empty if there is none."""
     path, boxes = Path(named.path), named.flag == "--boxes"
-    if not (path.is_file() if boxes else path.is_dir()):
-        raise UserError(f"{named}: no such {'file' if boxes else 'folder'}")
-    if boxes and not is_boxes(named.path):
-        raise UserError(f"{named}: not a .csv file; its columns are image, x, y, width and height, in pixels")
+    if not (path.is_file() and is_boxes(named.path) if boxes else path.is_dir()):
+        raise UserError(f"{named}: no such {'.csv file of image, x, y, width and height' if boxes else 'folder'}")
     masks = match_boxes(stems, path) if boxes else match_masks(stems, path)
     if not any(masks):
-        what = "box for any image's file name or stem" if boxes else "mask with the stem of an image"
-        raise UserError(f"{named}: no {what}, such as {stems[0]}")
+        raise UserError(f"{named}: no {'box' if boxes else 'mask'} for any image's file name or stem, like {stems[0]}")
     return masks
 
 
@@ -79,8 +76,9 @@ def same_shape(mask: Size, image: Size) -> bool:
 
 
 class _Mask(NamedTuple):
-    """What the mask of one image is made of: a file or boxes, and the size of the image."""
+    """The mask of one image: its key in the cache, what it is made of (a file or boxes), and the size of the image."""
 
+    key: str
     source: str | Boxes
     image_size: Size
 
@@ -94,10 +92,9 @@ def _square(mask: _Mask, side: int, fit: str) -> np.ndarray:
 
 @dataclass
 class _Plan:
-    """The masks of some images and their keys in the cache, by image; and why others are left out, by file or line."""
+    """The masks of some images, by image; and why others are left out, by file or line."""
 
     masks: dict[str, _Mask] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
     misfits: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
@@ -109,7 +106,7 @@ class _Plan:
         outside = f"the box is outside {image} ({_shown(size)})"
         self.misfits |= {f"{file}, line {box.line}": outside for box in boxes if not box.meets(*size)}
         if inside := tuple(box for box in boxes if box.meets(*size)):
-            self.masks[image], self.keys[image] = _Mask(inside, size), boxes_key(sha, inside)
+            self.masks[image] = _Mask(boxes_key(sha, inside), inside, size)
 
     def add_file(self, image: str, mask: str, sha: str, sizes: tuple[Size, Size], store: PixelStore) -> None:
         """Plan a mask file with the hash `sha`; `sizes` are the image's and the mask's."""
@@ -121,7 +118,7 @@ class _Plan:
         if store.fit == "letterbox" and letterbox_frame(*mask_size, store.side) != frame:
             # The mask's own frame, rounded to another size, would be shifted by a pixel.
             sha = hashlib.sha256(f"{sha} {tuple(frame)}".encode()).hexdigest()
-        self.masks[image], self.keys[image] = _Mask(mask, size), sha
+        self.masks[image] = _Mask(sha, mask, size)
 
 
 def _shown(size: Size) -> str:
@@ -152,19 +149,22 @@ def mask_keys(store: PixelStore, name: str, records: pd.DataFrame, data: DataCon
         log.warning(f"{named}: no mask for any of the {count(len(records), 'chosen image')}: no scores")
     plan = _plan_masks(store, name, records[records[name] != ""], data)
     if named and plan.misfits:
-        where, reason = next(iter(plan.misfits.items()))
-        more = f" (and {len(plan.misfits) - 1} more)" if len(plan.misfits) > 1 else ""
-        raise UserError(f"{named.flag} {where}: {reason}; fix or delete it{more}")
-    failed = store.build(list(plan.masks.values()), list(plan.keys.values()), data.workers, _square)
+        raise UserError(f"{named.flag} {_first_of(plan.misfits)}; fix or delete it")
+    planned = list(plan.masks.values())
+    failed = store.build(planned, [mask.key for mask in planned], data.workers, _square)
+    keys = {image: mask.key for image, mask in plan.masks.items() if mask not in failed}
     plan.broken |= {masks[image]: failed[mask] for image, mask in plan.masks.items() if mask in failed}
-    keys = {image: key for image, key in plan.keys.items() if plan.masks[image] not in failed}
     if left_out := plan.misfits | plan.broken:
-        where, reason = next(iter(left_out.items()))
         if named and not keys:
-            raise UserError(f"{named}: no usable mask, for example {where} ({reason})")
-        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.warning(f"left out: {mask_noun(name)} mask {where} ({reason}){more}")
+            raise UserError(f"{named}: no usable mask, for example {_first_of(left_out)}")
+        log.warning(f"left out: {name.replace('_', ' ')} {_first_of(left_out)}")
     return [keys.get(path, "") for path in records["path"]]
+
+
+def _first_of(reasons: dict[str, str]) -> str:
+    """Return the first file or line with its reason, and the number of others."""
+    where, reason = next(iter(reasons.items()))
+    return f"{where} ({reason}){f' and {len(reasons) - 1} more' if len(reasons) > 1 else ''}"
 
 
 def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataConfig) -> _Plan:
@@ -184,8 +184,3 @@ def _plan_masks(store: PixelStore, name: str, records: pd.DataFrame, data: DataC
         else:
             plan.add_file(path, mask, hashes[mask], sizes, store)
     return plan
-
-
-def mask_noun(name: str) -> str:
-    """Return `lung` or `lesion`."""
-    return name.removesuffix("_mask")

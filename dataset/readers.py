@@ -61,9 +61,7 @@ def read_image(path: Path) -> np.ndarray:
         raise UnreadableImage(str(error.err)) from None
     if pixels is None:
         raise UnreadableImage("not an image that can be decoded")
-    if pixels.dtype in (np.uint8, np.uint16):
-        return pixels
-    return _full_range(pixels.astype(np.float32))
+    return pixels if pixels.dtype in (np.uint8, np.uint16) else _full_range(pixels.astype(np.float32))
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -8,6 +8,8 @@ import pandas as pd
 from config import SPLITS
 from utils import UserError, count, log
 
+PerClass = tuple[int | None, int | None]  # images of val and of test per class; None: a fraction
+
 
 def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
     """Return a number per image, (n,) int64, that images of one patient and copies of one image share.
@@ -23,16 +25,14 @@ def merge_copies(groups: pd.Series, hashes: pd.Series) -> np.ndarray:
         numbers = merged
 
 
-def split_targets(
-    labels: np.ndarray, fractions: list[float], val_per_class: int | None, test_per_class: int | None
-) -> np.ndarray:
+def split_targets(labels: np.ndarray, fractions: list[float], per_class: PerClass) -> np.ndarray:
     """Return the target number of images per split and class, (3, classes) float64.
 
     Targets are fractions of the class, or for val and test a number per class if one is given.
     """
     counts = np.bincount(labels).astype(np.float64)
     targets = np.outer(fractions, counts)
-    for row, images in ((1, val_per_class), (2, test_per_class)):
+    for row, images in enumerate(per_class, 1):
         if images is not None:
             targets[row] = images
     targets[0] = counts - targets[1] - targets[2]
@@ -63,11 +63,7 @@ def assign_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, s
 
 
 def split_records(
-    records: pd.DataFrame,
-    fractions: list[float],
-    seed: int,
-    val_per_class: int | None = None,
-    test_per_class: int | None = None,
+    records: pd.DataFrame, fractions: list[float], seed: int, per_class: PerClass = (None, None)
 ) -> pd.Series:
     """Return the split of every record. A split that the data defines is kept; a missing val is taken from its train.
 
@@ -75,7 +71,7 @@ def split_records(
         records: with `label`, `group`, `sha256` and `split`.
         fractions: of train, val and test.
         seed: `data.split_seed`.
-        val_per_class, test_per_class: images per class instead of a fraction.
+        per_class: images of val and test per class instead of a fraction.
 
     Raises: `UserError` for a class with too few images, or a split for some of the images only.
     """
@@ -84,27 +80,23 @@ def split_records(
     given = records["split"].to_numpy(str)
     if (given != "").all():
         if leaking := int((pd.Series(given).groupby(groups).nunique() > 1).sum()):
-            log.warning(
-                f"{count(leaking, 'patient')} with images in more than one of the data's splits (copies of an image "
-                "count as one patient): test results will be too optimistic"
-            )
+            shared = f"{count(leaking, 'patient')} with images in, or copied to, more than one of the data's splits"
+            log.warning(f"{shared}: test results will be too optimistic")
         if (given == "val").any() or fractions[1] == 0:
             return records["split"]
         train = given == "train"
         share = fractions[1] / (fractions[0] + fractions[1])
-        targets = split_targets(labels[train], [1 - share, share, 0], val_per_class, None)
+        targets = split_targets(labels[train], [1 - share, share, 0], (per_class[0], None))
         assigned = given.astype(object)
         assigned[train] = np.array(SPLITS)[assign_groups(labels[train], groups[train], targets, seed)]
         log.info(f"the data has no val split: {(assigned == 'val').sum()} of its train images are used for it")
         return pd.Series(assigned, records.index)
     if (given != "").any():
         raise UserError("--data: some images have a split and others have none; define it for all or for none")
-    targets = split_targets(labels, fractions, val_per_class, test_per_class)
+    targets = split_targets(labels, fractions, per_class)
     if (targets[0] < 1).any():
         number = int(targets[0].argmin())
         name, images = sorted(records["label"].unique())[number], count(np.bincount(labels)[number], "image")
-        raise UserError(
-            f"--data: class '{name}' has {images}, too few for val and test; lower data.val_per_class and "
-            "data.test_per_class, or add images"
-        )
+        remedy = "lower data.val_per_class and data.test_per_class, or add images"
+        raise UserError(f"--data: class '{name}' has {images}, too few for val and test; {remedy}")
     return pd.Series(np.array(SPLITS, object)[assign_groups(labels, groups, targets, seed)], records.index)

@@ -47,10 +47,8 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, seed: int, source_side: int, side: int) -> None:
         if config.random_crop and config.random_crop > source_side:
-            raise UserError(
-                f"augment.random_crop={config.random_crop}: larger than the image, which is resized to {source_side}; "
-                "lower it or raise augment.resize"
-            )
+            larger = f"larger than the image ({source_side} pixels); lower it or raise augment.resize"
+            raise UserError(f"augment.random_crop={config.random_crop}: {larger}")
         self.config, self.seed, self.source_side, self.side = config, seed, source_side, side
 
     def matrices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -122,11 +120,9 @@ class Augment:
         for dims in ((), (-1,), (-2,), (-2, -1)):
             signs = [-1 if -1 in dims else 1, -1 if -2 in dims else 1]
             chosen = np.flatnonzero(flipped_only & (matrices[:, (0, 1), (0, 1)] == signs).all(1))
-            if len(chosen):
-                out[chosen] = planes[chosen].flip(dims)
+            out[chosen] = planes[chosen].flip(dims)
         turned = np.flatnonzero(~flipped_only)
-        if len(turned):
-            out[turned] = self._sample(planes[turned], matrices[turned], mode)
+        out[turned] = self._sample(planes[turned], matrices[turned], mode)
         return out
 
     def _sample(self, planes: torch.Tensor, matrices: np.ndarray, mode: str) -> torch.Tensor:

@@ -153,11 +153,12 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
     """
     first = ensemble.first
     if request.external:
-        external = load_external(first.data, ensemble.classes, read_class_map(list(request.class_map)))
+        class_map = read_class_map(list(request.class_map))
+        external = load_external(first.data, ensemble.classes, class_map)
         title = f"{ensemble.name}, {request.external.resolve().name}"
         facts = {
             "unknown_classes": external.unknown,
-            "class_map": external.class_map,
+            "class_map": class_map,
             "unreadable": external.unreadable,
         }
         return external.records, facts | {"title": title}

@@ -23,6 +23,7 @@ dataset.masks dataset.split dataset.phantom
 dataset.image_set
 dataset.loading
 dataset.external dataset.contact_sheet
+dataset.phantom.__main__
 dataset
 evaluation.predictions evaluation.provenance
 evaluation.phrases

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from command_line import check_at_least, run_verb
+from config import Config, DataConfig
 from dataset.phantom.constants import IMAGE_SIZE, MAXIMUM_SIZE, MINIMUM_COUNT, MINIMUM_SIZE
 from utils import UserError, make_folder
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--contact-sheet {sheet}: cannot be written; name a .png file in an existing folder")
         make_folder(sheet.absolute().parent, "--contact-sheet")
 
-    from dataset.phantom.write import write_contact_sheet, write_phantom
+    from dataset.phantom.write import write_phantom
 
     make_folder(output.absolute().parent, "--output")
     try:
@@ -50,7 +51,11 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(f"--output {error}") from None
     if sheet is not None:
-        write_contact_sheet(output, sheet)
+        from dataset.contact_sheet import draw_contact_sheet
+        from dataset.loading import load_dataset
+
+        config = Config(data=DataConfig(path=str(output), split=[1.0, 0.0, 0.0]))
+        draw_contact_sheet(load_dataset(config.data, 224), config, sheet)
     print(f"wrote {arguments.count} images to {output}")
 
 

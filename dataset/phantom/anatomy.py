@@ -99,10 +99,8 @@ def torso(view: View, body: Body) -> np.ndarray:
     _, y = view.grid()
     thickness = np.sqrt(ratio * (2 - ratio)) * (1 - 0.28 * np.clip((-0.12 - y) / 0.25, 0, 1))
     if body.arms:
-        canvas = view.canvas()
         arm = np.array([(0.49, -0.27), (0.545, -0.05), (0.60, 0.6)])
-        view.stroke(canvas, mirrored(arm), 0.13, 1.0)
-        thickness = np.maximum(thickness, 0.45 * soften(view.reduce(canvas), 0.012))
+        thickness = np.maximum(thickness, 0.45 * soften(view.lines(mirrored(arm), 0.13, 1.0), 0.012))
     return thickness
 
 
@@ -120,13 +118,12 @@ def ribs(view: View, body: Body) -> tuple[np.ndarray, np.ndarray]:
         side_y = y + drop
         w = float(chest_width(body, min(side_y, 0.35))) + 0.004
         near, reach = min(0.16, 0.45 * w), 0.50 - 0.02 * number
-        posterior = smooth([(0.03, y + 0.006), (near, y - 0.012), (0.66 * w, y + 0.12 * drop),
-                            (0.88 * w, y + 0.45 * drop), (w, side_y - 0.01), (1.01 * w, side_y + 0.05)],
-                           closed=False)  # fmt: skip
-        anterior = smooth([(w, side_y + 0.01), (1.0 * w, side_y + 0.055), (0.90 * w, side_y + 0.085),
-                           (0.72 * w, side_y + 0.13), (reach * w, side_y + 0.165)], closed=False)  # fmt: skip
-        back += mirrored(posterior)
-        front += mirrored(anterior) if number < 6 else []
+        posterior = [(0.03, y + 0.006), (near, y - 0.012), (0.66 * w, y + 0.12 * drop), (0.88 * w, y + 0.45 * drop),
+                     (w, side_y - 0.01), (1.01 * w, side_y + 0.05)]  # fmt: skip
+        anterior = [(w, side_y + 0.01), (1.0 * w, side_y + 0.055), (0.90 * w, side_y + 0.085),
+                    (0.72 * w, side_y + 0.13), (reach * w, side_y + 0.165)]  # fmt: skip
+        back += mirrored(smooth(posterior, closed=False))
+        front += mirrored(smooth(anterior, closed=False)) if number < 6 else []
     # (points, density), the ends first: towards the sternum bone turns into cartilage, which is not visible
     turn, cartilage = ((28, 0.6), (21, 1.0)), ((24, 0.3), (20, 0.55), (16, 0.8), (12, 1.0))
     layers = []

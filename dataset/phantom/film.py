@@ -61,6 +61,12 @@ class View:
         small = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return small.astype(np.float32) * np.float32(1 / 255)
 
+    def lines(self, lines: list[np.ndarray], width: float, value: float) -> np.ndarray:
+        """Return open lines of a width (in image widths) and a value (0 to 1), float32 (size, size)."""
+        canvas = self.canvas()
+        self.stroke(canvas, lines, width, value)
+        return self.reduce(canvas)
+
     def area(self, *outlines: np.ndarray) -> np.ndarray:
         """Return the share of each pixel that closed outlines cover, float32 (size, size)."""
         canvas = self.canvas()

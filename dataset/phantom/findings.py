@@ -89,12 +89,8 @@ def _septa(view: View, body: Body, count: int, rng: np.random.Generator) -> np.n
     middle = start + length * np.stack([np.cos(angle), np.sin(angle)], 1)
     end = middle + length * np.stack([np.cos(angle + bend), np.sin(angle + bend)], 1)
     lines = list(np.stack([start, middle, end], 1))
-    layers = []
-    for group, width in ((lines[: count // 2], 0.004), (lines[count // 2 :], 0.007)):
-        canvas = view.canvas()
-        view.stroke(canvas, group, width, 1.0)
-        layers.append(view.reduce(canvas))
-    return soften(layers[0] + layers[1], 0.0032)
+    fine, coarse = view.lines(lines[: count // 2], 0.004, 1.0), view.lines(lines[count // 2 :], 0.007, 1.0)
+    return soften(fine + coarse, 0.0032)
 
 
 def _reticulation(view: View, body: Body, seen: np.ndarray, rng: np.random.Generator) -> Finding:

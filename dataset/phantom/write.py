@@ -10,7 +10,6 @@ import re
 import tempfile
 import zipfile
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,17 +59,14 @@ def _plan(count: int, seed: int) -> list[Patient]:
     return plan
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 3))[1])
-
-
 def _write_patient(folder: Path, seed: int, size: int, patient: Patient) -> None:
     """Draw a patient's films into the class folders of a data set."""
     for image, stem in enumerate(patient.stems(), 1):
         film = draw_radiograph(patient.label, patient.number, image, seed, size)
         layers = (film.radiograph, film.lungs.astype(np.uint8) * 255, film.lesion.astype(np.uint8) * 255)
         for name, layer in zip(FOLDERS, layers, strict=True):
-            _write_png(folder / patient.label / name / f"{stem}.png", layer)
+            data = cv2.imencode(".png", layer, (cv2.IMWRITE_PNG_COMPRESSION, 3))[1]
+            (folder / patient.label / name / f"{stem}.png").write_bytes(data)
 
 
 def _write_metadata(folder: Path, plan: list[Patient], seed: int, size: int) -> None:
@@ -146,19 +142,3 @@ def write_phantom(root: Path, count: int = 2000, seed: int = 0, size: int = IMAG
             if not _complete(root, parameters):  # else another process finished first: its bytes are the same
                 raise
     return root
-
-
-def write_contact_sheet(root: Path, path: Path) -> None:
-    """Write a PNG of the first 6 films of every class, one class per row; every second has its lesion outlined."""
-    rows = []
-    for label in CLASSES:
-        tiles = []
-        for index, file in enumerate(islice(cycle(sorted((root / label / "images").glob("*.png"))), 6)):
-            tiles.append(cv2.imread(str(file)))
-            if index % 2:
-                lesion = cv2.imread(str(root / label / "lesion_masks" / file.name), cv2.IMREAD_GRAYSCALE)
-                lesion = cv2.resize(lesion, tiles[-1].shape[1::-1], interpolation=cv2.INTER_NEAREST)
-                outlines, _ = cv2.findContours(lesion, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-                cv2.drawContours(tiles[-1], outlines, -1, (0, 200, 255), 1)
-        rows.append(np.hstack(tiles))
-    _write_png(path, np.vstack(rows))

@@ -11,6 +11,7 @@ import torch
 from config import AugmentConfig, DataConfig, load_run_config
 from dataset.image_set import ImageSet, Schedule
 from dataset.loading import load_dataset
+from dataset.sampling import epoch_steps
 from dataset.transforms import Augment, Normalisation
 
 CPU = torch.device("cpu")
@@ -69,9 +70,9 @@ def test_no_training_batch_of_one(batch: int, tiny_run: Path) -> None:
     order = np.arange((len(images) - 1) // batch * batch + 1)
     augment = Augment(config.augment, 0, 64, 64)
     grey = Normalisation((0.5,), (0.5,))
-    schedule = Schedule(order, augment=augment, epoch=1)
+    schedule = Schedule(order, epoch_steps(len(order), batch), augment, epoch=1)
     batches = list(images.batches(CPU, batch, grey, schedule))
     assert min(len(b.indices) for b in batches) > 1
     np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), order)
-    whole = next(images.batches(CPU, 1000, grey, schedule))
+    whole = next(images.batches(CPU, 1000, grey, Schedule(order, augment=augment, epoch=1)))
     torch.testing.assert_close(torch.cat([b.inputs for b in batches]), whole.inputs)

@@ -174,7 +174,7 @@ def test_the_seed_of_the_split_matters() -> None:
 
 def test_exact_numbers_per_class() -> None:
     records = _records([(i % 4, 1 + (i // 4) % 3) for i in range(800)])
-    split = split_records(records, [0.8, 0.1, 0.1], 0, val_per_class=60, test_per_class=60)
+    split = split_records(records, [0.8, 0.1, 0.1], 0, (60, 60))
     counts = pd.crosstab(records["label"], split)
     assert (counts[["val", "test"]] == 60).all().all()
 
@@ -182,7 +182,7 @@ def test_exact_numbers_per_class() -> None:
 def test_a_class_that_is_too_small_is_reported() -> None:
     records = _records([(0, 1)] * 200 + [(1, 1)] * 100)
     with pytest.raises(UserError, match="class '1' has 100 images"):
-        split_records(records, [0.8, 0.1, 0.1], 0, val_per_class=60, test_per_class=60)
+        split_records(records, [0.8, 0.1, 0.1], 0, (60, 60))
 
 
 def test_copies_of_an_image_stay_together() -> None:
@@ -221,7 +221,7 @@ def test_leaks_in_given_splits_are_reported(capsys: pytest.CaptureFixture) -> No
 
 def test_targets_and_assignment_by_hand() -> None:
     labels = np.array([0] * 10 + [1] * 20)
-    targets = split_targets(labels, [0.8, 0.1, 0.1], None, 3)
+    targets = split_targets(labels, [0.8, 0.1, 0.1], (None, 3))
     np.testing.assert_allclose(targets, [[6, 15], [1, 2], [3, 3]])
     chosen = assign_groups(labels, np.arange(30), targets, 0)
     assert [np.bincount(labels[chosen == s], minlength=2).tolist() for s in range(3)] == [[6, 15], [1, 2], [3, 3]]
@@ -243,7 +243,7 @@ def test_odd_csv_and_folders(tmp_path: Path) -> None:
             _image(tmp_path / "d" / folder / label / f"{folder}.png")
     assert find_records(tmp_path / "d")["split"].value_counts().to_dict() == {"val": 4, "train": 2}
     _image(tmp_path / "d" / "C" / "c.png")
-    with pytest.raises(UserError, match="beside split folders"):
+    with pytest.raises(UserError, match="beside split folder"):
         find_records(tmp_path / "d")
 
 
