@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
 import cv2
@@ -10,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
-from utils import UserError, log
+from utils import UserError, did_you_mean, log
 
 COLORMAP = "inferno"  # perceptually even
 MAX_OPACITY = 0.6
@@ -26,10 +25,8 @@ def check_colormap(name: str) -> None:
     Raises: `UserError` with the nearest names.
     """
     if name not in matplotlib.colormaps:
-        names = {name.lower(): name for name in matplotlib.colormaps}
-        near = [names[word] for word in difflib.get_close_matches(name.lower(), names, n=3)]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"some are {COLORMAP}, viridis, cividis and gray"
-        raise UserError(f"--colormap {name}: matplotlib has no such colormap; {hint}")
+        near = did_you_mean(name.lower(), {known.lower(): known for known in matplotlib.colormaps}, 3)
+        raise UserError(f"--colormap {name}: unknown to matplotlib{near}; choose {COLORMAP}, viridis or another")
     colours = matplotlib.colormaps[name](np.linspace(0, 1, 256))[None, :, :3].astype(np.float32)
     steps = np.diff(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0, :, 0])
     if min(steps.clip(min=0).sum(), -steps.clip(max=0).sum()) > 1:

@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.image_set import Batch, ImageSet
+from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
 from localization.drawing.colours import COLORMAP
 from localization.drawing.geometry import Square
-from localization.drawing.means import MeanAccumulator, MeanMaps, draw_means
+from localization.drawing.means import MeanMaps, draw_means
 from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer
-from localization.drawing.panel import PanelDrawer, Subject
+from localization.drawing.panel import draw_panel
+from localization.drawing.sheet import save_png
 from localization.explainer import Explainer
-from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
-from localization.scoring.measure import Controls, Measurer, class_file_name, numbered
+from localization.scoring.measure import Controls, Measurer, numbered
 from localization.scoring.overlap import TOLERANCE
 from localization.scoring.rows import COLUMNS, CONTROL_COLUMNS, MapRow, write_rows
-from localization.scoring.rows import MASKS as MASK_KINDS
 from utils import atomic_write, log, make_folder
 
 _METHOD = "(" + "|".join(map(re.escape, METHODS)) + ")"
@@ -102,12 +101,6 @@ class Output:
     save: Path | None = None
     keep: bool = False
 
-    def prepare(self) -> None:
-        """Make the folders and delete what an earlier call drew there. Raises: `UserError`."""
-        for path, flag in ((self.folder, "--output"), (self.save, "--save")):
-            if path is not None:
-                clear_folder(make_folder(path, flag))
-
 
 @dataclass(kw_only=True)
 class DrawnMaps:
@@ -144,37 +137,44 @@ def draw_maps(model: ExplainedModel, images: ImageSet, job: MapJob, output: Outp
 
     Raises: `UserError` for a folder that cannot be written.
     """
-    output.prepare()
+    for path, flag in ((output.folder, "--output"), (output.save, "--save")):
+        if path is not None:
+            clear_folder(make_folder(path, flag))
     explainer, methods = model.explainer, job.methods
     drawn = DrawnMaps(name=model.name, images=images, square=Square(model.fit, explainer.size))
     measurer = Measurer(images, model.fit, model.name, job.controls, job.style.tolerance)
+    writer = _Writer(drawn, job, output, rescaled=model.averages_layers)
+    waiting: list[_ExplainedImage] = []
     with tqdm(total=len(images) * len(methods), desc="maps", unit="map", leave=False) as bar:
-        writer = _Writer(drawn, job, output, bar, rescaled=model.averages_layers)
         for batch in images.batches(model.device, explainer.settings.batch, explainer.architecture):
-            explanation = explainer.explain(batch.inputs, _targets(job.label, images.classes, batch))
+            targets = None if job.label is None else torch.full_like(batch.labels, images.classes.index(job.label))
+            explanation = explainer.explain(batch.inputs, targets)
             maps = {}
             for method in methods:
                 bar.set_description(METHODS[method].title)
                 maps[method] = METHODS[method].function(explanation).cpu().numpy()
-                bar.update(len(batch.indices) * 0.5)  # the other half: measured and drawn
+                bar.update(len(batch.indices))
             rows, controls = measurer.rows(batch, explanation, maps, bar.set_description)
             drawn.rows += rows
             drawn.controls += controls
             bar.set_description("images")
-            writer.add(batch, explanation, rows, maps)
-        writer.finish()
+            probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
+            for i, (index, probability) in enumerate(zip(batch.indices, probabilities, strict=True)):
+                image_rows = rows[i * len(maps) : (i + 1) * len(maps)]
+                cams = [cams[i] for cams in maps.values()]
+                waiting.append(_ExplainedImage(int(index), probability, image_rows, cams))
+            if job.style.scale != "shared":
+                writer.draw(waiting)
+                waiting = []
+        writer.draw(waiting)
     for method, means in drawn.means.items():
         if means.counts:
-            draw_means(output.folder / f"mean_{method}.png", means, METHODS[method].title, job.style.colormap)
+            figure = draw_means(means, METHODS[method].title, job.style.colormap)
+            save_png(figure, output.folder / f"mean_{method}.png")
     write_rows(output.folder / "cams.csv", drawn.rows, COLUMNS)
     if job.controls is not None:
         write_rows(output.folder / "controls.csv", drawn.controls, CONTROL_COLUMNS)
     return drawn
-
-
-def _targets(label: str | None, classes: Sequence[str], batch: Batch) -> torch.Tensor | None:
-    """Return the class to explain for each image of the batch; None: the predicted ones."""
-    return None if label is None else torch.full_like(batch.labels, classes.index(label))
 
 
 def clear_folder(folder: Path) -> None:
@@ -193,64 +193,37 @@ def clear_folder(folder: Path) -> None:
 class _Writer:
     """Draws the images of a set: an overlay per map, a panel where there are several, and what is to be saved."""
 
-    def __init__(self, drawn: DrawnMaps, job: MapJob, output: Output, bar: tqdm, rescaled: bool) -> None:
-        self.drawn, self.style, self.output, self.bar, self.rescaled = drawn, job.style, output, bar, rescaled
+    def __init__(self, drawn: DrawnMaps, job: MapJob, output: Output, rescaled: bool) -> None:
+        self.drawn, self.style, self.output, self.rescaled = drawn, job.style, output, rescaled
         self.overlays = OverlayDrawer(drawn.square, job.style.colormap)
-        self.panels = PanelDrawer(drawn.square, job.style.colormap) if len(job.methods) > 1 else None
-        self.means = {method: MeanAccumulator() for method in job.methods}
-        self.waiting: list[_ExplainedImage] = []
+        drawn.means.update((method, MeanMaps()) for method in job.methods)
 
-    def add(self, batch: Batch, explanation: Explanation, rows: list[MapRow], maps: dict[str, np.ndarray]) -> None:
-        """Draw the maps of a batch; on a shared scale, only once all maps are known."""
-        probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
-        count = len(maps)
-        for i, index in enumerate(batch.indices):
-            image_rows = rows[i * count : (i + 1) * count]
-            self.waiting.append(
-                _ExplainedImage(int(index), probabilities[i], image_rows, [cams[i] for cams in maps.values()])
-            )
-        if self.style.scale != "shared":
-            self._draw_waiting()
-
-    def finish(self) -> None:
-        """Draw what waits, and set the means."""
-        self._draw_waiting()
-        self.drawn.means.update({method: means.means() for method, means in self.means.items()})
-
-    def _draw_waiting(self) -> None:
-        """Draw the waiting images, on one colour scale per method unless each map has its own."""
+    def draw(self, images: Sequence[_ExplainedImage]) -> None:
+        """Draw images, on one colour scale per method unless each map has its own."""
         peaks: dict[str, float] = {}
         if self.style.scale != "image":
-            for row in (row for image in self.waiting for row in image.rows if row.state.scored):
+            for row in (row for image in images for row in image.rows if row.state.scored):
                 peaks[row.method] = max(peaks.get(row.method, 0.0), row.peak)
-        for image in self.waiting:
+        for image in images:
             self._draw(image, peaks)
-            self.bar.update(len(image.rows) * 0.5)
-        self.waiting = []
 
     def _draw(self, explained: _ExplainedImage, peaks: dict[str, float]) -> None:
         first = explained.rows[0]
         image = read_with_masks(self.drawn.images, explained.index)
-        title = f"{Path(first.path).stem}\nevidence for {first.target} (probability {explained.probability:.2f})"
-        if first.label:
-            title += f"; true class {first.label}"
+        evidence = f"evidence for {first.target} (probability {explained.probability:.2f})"
+        truth = f"true class {first.label}" if first.label else ""
+        title = f"{Path(first.path).stem}\n{evidence}" + (f"; {truth}" if truth else "")
         entries = []
         for row, cam in zip(explained.rows, explained.maps, strict=True):
             entry = MapEntry(title=self._unit(row.method), cam=cam, state=row.state, peak=peaks.get(row.method))
             self.overlays.draw(self.output.folder / row.file, image, entry, title)
             entries.append(replace(entry, title=METHODS[row.method].title, note=_lifts(row)))
             self._keep(explained.index, row, cam)
-        stem, target = numbered(explained.index, first.path), class_file_name(first.target)
-        if self.panels is not None:
-            subject = Subject(
-                name=Path(first.path).name,
-                target=first.target,
-                probability=explained.probability,
-                label=first.label,
-                predicted=first.predicted,
-            )
-            panel = self.output.folder / f"{stem}__panel__{target}.png"
-            self.panels.draw(panel, image, entries, subject, self.rescaled)
+        stem = numbered(explained.index, first.path)
+        if len(entries) > 1:
+            head = [Path(first.path).name, evidence, f"{truth}, predicted {first.predicted}".removeprefix(", ")]
+            figure = draw_panel(image, entries, head, self.drawn.square, self.style.colormap, self.rescaled)
+            save_png(figure, self.output.folder / first.file.replace(f"{stem}__{first.method}__", f"{stem}__panel__"))
         if self.output.save is not None:
             with atomic_write(self.output.save / f"{stem}__raw.png", "wb") as file:
                 file.write(cv2.imencode(".png", image.pixels)[1].tobytes())
@@ -258,7 +231,7 @@ class _Writer:
     def _keep(self, index: int, row: MapRow, cam: np.ndarray) -> None:
         """Add the map to the means, and keep it in memory and on disk if that is asked for."""
         if row.state.scored and row.label in ("", row.target):
-            self.means[row.method].add(row.target, self.drawn.images.gather("image", np.array([index]))[0], cam)
+            self.drawn.means[row.method].add(row.target, self.drawn.images.gather("image", np.array([index]))[0], cam)
         if self.output.keep:
             self.drawn.maps[row.path, row.method] = cam
         if self.output.save is not None:
@@ -279,5 +252,5 @@ def read_with_masks(images: ImageSet, index: int) -> ImageWithMasks:
 
 def _lifts(row: MapRow) -> str:
     """Return the lifts of a map: `lung lift 1.20, lesion lift 2.31`."""
-    lifts = {kind: row.scores.get(f"{kind}_lift", math.nan) for kind in MASK_KINDS}
-    return ", ".join(f"{kind} lift {lift:.2f}" for kind, lift in lifts.items() if not math.isnan(lift))
+    lifts = {name.replace("_", " "): value for name, value in row.scores.items() if name.endswith("_lift")}
+    return ", ".join(f"{name} {lift:.2f}" for name, lift in sorted(lifts.items(), reverse=True) if not math.isnan(lift))

@@ -9,11 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.transforms import Affine2D
 
 from localization.drawing.colours import COLORMAP, Scale, blend
-from localization.drawing.figure import draw_bar, draw_legend, draw_outlines, fitted, new_figure, save_png
 from localization.drawing.geometry import Square, lay_back, outline
+from localization.drawing.sheet import CAPTION, draw_legend, draw_outlines, fitted, new_figure, save_png
 from localization.states import MapState
 
 BOX_KEY = "Radiograph"  # the PNG text chunk with left, top, right, bottom of the image in the overlay, in pixels
@@ -67,7 +69,7 @@ class OverlayDrawer:
         self.figure = new_figure(6.4, 5.7)
 
     def draw(self, path: Path, image: ImageWithMasks, entry: MapEntry, title: str) -> None:
-        """Save one overlay as PNG, with the image's box in a text chunk (`read_box`).
+        """Save one overlay as PNG, with the image's box in a text chunk (`BOX_KEY`).
 
         Args:
             entry: its `title` labels the colour bar.
@@ -83,11 +85,11 @@ class OverlayDrawer:
         if entry.state.scored:
             scale, mark = entry.scale(self.colormap)
             ax.imshow(blend(pixels, lay_back(entry.cam, *full, self.square, size), scale))
-            draw_bar(self.figure.add_axes((0.85, 0.14, 0.03, 0.7)), scale, entry.title, mark)
+            _draw_bar(self.figure.add_axes((0.85, 0.14, 0.03, 0.7)), scale, entry.title, mark)
         else:
             ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         if entry.state.caption:
-            _write_caption(ax, entry.state.caption)
+            ax.text(0.5, 0.03, entry.state.caption, transform=ax.transAxes, fontsize=11, **CAPTION)
         lines = [fitted(self.figure, line, 0.8 * self.figure.bbox.width, fontsize=10) for line in title.split("\n")]
         ax.set_title("\n".join(lines), fontsize=10, parse_math=False)  # file names may hold dollar signs
         ax.set_axis_off()
@@ -97,20 +99,14 @@ class OverlayDrawer:
         draw_legend(self.figure, curves, loc="lower left", bbox_to_anchor=(0.83, 0.015))
         place, bottom = ax.get_window_extent(), self.figure.bbox.height
         box = (place.x0, bottom - place.y1, place.x1, bottom - place.y0)
-        # Compression level 2 takes a third of the default's time.
-        metadata = {BOX_KEY: ",".join(str(round(edge)) for edge in box)}
-        save_png(self.figure, path, metadata=metadata, pil_kwargs={"compress_level": 2})
+        save_png(self.figure, path, metadata={BOX_KEY: ",".join(str(round(edge)) for edge in box)})
 
 
-def read_box(text: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    """Return where the image lies in an overlay (left, top, right, bottom, in pixels) from the PNG's text chunks.
-
-    None where they do not say.
-    """
-    box = text.get(BOX_KEY)
-    return None if box is None else tuple(round(float(edge)) for edge in box.split(","))
-
-
-def _write_caption(ax: Axes, words: str) -> None:
-    ground = {"facecolor": "black", "alpha": 0.75, "pad": 4, "edgecolor": "none"}
-    ax.text(0.5, 0.03, words, transform=ax.transAxes, ha="center", va="bottom", color="white", fontsize=11, bbox=ground)
+def _draw_bar(ax: Axes, scale: Scale, label: str, mark: float | None) -> None:
+    """Fill `ax` with the colours of the scale and their values; `mark` points at a map's own peak and names it."""
+    bar = ax.figure.colorbar(ScalarMappable(Normalize(0, scale.top), scale.colormap), cax=ax)
+    if mark is not None:
+        ax.plot([0], [min(mark, scale.top)], ">", color="black", markersize=6, clip_on=False)
+        label += f"; this map's peak: {mark:.2g}"
+    bar.set_label(label, fontsize=9, parse_math=False)
+    ax.tick_params(labelsize=8)

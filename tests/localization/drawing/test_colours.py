@@ -14,7 +14,7 @@ def test_colormaps(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(log, "propagate", True)
     with pytest.raises(UserError, match=r"--colormap Viridas: .*viridis"):
         check_colormap("Viridas")
-    with pytest.raises(UserError, match=r"^--colormap : matplotlib has no such"):
+    with pytest.raises(UserError, match=r"^--colormap : unknown to matplotlib"):
         check_colormap("")
     for name in ("inferno", "inferno_r", "viridis", "magma", "cividis", "plasma", "gray", "hot"):
         check_colormap(name)

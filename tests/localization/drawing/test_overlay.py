@@ -11,8 +11,9 @@ from PIL import Image
 
 from dataset.readers import fit_square
 from localization.drawing.geometry import Square
-from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer, read_box
-from localization.drawing.panel import PanelDrawer, Subject
+from localization.drawing.overlay import BOX_KEY, ImageWithMasks, MapEntry, OverlayDrawer
+from localization.drawing.panel import draw_panel
+from localization.drawing.sheet import save_png
 from localization.states import MapState
 from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
 
@@ -20,7 +21,7 @@ from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
 def _overlay(path: Path) -> np.ndarray:
     """Return the image's part of an overlay, where its text chunk says it is: (height, width, 3) int."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").crop(read_box(image.text)), int)
+        return np.asarray(image.convert("RGB").crop([int(edge) for edge in image.text[BOX_KEY].split(",")]), int)
 
 
 def _words(figure: Figure) -> list[str]:
@@ -46,16 +47,17 @@ def test_a_doubtful_map_is_shown_with_words_and_an_absent_one_without_colours(tm
     absent = {MapState.EMPTY: 0, MapState.NAN: np.nan}
     cam = np.full((7, 7), absent.get(state, 1), np.float32)
     image, entry = ImageWithMasks(np.full((90, 61), 120, np.uint8)), MapEntry(title="m", cam=cam, state=state)
-    overlay, panel = OverlayDrawer(Square("letterbox", 64)), PanelDrawer(Square("letterbox", 64))
+    overlay = OverlayDrawer(Square("letterbox", 64))
     overlay.draw(tmp_path / "o.png", image, entry, "t")
-    panel.draw(tmp_path / "p.png", image, [entry], Subject(name="name", target="A"))
+    panel = draw_panel(image, [entry], ["name", "evidence"], Square("letterbox", 64))
+    save_png(panel, tmp_path / "p.png")
     upper = _overlay(tmp_path / "o.png")[2:300, 2:-2]
-    tile = np.asarray(Image.open(tmp_path / "p.png"), int)[120:200, 220:340]
+    tile = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"), int)[120:200, 220:340]
     for shown in (upper, tile):
         assert (np.ptp(shown, axis=2).max() > 30) == (state not in absent)
     said = [state.caption] if state is not MapState.OK else []
     assert _words(overlay.figure) == said
-    assert all(words in [" ".join(text.get_text().split()) for text in panel.figure.texts] for words in said)
+    assert all(words in [" ".join(text.get_text().split()) for text in panel.texts] for words in said)
     assert len(overlay.figure.axes) == (1 if state in absent else 2)
 
 
@@ -80,13 +82,12 @@ def test_masks_are_outlined_where_they_are(tmp_path: Path, fit: str, shape: tupl
 
 
 def test_without_masks_there_is_no_legend(tmp_path: Path) -> None:
-    overlay, panel = OverlayDrawer(Square("squash", 32)), PanelDrawer(Square("squash", 32))
+    overlay = OverlayDrawer(Square("squash", 32))
     image = ImageWithMasks(np.zeros((9, 9), np.uint8))
     entry = MapEntry(title="m", cam=np.ones((3, 3)), state=MapState.OK)
     overlay.draw(tmp_path / "o.png", image, entry, "t")
-    panel.draw(tmp_path / "p.png", image, [entry], Subject(name="n", target="A"))
     assert not overlay.figure.legends
-    assert not {"lungs", "lesion"} & {text.get_text() for text in panel.figure.texts}
+    assert not draw_panel(image, [entry], ["n"], Square("squash", 32)).legends
 
 
 def test_a_long_title_stays_on_the_image(tmp_path: Path) -> None:

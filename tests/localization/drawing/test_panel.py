@@ -11,7 +11,9 @@ from PIL import Image
 
 from localization.drawing.geometry import Square
 from localization.drawing.overlay import ImageWithMasks, MapEntry
-from localization.drawing.panel import PanelDrawer, Subject
+from localization.drawing.pairs import draw_pair
+from localization.drawing.panel import draw_panel
+from localization.drawing.sheet import save_png
 from localization.states import MapState
 from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
 
@@ -20,7 +22,6 @@ from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
     ("count", "shape"), [(1, (90, 60)), (2, (60, 90)), (4, (300, 30)), (4, (30, 300)), (7, (90, 61)), (15, (64, 64))]
 )
 def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[int, int]) -> None:
-    drawer = PanelDrawer(Square("letterbox", 64))
     masks = {"lung_mask": np.eye(64) == 0, "lesion_mask": np.eye(64) == 1}
     states = list(MapState)
     cam = np.full((7, 7), 1.234e-5, np.float32)
@@ -34,13 +35,14 @@ def test_texts_of_a_panel_do_not_meet(tmp_path: Path, count: int, shape: tuple[i
         )
         for i in range(count)
     ]
-    label = "Virale Lungenentzündung"
-    subject = Subject(name=LONG_NAME, target=LONG_CLASS, probability=0.934, label=label, predicted=LONG_CLASS)
-    drawer.draw(tmp_path / "p.png", ImageWithMasks(np.zeros(shape, np.uint8), masks), entries, subject)
-    boxes = [text.get_window_extent() for text in drawer.figure.texts if text.get_text()]
-    titles = [text.get_text() for text in drawer.figure.texts if text.get_text().startswith(("Integ", "Image"))]
+    head = [LONG_NAME, f"evidence for {LONG_CLASS} (probability 0.93)", f"true class {LONG_CLASS}, predicted A"]
+    image = ImageWithMasks(np.zeros(shape, np.uint8), masks)
+    figure = draw_panel(image, entries, head, Square("letterbox", 64))
+    save_png(figure, tmp_path / "p.png")
+    boxes = [text.get_window_extent() for text in (*figure.texts, *figure.legends[0].get_texts()) if text.get_text()]
+    titles = [text.get_text() for text in figure.texts if text.get_text().startswith(("Integ", "Image"))]
     assert len(titles) == count + 1
-    width, height = drawer.figure.bbox.size
+    width, height = figure.bbox.size
     assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= width and b.y1 <= height for b in boxes)
     for a, b in itertools.combinations(boxes, 2):
         across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
@@ -63,20 +65,20 @@ def _tiles(path: Path, value: int) -> list[np.ndarray]:
     return [shown[rows[0] : rows[-1] + 1, first[0] + k * pitch : first[-1] + 1 + k * pitch] for k in range(count)]
 
 
-@pytest.mark.parametrize(("count", "off"), [(3, 1), (7, 6)])
-def test_colours_of_a_panel(tmp_path: Path, count: int, off: int) -> None:
-    """Each map on its own scale; many tiles are saved in a palette, which shifts colours a little."""
+@pytest.mark.parametrize("count", [3, 7])
+def test_colours_of_a_panel(tmp_path: Path, count: int) -> None:
+    """Each map on its own scale."""
     peaks = [None, 1.0, 2.0, 4.0, 8.0, None, 3.0][:count]
     entries = [
         MapEntry(title=str(i), cam=np.full((4, 4), 1, np.float32), state=MapState.OK, peak=peak)
         for i, peak in enumerate(peaks)
     ]
     image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
-    PanelDrawer(Square("letterbox", 64)).draw(tmp_path / "p.png", image, entries, Subject(name="n", target="A"))
+    save_png(draw_panel(image, entries, ["n"], Square("letterbox", 64)), tmp_path / "p.png")
     tiles = _tiles(tmp_path / "p.png", 80)
     assert tiles[0].shape[:2] == (149, 224)  # the image's aspect
     for tile, peak in zip(tiles[1:], peaks, strict=False):
-        assert np.abs(tile[5:-5, 5:-5] - colour(1 / (peak or 1), grey=80)).max() <= off
+        assert np.abs(tile[5:-5, 5:-5] - colour(1 / (peak or 1), grey=80)).max() <= 1
 
 
 def test_two_models_on_one_image(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_two_models_on_one_image(tmp_path: Path) -> None:
     image = ImageWithMasks(np.full((60, 90), 80, np.uint8))
     left = np.repeat([[1.0, 0.0]], 2, 0).astype(np.float32)
     uniform = np.ones((5, 5), np.float32)
-    drawer, subject = PanelDrawer(squares[0]), Subject(name="n", target="A")
+    words: set[str] = set()
 
     def tiles(
         a: np.ndarray, b: np.ndarray, states: tuple[MapState, MapState] = (MapState.OK, MapState.OK)
@@ -94,7 +96,10 @@ def test_two_models_on_one_image(tmp_path: Path) -> None:
             MapEntry(title=f"model {name}", cam=cam, state=state)
             for name, cam, state in zip("ab", (a, b), states, strict=True)
         )
-        drawer.draw_pair(tmp_path / "p.png", image, pair, squares, subject)
+        figure = draw_pair(image, pair, squares, ["n"], "inferno")
+        words.clear()
+        words.update(" ".join(text.get_text().split()) for text in figure.texts)
+        save_png(figure, tmp_path / "p.png")
         return _tiles(tmp_path / "p.png", 80)
 
     raw, a, b, difference = tiles(uniform * 1e-6, uniform * 3)
@@ -103,7 +108,6 @@ def test_two_models_on_one_image(tmp_path: Path) -> None:
     difference = tiles(left, uniform)[3][75]
     assert difference[5][1] < difference[5][[0, 2]].min()  # more in A on the left
     assert difference[-5][1] > difference[-5][[0, 2]].max()
-    words = {text.get_text() for text in drawer.figure.texts}
     assert {"A: model a", "B: model b", "A - B", "-1", "1"} <= words
     for states in ((MapState.EMPTY, MapState.OK), (MapState.OK, MapState.NAN)):
         maps = (uniform * 0 if states[0] == "empty" else uniform, uniform if states[1] == "ok" else uniform * np.nan)
@@ -113,8 +117,8 @@ def test_two_models_on_one_image(tmp_path: Path) -> None:
             *(status == "ok" for status in states),
             False,
         ]
-        assert "no difference: a map is missing" in {t.get_text() for t in drawer.figure.texts}
+        assert "no difference: a map is missing" in words
     padding = np.zeros((90, 90), np.float32)
     padding[:10] = 1
     tiles(uniform, padding)
-    assert "all of it is outside the image" in {t.get_text() for t in drawer.figure.texts}
+    assert "all of it is outside the image" in words

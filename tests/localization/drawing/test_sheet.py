@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localization.drawing.figure import fitted, new_figure
+from localization.drawing.sheet import fitted, new_figure
 from tests.helpers.drawing_case import LONG_NAME
 
 
