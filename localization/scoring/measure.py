@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,7 @@ from localization.explainer import Explainer
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
 from localization.scoring.faithfulness import ROUNDING, Faithfulness
-from localization.scoring.overlap import (
-    TOLERANCE,
-    MaskScorer,
-    enlarge,
-    gaussian_map,
-    map_states,
-    oracle_map,
-    uniform_map,
-)
+from localization.scoring.overlap import TOLERANCE, MaskScorer, enlarge, gaussian_map, map_states, oracle_map
 from localization.scoring.rows import CONTROLS, FAITHFULNESS, MapRow
 from localization.states import MapState
 from utils import shortened_name
@@ -37,11 +29,6 @@ MaskMaps = Mapping[str, np.ndarray]  # kind of mask → (n, h, w), the maps scor
 def numbered(index: int, path: str) -> str:
     """Return how the names of an image's files begin: its number and its stem."""
     return f"{index:04d}_{shortened_name(Path(path).stem, limit=100)}"
-
-
-def class_file_name(name: str) -> str:
-    """Return a class's name as a part of a file's."""
-    return shortened_name(name.replace("/", "_"), limit=80)
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,6 @@ class Controls:
     seed: int = 0
 
 
-@dataclass(frozen=True)
 class _MeasuredImage:
     """An image as it is measured: without the padding of a letterbox.
 
@@ -71,10 +57,15 @@ class _MeasuredImage:
         scorers: kind of mask → the scorer on the image alone.
     """
 
-    side: int
-    frame: tuple[slice, slice] | None
-    squares: dict[str, np.ndarray]
-    scorers: dict[str, MaskScorer]
+    def __init__(self, images: ImageSet, index: int, fit: str, tolerance: float) -> None:
+        self.side, self.frame = images.side, images.content(index, fit)
+        self.squares = {
+            name.removesuffix("_mask"): images.gather(name, np.array([index]))[0].astype(bool)
+            for name in MASKS
+            if images.has(name)[index]
+        }
+        contents = {kind: mask if self.frame is None else mask[self.frame] for kind, mask in self.squares.items()}
+        self.scorers = {kind: MaskScorer(mask, tolerance) for kind, mask in contents.items()}
 
     def cut(self, cam: np.ndarray) -> np.ndarray:
         """Return the image's part of a map (h, w) over the square."""
@@ -89,23 +80,6 @@ class _MeasuredImage:
         if kind not in self.squares:
             return np.zeros((height, width), np.float32)
         return oracle_map(self.squares[kind], height, width)
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """The state, the peak and the scores of one map."""
-
-    state: MapState
-    peak: float
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """The images of a batch (positions in it) whose maps' faithfulness is scored, and the scorer."""
-
-    positions: np.ndarray
-    scorer: Faithfulness
 
 
 class Measurer:
@@ -133,55 +107,71 @@ class Measurer:
         Args:
             report: called with the current step, for a progress bar.
         """
-        images = [self._image(int(index)) for index in batch.indices]
-        heads = [self._head(int(index), explanation, i) for i, index in enumerate(batch.indices)]
-        sample = self._sample(batch, explanation)
         report("scores")
-        measured = {method: self._measure(_same(cams), images, sample) for method, cams in maps.items()}
-        rows = [
-            MapRow(
-                **heads[i],
-                **vars(measured[method][i]),
-                method=method,
-                file=f"{numbered(int(index), heads[i]['path'])}__{method}__{class_file_name(heads[i]['target'])}.png",
+        measured = _MeasuredBatch(self, batch, explanation)
+        by_method = [measured.rows(_same(cams), method) for method, cams in maps.items()]
+        rows = [row for image_rows in zip(*by_method, strict=True) for row in image_rows]
+        return rows, list(self._control_rows(measured, explanation, maps, report)) if self.controls else []
+
+    def _control_rows(
+        self, measured: _MeasuredBatch, explanation: Explanation, maps: Maps, report: Callable[[str], None]
+    ) -> Iterator[MapRow]:
+        """Yield the rows of the controls: by method, control and image.
+
+        The uniform map, the Gaussian and the oracle depend on the grid alone, so methods of one grid share them. Costly
+        methods run on the randomised model for the images alone whose faithfulness is scored.
+        """
+        inputs, targets = explanation.inputs, explanation.targets
+        places = torch.from_numpy(measured.faithful).to(inputs.device)
+        every = self.controls.randomised.explain(inputs, targets)
+        few = self.controls.randomised.explain(inputs[places], targets[places])
+        by_grid: dict[tuple[int, ...], dict[str, list[MapRow]]] = {}
+        for method, cams in maps.items():
+            grid, costly = cams.shape[1:], METHODS[method].costly
+            if grid not in by_grid:
+                controls = measured.grid_controls(*grid).items()
+                by_grid[grid] = {control: measured.rows(shown, method, control) for control, shown in controls}
+            report(f"{METHODS[method].title}, random weights")
+            chosen = measured.faithful if costly else np.arange(len(cams))
+            randomised = np.full(cams.shape, np.nan, np.float32)
+            if len(chosen):
+                randomised[chosen] = METHODS[method].function(few if costly else every).cpu().numpy()
+            rows = by_grid[grid] | {"randomised": measured.rows(_same(randomised), method, "randomised")}
+            for control in CONTROLS:
+                for i in chosen if control == "randomised" else range(len(cams)):
+                    yield replace(rows[control][i], method=method)
+
+
+class _MeasuredBatch:
+    """The images of a batch, and the scorer of the faithfulness of maps of some of them.
+
+    Attributes:
+        faithful: positions in the batch of those images.
+    """
+
+    def __init__(self, measurer: Measurer, batch: Batch, explanation: Explanation) -> None:
+        self.name, self.records, self.classes = measurer.name, measurer.images.records, measurer.images.classes
+        self.indices = [int(index) for index in batch.indices]
+        self.images = [_MeasuredImage(measurer.images, i, measurer.fit, measurer.tolerance) for i in self.indices]
+        self.predicted, self.targets = explanation.scores.argmax(1).tolist(), explanation.targets.tolist()
+        controls = measurer.controls
+        chosen = controls.faithful if controls else ()
+        self.faithful = np.flatnonzero([index in chosen for index in self.indices])
+        if len(self.faithful):
+            places = torch.from_numpy(self.faithful).to(explanation.inputs.device)
+            self.scorer = Faithfulness(
+                lambda inputs: explanation.predict(inputs).softmax(1),
+                explanation.inputs[places],
+                explanation.targets[places],
+                explanation.settings.batch,
+                controls.seed,
+                ROUNDING if explanation.settings.precision == "fp32" else HALF_ROUNDING,
             )
-            for i, index in enumerate(batch.indices)
-            for method in maps
-        ]
-        if self.controls is None:
-            return rows, []
-        return rows, [
-            MapRow(**heads[i], **vars(measurement), method=method, control=control)
-            for method, control, measurements in self._controls(explanation, maps, images, sample, report)
-            for i, measurement in measurements.items()
-        ]
 
-    def _image(self, index: int) -> _MeasuredImage:
-        frame = self.images.content(index, self.fit)
-        squares = {
-            name.removesuffix("_mask"): self.images.gather(name, np.array([index]))[0].astype(bool)
-            for name in MASKS
-            if self.images.has(name)[index]
-        }
-        scorers = {
-            kind: MaskScorer(mask if frame is None else mask[frame], self.tolerance) for kind, mask in squares.items()
-        }
-        return _MeasuredImage(self.images.side, frame, squares, scorers)
-
-    def _head(self, index: int, explanation: Explanation, i: int) -> dict[str, str]:
-        """Return what all rows of an image share."""
-        record, classes = self.images.records.iloc[index], self.images.classes
-        return {
-            "model": self.name,
-            **{column: record[column] for column in ("path", "group", "label")},
-            "predicted": classes[int(explanation.scores[i].argmax())],
-            "target": classes[int(explanation.targets[i])],
-        }
-
-    def _measure(self, maps: MaskMaps, images: Sequence[_MeasuredImage], sample: _Sample | None) -> list[_Measurement]:
-        """Measure one map of each image; its faithfulness is that of the lesion's map, without one of the lungs'."""
-        measured = []
-        for i, image in enumerate(images):
+    def rows(self, maps: MaskMaps, method: str, control: str = "") -> list[MapRow]:
+        """Return the row of one map of each image; its faithfulness is that of the lesion's map, else of the lungs'."""
+        rows = []
+        for i, (index, image) in enumerate(zip(self.indices, self.images, strict=True)):
             cam = maps[next((kind for kind in KINDS if kind in image.scorers), KINDS[0])][i]
             scores = {
                 f"{kind}_{name}": value
@@ -189,92 +179,38 @@ class Measurer:
                 if image.state(maps[kind][i]).scored
                 for name, value in scorer.scores(image.cut(maps[kind][i])).items()
             }
-            measured.append(_Measurement(image.state(cam), float(cam.max()), scores))
-        if sample is not None:
+            record, target = self.records.iloc[index], self.classes[self.targets[i]]
+            name = f"{numbered(index, record['path'])}__{method}__{shortened_name(target.replace('/', '_'), limit=80)}"
+            row = MapRow(
+                model=self.name,
+                **{column: record[column] for column in ("path", "group", "label")},
+                predicted=self.classes[self.predicted[i]],
+                target=target,
+                method=method,
+                state=image.state(cam),
+                peak=float(cam.max()),
+                control=control,
+                file="" if control else f"{name}.png",
+                scores=scores,
+            )
+            rows.append(row)
+        if len(self.faithful):
             lesion, lung = maps["lesion"], maps["lung"]
-            cams = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)[sample.positions]
-            values = sample.scorer.scores(torch.from_numpy(np.ascontiguousarray(cams)))
-            for place, i in enumerate(sample.positions):
-                measured[i].scores.update({name: float(values[name][place]) for name in FAITHFULNESS})
-        return measured
+            cams = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)[self.faithful]
+            values = self.scorer.scores(torch.from_numpy(np.ascontiguousarray(cams)))
+            for place, i in enumerate(self.faithful):
+                rows[i].scores.update({name: float(values[name][place]) for name in FAITHFULNESS})
+        return rows
 
-    def _controls(
-        self,
-        explanation: Explanation,
-        maps: Maps,
-        images: Sequence[_MeasuredImage],
-        sample: _Sample | None,
-        report: Callable[[str], None],
-    ) -> Iterator[tuple[str, str, dict[int, _Measurement]]]:
-        """Yield method, control and the measurements of its images, by their position in the batch.
-
-        The uniform map, the Gaussian and the oracle depend on the grid alone, so methods of one grid share them.
-        """
-        positions = sample.positions if sample else np.zeros(0, np.int64)
-        randomised = _RandomisedMaps(self.controls.randomised, explanation, positions)
-        by_grid: dict[tuple[int, ...], dict[str, list[_Measurement]]] = {}
-        for method, cams in maps.items():
-            grid = cams.shape[1:]
-            if grid not in by_grid:
-                by_grid[grid] = {
-                    control: self._measure(control_maps, images, sample)
-                    for control, control_maps in _grid_controls(images, *grid).items()
-                }
-            report(f"{METHODS[method].title}, random weights")
-            measured = by_grid[grid] | {
-                "randomised": self._measure(_same(randomised.of(method, cams.shape)), images, sample)
-            }
-            for control in CONTROLS:
-                few = control == "randomised" and METHODS[method].costly
-                chosen = positions.tolist() if few else range(len(images))
-                yield method, control, {i: measured[control][i] for i in chosen}
-
-    def _sample(self, batch: Batch, explanation: Explanation) -> _Sample | None:
-        """Return the images of the batch that are scored for faithfulness; None if there are none."""
-        if self.controls is None:
-            return None
-        positions = np.flatnonzero([int(index) in self.controls.faithful for index in batch.indices])
-        if not len(positions):
-            return None
-        places = torch.from_numpy(positions).to(explanation.inputs.device)
-        scorer = Faithfulness(
-            lambda inputs: explanation.predict(inputs).softmax(1),
-            explanation.inputs[places],
-            explanation.targets[places],
-            explanation.settings.batch,
-            self.controls.seed,
-            ROUNDING if explanation.settings.precision == "fp32" else HALF_ROUNDING,
+    def grid_controls(self, height: int, width: int) -> dict[str, MaskMaps]:
+        """Return the controls that depend on the grid alone."""
+        uniform, gaussian = (
+            np.repeat(cam[None], len(self.images), 0)
+            for cam in (np.ones((height, width), np.float32), gaussian_map(height, width))
         )
-        return _Sample(positions, scorer)
-
-
-class _RandomisedMaps:
-    """Maps of a batch under a randomised model; costly methods run on the images at `positions` alone."""
-
-    def __init__(self, explainer: Explainer, explanation: Explanation, positions: np.ndarray) -> None:
-        self.positions = positions
-        places = torch.from_numpy(positions).to(explanation.inputs.device)
-        self.all = explainer.explain(explanation.inputs, explanation.targets)
-        self.few = explainer.explain(explanation.inputs[places], explanation.targets[places])
-
-    def of(self, method: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the maps of a method, NaN where it was not run."""
-        maps = np.full(shape, np.nan, np.float32)
-        if not METHODS[method].costly:
-            maps[:] = METHODS[method].function(self.all).cpu().numpy()
-        elif len(self.positions):
-            maps[self.positions] = METHODS[method].function(self.few).cpu().numpy()
-        return maps
+        oracle = {kind: np.stack([image.oracle(kind, height, width) for image in self.images]) for kind in KINDS}
+        return {"uniform": _same(uniform), "gaussian": _same(gaussian), "oracle": oracle}
 
 
 def _same(maps: np.ndarray) -> MaskMaps:
     return dict.fromkeys(KINDS, maps)
-
-
-def _grid_controls(images: Sequence[_MeasuredImage], height: int, width: int) -> dict[str, MaskMaps]:
-    """Return the controls that depend on the grid alone."""
-    uniform, gaussian = (
-        np.repeat(cam[None], len(images), 0) for cam in (uniform_map(height, width), gaussian_map(height, width))
-    )
-    oracle = {kind: np.stack([image.oracle(kind, height, width) for image in images]) for kind in KINDS}
-    return {"uniform": _same(uniform), "gaussian": _same(gaussian), "oracle": oracle}

@@ -96,7 +96,6 @@ class MaskScorer:
         self.mask, self.radius = mask, tolerance * max(mask.shape)
         self.pixels = int(mask.sum())
         self.area = self.pixels / mask.size
-        self._near: dict[tuple[int, ...], np.ndarray] = {}
         if self.pixels:
             self._distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
             self.hit_area = float((self._distance <= self.radius).mean())
@@ -119,23 +118,18 @@ class MaskScorer:
             return dict.fromkeys(("energy", "lift", "hit", "hit_area", "iou", "ap"), np.nan) | {"area": 0.0}
         large = enlarge(cam[None], *self.mask.shape)[0]
         inside, everywhere = np.sort(large[self.mask]), np.sort(large, axis=None)
+        near = enlarge(self._distance[None], *cam.shape)[0] <= self.radius
         energy = float(inside.sum(dtype=np.float64) / everywhere.sum(dtype=np.float64))
         overlap = _expected_overlap(inside, everywhere)
         return {
             "energy": energy,
             "area": self.area,
             "lift": energy / self.area,
-            "hit": float(self._within_reach(cam.shape)[cam == cam.max()].mean()),
+            "hit": float(near[cam == cam.max()].mean()),
             "hit_area": self.hit_area,
             "iou": overlap / (2 * self.pixels - overlap),
             "ap": _average_precision(inside, everywhere),
         }
-
-    def _within_reach(self, grid: tuple[int, ...]) -> np.ndarray:
-        """Return which cells of a grid have their centre within the tolerance, as bool; distances are bilinear."""
-        if grid not in self._near:
-            self._near[grid] = enlarge(self._distance[None], *grid)[0] <= self.radius
-        return self._near[grid]
 
 
 def _expected_overlap(inside: np.ndarray, everywhere: np.ndarray) -> float:
@@ -154,11 +148,6 @@ def _average_precision(inside: np.ndarray, everywhere: np.ndarray) -> float:
     kept_inside = len(inside) - np.searchsorted(inside, inside, "left")
     kept = len(everywhere) - np.searchsorted(everywhere, inside, "left")
     return float((kept_inside / kept).mean())
-
-
-def uniform_map(height: int, width: int) -> np.ndarray:
-    """Return a map of ones, (height, width) float32, which localises nothing: its lift is 1."""
-    return np.ones((height, width), np.float32)
 
 
 def gaussian_map(height: int, width: int) -> np.ndarray:
