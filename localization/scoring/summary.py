@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from intervals import Patients, mean_interval, mean_over_patients, proportion_interval
 from localization.scoring.rows import CONTROLS, MASKS, SCORES, MapRow
-from utils import write_csv
+from utils import atomic_write
 
 LOWER_IS_BETTER = ("deletion", "drop")
 PROPORTIONS = ("lung_hit", "lesion_hit", "increase")
@@ -20,6 +21,7 @@ OF_ORACLE = tuple(f"{mask}_{score}" for mask in MASKS for score in ("lift", "ene
 TO_BEAT = ("uniform", "gaussian", "randomised")  # by a method whose maps show what the model has learned
 ROUNDING = 1e-9  # a smaller difference counts as none
 ALL = "all"
+FIELDS = ["model", "class_name", "method", "group", "state"]
 COLUMNS = ["model", "class", "method", "score", "value", "low", "high", "n", "patients", *CONTROLS]
 COLUMNS += ["n_randomised", "of_oracle", "better_than"]
 
@@ -81,22 +83,20 @@ def summarise(rows: Sequence[MapRow]) -> list[SummaryRow]:
     others = {_key(row, row.control): row.scores for row in rows if row.control}
     values = _matrix([row.scores if row.state.scored else {} for row, _ in counted])
     controls = {name: _matrix([others.get(_key(row, name), {}) for row, _ in counted]) for name in CONTROLS}
-    patients = np.unique([row.group for row, _ in counted], return_inverse=True)[1]
-    columns = [column for column in range(len(SCORES)) if not np.isnan(values[:, column]).all()]
+    frame = pd.DataFrame([{**vars(row), "class_name": name} for row, name in counted], columns=FIELDS)
+    patients = np.unique(frame["group"], return_inverse=True)[1]
     return [
         _summary_row(
             SCORES[column],
             values[members, column],
             {control: matrix[members, column] for control, matrix in controls.items()},
             patients[members],
-            model=model,
-            class_name=class_name,
-            method=method,
+            **cell,
             maps=len(members),
-            states=dict(Counter(counted[i][0].state for i in members)),
+            states=dict(Counter(frame["state"][members])),
         )
-        for (model, class_name, method), members in _cells(counted).items()
-        for column in columns
+        for cell, members in _cells(frame)
+        for column in np.flatnonzero(~np.isnan(values).all(0))
     ]
 
 
@@ -113,23 +113,19 @@ def _key(row: MapRow, control: str) -> tuple[str, ...]:
 
 def _matrix(scores: Sequence[dict[str, float]]) -> np.ndarray:
     """Return (rows, scores) float64, NaN where a score is absent."""
-    found = [[row.get(score, np.nan) for score in SCORES] for row in scores]
-    return np.array(found, np.float64).reshape(len(scores), len(SCORES))
+    return np.array([[row.get(score, np.nan) for score in SCORES] for row in scores]).reshape(-1, len(SCORES))
 
 
-def _cells(counted: Sequence[tuple[MapRow, str]]) -> dict[tuple[str, str, str], list[int]]:
-    """Return the rows that belong to each model, class and method, in the order of the table."""
-    models, methods = (dict.fromkeys(getattr(row, name) for row, _ in counted) for name in ("model", "method"))
-    cells: dict[tuple[str, str, str], list[int]] = {}
-    for model in models:
-        classes = sorted({name for row, name in counted if row.model == model})
+def _cells(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.Index]]:
+    """Yield each model, class and method, in the order of the table, and the rows that belong to them."""
+    for model, of_model in frame.groupby("model", sort=False):
+        classes = sorted(of_model["class_name"].unique())
         for name in [*classes, ALL] if len(classes) > 1 else classes:
-            cells |= {(model, name, method): [] for method in methods}
-    for i, (row, name) in enumerate(counted):
-        for place in dict.fromkeys((name, ALL)):
-            if (row.model, place, row.method) in cells:
-                cells[row.model, place, row.method].append(i)
-    return {cell: members for cell, members in cells.items() if members}
+            of_class = of_model if name == ALL else of_model[of_model["class_name"] == name]
+            for method in frame["method"].unique():
+                members = of_class.index[of_class["method"] == method]
+                if len(members):
+                    yield {"model": model, "class_name": name, "method": method}, members
 
 
 def _summary_row(
@@ -149,6 +145,7 @@ def _summary_row(
     )
     has_oracle = score in OF_ORACLE and means["oracle"] > 0
     return SummaryRow(
+        **cell,
         score=score,
         value=value,
         low=low,
@@ -159,7 +156,6 @@ def _summary_row(
         n_randomised=int(both["randomised"].sum()),
         of_oracle=float(values[both["oracle"]].mean() / means["oracle"]) if has_oracle else np.nan,
         better_than=tuple(better),
-        **cell,
     )
 
 
@@ -194,16 +190,12 @@ def _beats(score: str, values: np.ndarray, control: np.ndarray, patients: np.nda
 
 def write_summary(path: Path, summary: Iterable[SummaryRow]) -> None:
     """Write scores.csv: numbers with six digits, empty for NaN, names separated by spaces."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return " ".join(value)
-        if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.6g}"
-        return value
-
-    tables = ({"class": row.class_name, **vars(row), **row.controls} for row in summary)
-    write_csv(path, [{column: cell(table[column]) for column in COLUMNS} for table in tables], COLUMNS)
+    tables = [
+        {**vars(row), "class": row.class_name, **row.controls, "better_than": " ".join(row.better_than)}
+        for row in summary
+    ]
+    with atomic_write(path) as file:
+        pd.DataFrame(tables, columns=COLUMNS).to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def by_method(summary: Iterable[SummaryRow]) -> Cells:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,16 @@ from localization.scoring.summary import ALL, TO_BEAT, Cells, SummaryRow, by_met
 from localization.states import FLAWED
 
 MOST_CLASSES = 6  # with a sentence each, and a panel each in scores.png
+COLUMNS = {  # of the table → score, in percent, with limits
+    "lung lift": ("lung_lift", False, True),
+    "lesion lift": ("lesion_lift", False, True),
+    "of oracle": ("of oracle", True, False),
+    "hit in lesion": ("lesion_hit", True, True),
+    "chance": ("lesion_hit_area", True, False),
+    "deletion": ("deletion", False, False),
+    "insertion": ("insertion", False, False),
+    "ROAD": ("road", False, False),
+}
 
 
 def format_summary(summary: Sequence[SummaryRow]) -> str:
@@ -25,55 +36,34 @@ def format_summary(summary: Sequence[SummaryRow]) -> str:
         return ""
     models, methods = (dict.fromkeys(cell[i] for cell in cells) for i in (0, 2))
     oracle_of = "lesion_lift" if any("lesion_lift" in scores for scores in cells.values()) else "lung_lift"
-    rows: list[dict[str, str]] = []
-    heading = None
+    labels, rows = [], []
     for (model, name, method), scores in cells.items():
         class_name = name if len(models) == 1 else f"{model}, {name}"
-        if len(methods) > 1 and class_name != heading:
-            rows.append({"": class_name})
-            heading = class_name
-        first = class_name if len(methods) == 1 else f"  {METHODS[method].title}"
-        rows.append({"": first, **_table_row(scores, oracle_of)})
-    columns = ["", *(c for c in rows[-1] if c and any(row.get(c) for row in rows))]
-    heads = {c: c for c in columns} | ({"": METHODS[method].title} if len(methods) == 1 else {})
-    width = {c: max(len(row[c]) for row in (heads, *rows) if c in row and len(row) > 1) for c in columns}
-    return "\n".join(
-        "  ".join(f"{row.get(c, ''):{'>' if c else '<'}{width[c]}}" for c in columns).rstrip() for row in (heads, *rows)
-    )
+        if len(methods) > 1 and class_name not in labels:
+            labels.append(class_name)
+            rows.append({})
+        labels.append(class_name if len(methods) == 1 else f"  {METHODS[method].title}")
+        if oracle_of in scores:
+            scores["of oracle"] = replace(scores[oracle_of], value=scores[oracle_of].of_oracle)
+        any_score = next(iter(scores.values()))
+        states = {state: str(any_score.states.get(state, "")) for state in FLAWED}
+        shown = {head: _text(scores.get(score), *style) for head, (score, *style) in COLUMNS.items()}
+        rows.append({"maps": str(any_score.maps), **states, **shown})
+    heads = [head for head in rows[-1] if any(row.get(head) for row in rows)]
+    lines = [[METHODS[method].title if len(methods) == 1 else "", *heads]]
+    lines += [[label, *(row.get(head, "") for head in heads)] for label, row in zip(labels, rows, strict=True)]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    cells = ([line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
-def _table_row(scores: Mapping[str, SummaryRow], oracle_of: str) -> dict[str, str]:
-    """Return the cells of one method and class, empty where there is no value."""
-    first, hit, of_oracle = next(iter(scores.values())), scores.get("lesion_hit"), scores.get(oracle_of)
-    chance = scores.get("lesion_hit_area")
-    return {
-        "maps": str(first.maps),
-        **{state: str(first.states.get(state, "")) for state in FLAWED},
-        "lung lift": _text(scores.get("lung_lift")),
-        "lesion lift": _text(scores.get("lesion_lift")),
-        "of oracle": _percent(of_oracle and of_oracle.of_oracle),
-        "hit in lesion": _percent(hit and hit.value) + (_limits(hit, 100, 0) if hit else ""),
-        "chance": _percent(chance and chance.value),
-        "deletion": _text(scores.get("deletion"), limits=False),
-        "insertion": _text(scores.get("insertion"), limits=False),
-        "ROAD": _text(scores.get("road"), limits=False),
-    }
-
-
-def _text(row: SummaryRow | None, limits: bool = True) -> str:
-    """Return `1.14 [1.11, 1.16]`; empty text where there is no value."""
+def _text(row: SummaryRow | None, percent: bool = False, limits: bool = True) -> str:
+    """Return `1.14 [1.11, 1.16]` or `43 % [26, 63]`; empty text where there is no value."""
     if row is None or np.isnan(row.value):
         return ""
-    return f"{round(row.value, 2) + 0.0:.2f}" + (_limits(row, 1, 2) if limits else "")
-
-
-def _limits(row: SummaryRow, factor: int, digits: int) -> str:
-    """Return ` [26, 63]`; empty text where there are no limits."""
-    return "" if np.isnan(row.low) else f" [{factor * row.low:.{digits}f}, {factor * row.high:.{digits}f}]"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None or np.isnan(share) else f"{100 * share:.0f} %"
+    factor, digits, unit = (100, 0, " %") if percent else (1, 2, "")
+    value, low, high = (f"{round(factor * v, digits) + 0.0:.{digits}f}" for v in (row.value, row.low, row.high))
+    return f"{value}{unit}" + (f" [{low}, {high}]" if limits and not np.isnan(row.low) else "")
 
 
 def verdict_lines(summary: Sequence[SummaryRow]) -> list[str]:
@@ -82,20 +72,19 @@ def verdict_lines(summary: Sequence[SummaryRow]) -> list[str]:
     Where there are more than `MOST_CLASSES` classes, the first are about all classes together; the last always is: it
     names the methods that beat the controls on the lesions or, without any, on the lungs.
     """
-    models = dict.fromkeys(row.model for row in summary)
+    models = list(dict.fromkeys(row.model for row in summary))
     sentences = []
     for model in models:
         cells = by_method(row for row in summary if row.model == model)
-        _, _, first = next(iter(cells))
-        classes = list(dict.fromkeys(name for _, name, _ in cells))
+        _, classes, methods = (list(dict.fromkeys(parts)) for parts in zip(*cells, strict=True))
         shown = classes[-1:] if len(classes) > MOST_CLASSES else [name for name in classes if name != ALL]
         lines = [
-            f"{METHODS[first].title}, {name}: {verdict}."
-            for (_, name, method), scores in cells.items()
+            f"{METHODS[methods[0]].title}, {name}: {verdict}."
+            for name in shown
             for mask, word in MASKS.items()
-            if method == first and name in shown and (verdict := _verdict(scores.get(f"{mask}_lift"), word))
+            if (verdict := _verdict(cells.get((model, name, methods[0]), {}).get(f"{mask}_lift"), word))
         ]
-        lines += _winners(cells)
+        lines += _winners(cells, classes[-1])
         sentences += [f"{model}: {line}" if len(models) > 1 else line for line in lines]
     return sentences
 
@@ -117,14 +106,13 @@ def _verdict(row: SummaryRow | None, word: str) -> str:
     return f"above chance on the {word} {lift}" + (f", and above {_join(rivals.values())}" if rivals else "")
 
 
-def _winners(cells: Cells) -> list[str]:
-    """Return one sentence about the methods that beat each control on the last class, which is all of them, or none."""
-    *_, (_, last_class, _) = cells
+def _winners(cells: Cells, class_name: str) -> list[str]:
+    """Return one sentence about the methods that beat each control on a class; none without a control."""
     for mask in reversed(MASKS):
         rows = {
             METHODS[method].title: scores[f"{mask}_lift"]
             for (_, name, method), scores in cells.items()
-            if name == last_class and f"{mask}_lift" in scores
+            if name == class_name and f"{mask}_lift" in scores
         }
         known = [CONTROLS[c] for c in TO_BEAT if any(not np.isnan(row.controls[c]) for row in rows.values())]
         if known:
