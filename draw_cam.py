@@ -13,25 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from command_line import (
-    Parser,
-    add_checkpoint_flags,
-    add_data_flags,
-    add_output_flag,
-    check_at_least,
-    run_verb,
-)
+from command_line import Parser, add_checkpoint_flags, add_data_flags, add_output_flag, check_at_least, run_verb
 from localization.methods.table import METHODS
 from utils import UserError
-
-if TYPE_CHECKING:
-    import argparse
-
-    from config import Config
-    from localization.request import ExplanationRequest
-
 
 NUMBERS = {  # flag → default, help
     "--count": (8, "images per class without --image"),
@@ -78,39 +63,33 @@ def parser() -> Parser:
     return parser
 
 
-def request_of(arguments: argparse.Namespace, config: Config) -> ExplanationRequest:
-    """Return the request that the flags make. Raises: `UserError` for a value that suits no model."""
-    from localization.drawing.maps import Style
-    from localization.request import ExplanationRequest
-
+def main(argv: Sequence[str]) -> None:
+    arguments, config, given = parser().read_command(argv)
     check_at_least(arguments, count=1, errors=0, score_count=0, sanity_count=2, max_channels=1)
     if arguments.strict and not arguments.sanity:
         raise UserError("--strict: it needs the verdicts of --sanity; add that")
-    return ExplanationRequest(
-        images=arguments.image or (),
-        methods=arguments.method.split(","),
-        every_method=arguments.method.strip().lower() == "all",
-        layers=[name.strip() for name in arguments.layer.split(",")] if arguments.layer else (),
-        style=Style(arguments.scale, arguments.colormap, arguments.tolerance),
-        batch=config.train.eval_batch,
-        seed=config.seed,
-        **{name: getattr(arguments, name) for name in SAME},
-    )
-
-
-def main(argv: Sequence[str]) -> None:
-    arguments, config, given = parser().read_command(argv)
-    request = request_of(arguments, config)
-    from localization.request import Destination
+    from localization.drawing.maps import Style
+    from localization.request import ExplanationRequest
     from localization.run import explain_checkpoints
     from report.page import renew_report
 
-    save = arguments.save
-    folder = None if save is True else save
-    destination = Destination(output=arguments.output, save=save is not None, save_folder=folder)
+    save, layers = arguments.save, arguments.layer
+    request = ExplanationRequest(
+        images=arguments.image or (),
+        methods=arguments.method.split(","),
+        every_method=arguments.method.strip().lower() == "all",
+        layers=[name.strip() for name in layers.split(",")] if layers else (),
+        style=Style(arguments.scale, arguments.colormap, arguments.tolerance),
+        batch=config.train.eval_batch,
+        seed=config.seed,
+        folder=arguments.output,
+        save=save is not None,
+        save_folder=None if save is True else save,
+        **{name: getattr(arguments, name) for name in SAME},
+    )
     failed = False
-    for result, run in explain_checkpoints(config, given, arguments.weights or (), request, destination):
-        failed |= result.failed
+    for maps, run in explain_checkpoints(config, given, arguments.weights or (), request):
+        failed |= maps.failed
         if run is not None:
             renew_report(run)
     if arguments.strict and failed:

@@ -30,6 +30,9 @@ class ExplanationRequest:
         max_channels: channels used by Score-CAM and Ablation-CAM.
         batch: images per forward pass.
         seed: for the choice of images, noise and random weights.
+        folder: for overlays and tables, with a folder in it for each of several models; None: each run's own `cams/`.
+        save: keep raw images and maps (.npy) too.
+        save_folder: for these; None: beside the overlays.
 
     Raises: `UserError` that names the flag, for a value that suits no model.
     """
@@ -49,6 +52,9 @@ class ExplanationRequest:
     max_channels: int = Settings.max_channels
     batch: int = Settings.batch
     seed: int = 0
+    folder: Path | None = None
+    save: bool = False
+    save_folder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.errors and self.images:
@@ -59,25 +65,17 @@ class ExplanationRequest:
         for word in () if self.every_method else self.methods:
             method_name(word)
 
+    def output(self, selection: Selection, name: str, several: bool, keep: bool) -> Output:
+        """Return the folders for the model `name`, which is one of `several` or the only one.
 
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Folders for the maps of one or several models.
-
-    Attributes:
-        output: the folder for overlays and tables, with a folder in it for each of several models; None: each run's own
-            `cams/`.
-        save: keep raw images and maps (.npy) too.
-        save_folder: the folder for these; None: beside the overlays.
-    """
-
-    output: Path | None = None
-    save: bool = False
-    save_folder: Path | None = None
-
-    def of(self, selection: Selection, name: str, several: bool, keep: bool) -> Output:
-        """Return the folders for the model `name`, which is one of `several` or the only one."""
+        Raises: `UserError` if images of the request are there, since files of an earlier call are deleted.
+        """
         below = name if several else "."
-        folder = self.output / below if self.output else selection.output_folder("cams")
+        folder = self.folder / below if self.folder else selection.output_folder("cams")
         save = self.save_folder / below if self.save_folder else folder
-        return Output(folder=folder, save=save if self.save else None, keep=keep)
+        output = Output(folder=folder, save=save if self.save else None, keep=keep)
+        folders = {path.resolve() for path in (output.folder, output.save) if path is not None}
+        for image in self.images:
+            if {image.resolve(), image.resolve().parent} & folders:
+                raise UserError(f"--image {image}: the maps go there; choose another folder for --output or --save")
+        return output

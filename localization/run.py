@@ -1,4 +1,4 @@
-"""Maps of one or several checkpoints: their names, their folders, and the comparison of two."""
+"""Maps of one or several checkpoints: drawn, scored beside controls, checked for sanity, and compared."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from config import Config
+from dataset.image_set import Batch, ImageSet, Schedule
 from experiment.run_folder import finished_runs, runs_folder
 from experiment.selection import Selection, select
 from inference.images import images_from_paths, images_from_split
-from localization.drawing.maps import DrawnMaps, Output, clear_folder
+from localization.drawing.maps import DrawnMaps, ExplainedModel, MapJob, Output, clear_folder, draw_maps
 from localization.drawing.pairs import draw_pairs
-from localization.explain_model import ModelResult, explain_model, load_model, write_scores
+from localization.drawing.summary_figure import draw_summary
+from localization.explainer import Explainer
+from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
-from localization.request import Destination, ExplanationRequest
-from localization.scoring.summary import summarise
-from utils import UserError, log, make_folder, shortened_name, write_json
+from localization.request import ExplanationRequest
+from localization.sanity.checks import SanitySuite
+from localization.sanity.randomise import MOST_IMAGES, randomised
+from localization.sanity.verdicts import format_sanity, write_sanity
+from localization.scoring.measure import Controls
+from localization.scoring.summary import SummaryRow, summarise, write_summary
+from localization.scoring.summary_text import format_summary, verdict_lines
+from localization.states import count_flawed
+from utils import UserError, count, derived_seed, log, make_folder, shortened_name, write_json
 
 EVERY_RUN = "all"  # as --model
 
 
 def explain_checkpoints(
-    config: Config,
-    given: dict[str, Any],
-    weights: Sequence[Path],
-    request: ExplanationRequest,
-    destination: Destination,
-) -> Iterator[tuple[ModelResult, Path | None]]:
+    config: Config, given: dict[str, Any], weights: Sequence[Path], request: ExplanationRequest
+) -> Iterator[tuple[DrawnMaps, Path | None]]:
     """Draw and measure the maps of each checkpoint, then of all together; of two given ones, their differences.
 
     Args:
@@ -35,30 +43,34 @@ def explain_checkpoints(
         given: the configuration keys that the command line set.
         weights: checkpoints or run folders; none: the newest finished run.
 
-    Yields: for each checkpoint the result and the run whose report of the test split now has these maps, or None.
+    Yields: for each checkpoint its maps and the run whose report of the test split now has these maps, or None.
     Raises: `UserError`, before anything is drawn, for a checkpoint that cannot be used or is given twice.
     """
-    every_run, compared = config.model.lower() == EVERY_RUN, len(weights) == 2
-    given = {key: value for key, value in given.items() if key != "model" or not every_run}
-    paths: Sequence[Path | None] = _every_run(config, weights) if every_run else weights or [None]
-    names = name_checkpoints(config, paths, given) if len(paths) > 1 else {"": paths[0]}
+    compared, paths = len(weights) == 2, list(weights) or [None]
+    if config.model.lower() == EVERY_RUN:
+        given = {key: value for key, value in given.items() if key != "model"}
+        paths = _every_run(config, weights)
+    several = len(paths) > 1 or config.model.lower() == EVERY_RUN
+    names = _name_checkpoints(config, paths, given) if len(paths) > 1 else {"": paths[0]}
     drawn = []
     for name, path in names.items():
         selection = select(config, path, given)
         name = name or selection.name
-        images = (
-            images_from_paths(selection, request.images)
-            if request.images
-            else images_from_split(selection, request.count, request.seed, request.errors)
-        )
-        output = destination.of(selection, name, several=every_run or len(paths) > 1, keep=compared)
-        _protect(request.images, output)
-        result = explain_model(load_model(selection, name, request), images, request, output)
-        drawn.append(result.drawn)
-        yield result, _record(selection, result.drawn, request, output.folder)
+        if request.images:
+            images = images_from_paths(selection, request.images)
+        else:
+            images = images_from_split(selection, request.count, request.seed, request.errors)
+        output = request.output(selection, name, several, keep=compared)
+        drawn.append(explain_model(load_model(selection, name, request), images, request, output))
+        yield drawn[-1], _record(selection, drawn[-1], request, output.folder)
     if len(drawn) > 1 and (request.score or compared):
-        folder = destination.output or runs_folder(config) / together_name([maps.name for maps in drawn])
-        _draw_together(folder, drawn, request, compared)
+        folder = request.folder or runs_folder(config) / together_name([maps.name for maps in drawn])
+        clear_folder(make_folder(folder, "--output"))
+        if request.score:
+            _write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
+        if compared:
+            draw_pairs(folder, (drawn[0], drawn[1]), request.style.colormap)
+        log.info(f"models compared in {folder}")
 
 
 def _every_run(config: Config, weights: Sequence[Path]) -> list[Path]:
@@ -70,7 +82,7 @@ def _every_run(config: Config, weights: Sequence[Path]) -> list[Path]:
     return runs
 
 
-def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any]) -> dict[str, Path]:
+def _name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any]) -> dict[str, Path]:
     """Return several checkpoints by name, which has the parent folder in front where two would have the same name.
 
     Raises: `UserError` for a checkpoint that cannot be used or is given twice.
@@ -78,10 +90,9 @@ def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any
     names: dict[str, Path] = {}
     for path in paths:
         name = select(config, path, given).name
-        other = names.get(name)
-        if other is not None and other.resolve() == path.resolve():
+        if name in names and names[name].resolve() == path.resolve():
             raise UserError(f"--weights {path}: given twice; leave one out")
-        if other is not None:
+        if name in names:
             name = f"{path.resolve().parent.name}-{name}"
         if name in names:
             raise UserError(f"--weights {path}: another checkpoint is named {name} too; rename its folder")
@@ -92,14 +103,6 @@ def name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, Any
 def together_name(names: Sequence[str]) -> str:
     """Return the name of the folder that compares the models `names`, unique to them and short enough for a disk."""
     return shortened_name("localization-" + "-vs-".join(names))
-
-
-def _protect(images: Sequence[Path], output: Output) -> None:
-    """Refuse to write into a folder with given images, since files of an earlier call are deleted there."""
-    folders = {folder.resolve() for folder in (output.folder, output.save) if folder is not None}
-    for image in images:
-        if {image.resolve(), image.resolve().parent} & folders:
-            raise UserError(f"--image {image}: it is where the maps go; choose another folder for --output or --save")
 
 
 def _record(selection: Selection, drawn: DrawnMaps, request: ExplanationRequest, folder: Path) -> Path | None:
@@ -113,11 +116,105 @@ def _record(selection: Selection, drawn: DrawnMaps, request: ExplanationRequest,
     return selection.run if tested and selection.run and folder == selection.run / "cams" else None
 
 
-def _draw_together(folder: Path, drawn: Sequence[DrawnMaps], request: ExplanationRequest, compared: bool) -> None:
-    """Write the scores of several models in one table, and draw the differences of two."""
-    clear_folder(make_folder(folder, "--output"))
+def load_model(selection: Selection, name: str, request: ExplanationRequest) -> ExplainedModel:
+    """Load the selected checkpoint with its explainer.
+
+    Raises: `UserError` for a label that is not one of its classes, or a layer that does not exist.
+    """
+    checkpoint = selection.checkpoint
+    if request.label not in (None, *checkpoint.classes):
+        raise UserError(f"--label {request.label}: unknown class; choose from {', '.join(checkpoint.classes)}")
+    settings = Settings(
+        precision=selection.precision, seed=request.seed, batch=request.batch, max_channels=request.max_channels
+    )
+    model, layers = checkpoint.model().to(selection.device), request.layers or None
+    explainer = Explainer.from_architecture(model, checkpoint.architecture, checkpoint.size, layers, settings)
+    return ExplainedModel(name=name, explainer=explainer, fit=checkpoint.fit, device=selection.device)
+
+
+def explain_model(model: ExplainedModel, images: ImageSet, request: ExplanationRequest, output: Output) -> DrawnMaps:
+    """Draw, measure and check the maps of one model, and log the results.
+
+    Raises: `UserError` for a method that the architecture does not support, or a folder that cannot be written.
+    """
+    methods = _choose_methods(model, request)
+    controls = _make_controls(model, images, request) if request.score else None
+    job = MapJob(methods=methods, label=request.label, style=request.style, controls=controls)
+    drawn = draw_maps(model, images, job, output)
+    flawed = count_flawed(row.state for row in drawn.rows)
+    words = "".join(f", {number} {state.counted}" for state, number in flawed.items() if number)
+    log.info(f"{model.name}: {count(len(drawn.rows), 'map')}{words} in {output.folder}")
+    summary = summarise([*drawn.rows, *drawn.controls])
     if request.score:
-        write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
-    if compared:
-        draw_pairs(folder, (drawn[0], drawn[1]), request.style.colormap)
-    log.info(f"models compared in {folder}")
+        _write_scores(output.folder, summary)
+    if table := format_summary(summary):
+        known = (images.records["group"] != images.records["path"]).any()
+        unit = "patients" if known else "images, as patients are unknown; see --group-pattern"
+        log.info(f"Maps of correctly classified or unlabelled images (lift: 1 is chance; 95 % intervals over {unit}):")
+        log.info("\n".join([table, *verdict_lines(summary)]))
+    if request.sanity:
+        drawn.failed = _check_sanity(model, images, methods, request, output.folder)
+    return drawn
+
+
+def _write_scores(folder: Path, summary: Sequence[SummaryRow]) -> None:
+    """Write `scores.csv` and its figure `scores.png`."""
+    write_summary(folder / "scores.csv", summary)
+    draw_summary(folder / "scores.png", summary)
+
+
+def _choose_methods(model: ExplainedModel, request: ExplanationRequest) -> list[str]:
+    """Return the methods to draw, and log which ones the architecture does not support."""
+    explainer = model.explainer
+    methods = explainer.available if request.every_method else explainer.choose(",".join(request.methods))
+    use_layers = any("layer" in METHODS[method].needs for method in methods)
+    if request.layers and not use_layers:
+        raise UserError(f"--layer {','.join(request.layers)}: {', '.join(methods)} does not use a layer; leave it out")
+    if len(request.layers) > 1 and request.style.scale != "image":
+        raise UserError(
+            f"--scale {request.style.scale}: it has no meaning for maps of several layers, which are each divided by "
+            "their peak; leave it out"
+        )
+    missing = [method for method in METHODS if explainer.why_not(method)]
+    if missing and request.every_method:
+        reasons = "; ".join(dict.fromkeys(explainer.why_not(method) for method in missing))
+        log.info(f"{model.name}: without {', '.join(METHODS[method].title for method in missing)}: {reasons}")
+    if use_layers:
+        several = ", averaged, each map divided by its peak" if model.averages_layers else ""
+        log.info(f"{model.name}: target layer {', '.join(layer.name for layer in explainer.layers)}{several}")
+    return methods
+
+
+def _sample(model: ExplainedModel, images: ImageSet, count: int, seed: int) -> Batch:
+    """Return `count` images, drawn by seed, as one batch."""
+    order = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
+    (batch,) = images.batches(model.device, len(order), model.explainer.architecture, Schedule(order=order))
+    return batch
+
+
+def _statistics(model: ExplainedModel, images: ImageSet, seed: int) -> torch.Tensor:
+    """Return the inputs from which randomised models estimate the statistics of batch normalisation."""
+    return _sample(model, images, MOST_IMAGES, derived_seed(seed, 1)).inputs
+
+
+def _make_controls(model: ExplainedModel, images: ImageSet, request: ExplanationRequest) -> Controls:
+    explainer, seed = model.explainer, request.seed
+    inputs = _statistics(model, images, seed)
+    fresh = randomised(explainer.model, explainer.architecture, inputs, seed=seed)
+    faithful = np.random.default_rng(derived_seed(seed, 2)).permutation(len(images))[: request.score_count]
+    return Controls(explainer.with_model(fresh), frozenset(map(int, faithful)), seed)
+
+
+def _check_sanity(
+    model: ExplainedModel, images: ImageSet, methods: Sequence[str], request: ExplanationRequest, folder: Path
+) -> bool:
+    """Write and log the findings of the sanity checks, and return whether a method fails one."""
+    batch = _sample(model, images, request.sanity_count, derived_seed(request.seed, 3))
+    targets = None if request.label is None else torch.full_like(batch.labels, images.classes.index(request.label))
+    statistics = _statistics(model, images, request.seed)
+    explanation = model.explainer.explain(batch.inputs, targets)
+    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, request.seed).run()
+    write_sanity(folder, findings)
+    number = count(len(batch.indices), "image")
+    log.info(f"Sanity, on {number} (mean and range over them):\n{format_sanity(findings)}")
+    return any(finding.verdict == "fail" for finding in findings)

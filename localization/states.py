@@ -10,46 +10,39 @@ class MapState(StrEnum):
     """The state of a map; its value is the `status` in cams.csv. In the order in which they are checked.
 
     Attributes:
-        scored: whether maps of this state are coloured, scored and averaged; the others are only counted.
         caption: what an image of the map says; empty for `ok`.
         counted: what follows a number of maps: "3 not finite"; empty for `ok`.
         sentence: a sentence about the map of a class, with `{}` for the class; empty for `ok`.
     """
 
-    scored: bool
     caption: str
     counted: str
     sentence: str
 
-    NAN = ("nan", False, "the map is not finite", "not finite", "the map of {} is not finite")
+    NAN = "nan", "the map is not finite", "not finite", "the map of {} is not finite"
     EMPTY = (
-        "empty",
-        False,
-        "no positive evidence for this class",
-        "without positive evidence",
+        *("empty", "no positive evidence for this class", "without positive evidence"),
         "no positive evidence for {}: the map is empty",
     )
     BORDER = (
-        "border",
-        True,
-        "most of it at the image's edge",
-        "with most of it at the image's edge",
+        *("border", "most of it at the image's edge", "with most of it at the image's edge"),
         "most of the map of {} lies at the image's edge",
     )
     DIFFUSE = (
-        "diffuse",
-        True,
-        "spread out like a uniform map",
-        "spread out like a uniform map",
+        *("diffuse", "spread out like a uniform map", "spread out like a uniform map"),
         "the map of {} is spread out like a uniform one",
     )
-    OK = ("ok", True, "", "", "")
+    OK = "ok", "", "", ""
 
-    def __new__(cls, value: str, scored: bool, caption: str, counted: str, sentence: str) -> MapState:
+    def __new__(cls, value: str, caption: str, counted: str, sentence: str) -> MapState:
         state = str.__new__(cls, value)
-        state._value_ = value
-        state.scored, state.caption, state.counted, state.sentence = scored, caption, counted, sentence
+        state._value_, state.caption, state.counted, state.sentence = value, caption, counted, sentence
         return state
+
+    @property
+    def scored(self) -> bool:
+        """True if maps of this state are coloured, scored and averaged; the others are only counted."""
+        return self not in (MapState.NAN, MapState.EMPTY)
 
     @classmethod
     def read(cls, status: str) -> MapState | None:
@@ -57,7 +50,6 @@ class MapState(StrEnum):
         return next((state for state in cls if state == status), None)
 
 
-SCORED = tuple(state for state in MapState if state.scored)
 FLAWED = tuple(state for state in MapState if state is not MapState.OK)
 
 

@@ -111,6 +111,7 @@ class DrawnMaps:
         rows, controls: as `Measurer.rows` gives them.
         maps: (path, method) → map, if they were to be kept.
         means: by method, of maps with positive evidence for the true class, or for any where that is unknown.
+        failed: True if a method fails a sanity check.
     """
 
     name: str
@@ -120,6 +121,7 @@ class DrawnMaps:
     controls: list[MapRow] = field(default_factory=list)
     maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     means: dict[str, MeanMaps] = field(default_factory=dict)
+    failed: bool = False
 
 
 @dataclass(frozen=True)
