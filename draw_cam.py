@@ -30,7 +30,7 @@ SWITCHES = {
     "--sanity": "sanity checks of every method, with verdicts: sanity.csv, sanity.png",
     "--strict": "with --sanity: exit code 1 if a method fails",
 }
-SAME = ("count", "errors", "label", "score", "score_count", "sanity", "sanity_count", "max_channels")  # in the request
+SAME = ("count", "errors", "label", "scale", "colormap", "tolerance", "score", "score_count", "sanity", "sanity_count")
 
 
 def parser() -> Parser:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     check_at_least(arguments, count=1, errors=0, score_count=0, sanity_count=2, max_channels=1)
     if arguments.strict and not arguments.sanity:
         raise UserError("--strict: it needs the verdicts of --sanity; add that")
-    from localization.drawing.maps import Style
+    from localization.methods.explanation import Settings
     from localization.request import ExplanationRequest
     from localization.run import explain_checkpoints
     from report.page import renew_report
@@ -79,9 +79,7 @@ def main(argv: Sequence[str]) -> None:
         methods=arguments.method.split(","),
         every_method=arguments.method.strip().lower() == "all",
         layers=[name.strip() for name in layers.split(",")] if layers else (),
-        style=Style(arguments.scale, arguments.colormap, arguments.tolerance),
-        batch=config.train.eval_batch,
-        seed=config.seed,
+        settings=Settings(batch=config.train.eval_batch, seed=config.seed, max_channels=arguments.max_channels),
         folder=arguments.output,
         save=save is not None,
         save_folder=None if save is True else save,

@@ -7,11 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiment.selection import Selection
-from localization.drawing.colours import check_colormap
-from localization.drawing.maps import Output, Style
+from localization.drawing.colours import COLORMAP, check_colormap
 from localization.methods.explanation import Settings
 from localization.methods.table import method_name
+from localization.scoring.overlap import TOLERANCE
 from utils import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Folders for the maps of one model.
+
+    Attributes:
+        folder: for overlays and tables.
+        save: for the raw images and the maps (.npy); None: they are not kept.
+        keep: keep the maps in memory, to compare them afterwards.
+    """
+
+    folder: Path
+    save: Path | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +40,13 @@ class ExplanationRequest:
         methods: names of methods; not used with `every_method`, which means those that the architecture supports.
         layers: the target layers; none: the architecture's own.
         label: the class to explain; None: the predicted class of each image.
+        scale: the top of the colours: each map's own peak (`image`), the highest peak of the method in the batch
+            (`batch`), or among all maps of the method (`shared`, which keeps all maps in memory until the last).
+        colormap: a name of matplotlib's.
+        tolerance: of the pointing game, as a share of the image's side.
         score: controls beside every map, and faithfulness on `score_count` images.
         sanity: the sanity checks, on `sanity_count` images.
-        max_channels: channels used by Score-CAM and Ablation-CAM.
-        batch: images per forward pass.
-        seed: for the choice of images, noise and random weights.
+        settings: of the methods, but for the precision; its seed is that of the images and the random weights too.
         folder: for overlays and tables, with a folder in it for each of several models; None: each run's own `cams/`.
         save: keep raw images and maps (.npy) too.
         save_folder: for these; None: beside the overlays.
@@ -44,14 +61,14 @@ class ExplanationRequest:
     every_method: bool = False
     layers: Sequence[str] = ()
     label: str | None = None
-    style: Style = field(default_factory=Style)
+    scale: str = "image"
+    colormap: str = COLORMAP
+    tolerance: float = TOLERANCE
     score: bool = False
     score_count: int = 16
     sanity: bool = False
     sanity_count: int = 4
-    max_channels: int = Settings.max_channels
-    batch: int = Settings.batch
-    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
     folder: Path | None = None
     save: bool = False
     save_folder: Path | None = None
@@ -59,9 +76,9 @@ class ExplanationRequest:
     def __post_init__(self) -> None:
         if self.errors and self.images:
             raise UserError(f"--errors {self.errors}: it chooses from the test split; leave --image out")
-        if not 0 <= self.style.tolerance < 1:
-            raise UserError(f"--tolerance {self.style.tolerance}: it must be a share of the image's side, from 0 to 1")
-        check_colormap(self.style.colormap)
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"--tolerance {self.tolerance}: it must be a share of the image's side, from 0 to 1")
+        check_colormap(self.colormap)
         for word in () if self.every_method else self.methods:
             method_name(word)
 

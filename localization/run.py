@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from dataset.image_set import Batch, ImageSet, Schedule
 from experiment.run_folder import finished_runs, runs_folder
 from experiment.selection import Selection, select
 from inference.images import images_from_paths, images_from_split
-from localization.drawing.maps import DrawnMaps, ExplainedModel, MapJob, Output, clear_folder, draw_maps
+from localization.drawing.maps import DrawnMaps, ExplainedModel, clear_folder, draw_maps
 from localization.drawing.pairs import draw_pairs
 from localization.drawing.summary_figure import draw_summary
 from localization.explainer import Explainer
-from localization.methods.explanation import Settings
 from localization.methods.table import METHODS
-from localization.request import ExplanationRequest
+from localization.request import ExplanationRequest, Output
 from localization.sanity.checks import SanitySuite
 from localization.sanity.randomise import MOST_IMAGES, randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
@@ -59,7 +59,7 @@ def explain_checkpoints(
         if request.images:
             images = images_from_paths(selection, request.images)
         else:
-            images = images_from_split(selection, request.count, request.seed, request.errors)
+            images = images_from_split(selection, request.count, request.settings.seed, request.errors)
         output = request.output(selection, name, several, keep=compared)
         drawn.append(explain_model(load_model(selection, name, request), images, request, output))
         yield drawn[-1], _record(selection, drawn[-1], request, output.folder)
@@ -69,7 +69,7 @@ def explain_checkpoints(
         if request.score:
             _write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
         if compared:
-            draw_pairs(folder, (drawn[0], drawn[1]), request.style.colormap)
+            draw_pairs(folder, (drawn[0], drawn[1]), request.colormap)
         log.info(f"models compared in {folder}")
 
 
@@ -124,9 +124,7 @@ def load_model(selection: Selection, name: str, request: ExplanationRequest) -> 
     checkpoint = selection.checkpoint
     if request.label not in (None, *checkpoint.classes):
         raise UserError(f"--label {request.label}: unknown class; choose from {', '.join(checkpoint.classes)}")
-    settings = Settings(
-        precision=selection.precision, seed=request.seed, batch=request.batch, max_channels=request.max_channels
-    )
+    settings = replace(request.settings, precision=selection.precision)
     model, layers = checkpoint.model().to(selection.device), request.layers or None
     explainer = Explainer.from_architecture(model, checkpoint.architecture, checkpoint.size, layers, settings)
     return ExplainedModel(name=name, explainer=explainer, fit=checkpoint.fit, device=selection.device)
@@ -139,8 +137,7 @@ def explain_model(model: ExplainedModel, images: ImageSet, request: ExplanationR
     """
     methods = _choose_methods(model, request)
     controls = _make_controls(model, images, request) if request.score else None
-    job = MapJob(methods=methods, label=request.label, style=request.style, controls=controls)
-    drawn = draw_maps(model, images, job, output)
+    drawn = draw_maps(model, images, methods, request, output, controls)
     flawed = count_flawed(row.state for row in drawn.rows)
     words = "".join(f", {number} {state.counted}" for state, number in flawed.items() if number)
     log.info(f"{model.name}: {count(len(drawn.rows), 'map')}{words} in {output.folder}")
@@ -170,9 +167,9 @@ def _choose_methods(model: ExplainedModel, request: ExplanationRequest) -> list[
     use_layers = any("layer" in METHODS[method].needs for method in methods)
     if request.layers and not use_layers:
         raise UserError(f"--layer {','.join(request.layers)}: {', '.join(methods)} does not use a layer; leave it out")
-    if len(request.layers) > 1 and request.style.scale != "image":
+    if len(request.layers) > 1 and request.scale != "image":
         raise UserError(
-            f"--scale {request.style.scale}: it has no meaning for maps of several layers, which are each divided by "
+            f"--scale {request.scale}: it has no meaning for maps of several layers, which are each divided by "
             "their peak; leave it out"
         )
     missing = [method for method in METHODS if explainer.why_not(method)]
@@ -198,7 +195,7 @@ def _statistics(model: ExplainedModel, images: ImageSet, seed: int) -> torch.Ten
 
 
 def _make_controls(model: ExplainedModel, images: ImageSet, request: ExplanationRequest) -> Controls:
-    explainer, seed = model.explainer, request.seed
+    explainer, seed = model.explainer, request.settings.seed
     inputs = _statistics(model, images, seed)
     fresh = randomised(explainer.model, explainer.architecture, inputs, seed=seed)
     faithful = np.random.default_rng(derived_seed(seed, 2)).permutation(len(images))[: request.score_count]
@@ -209,11 +206,11 @@ def _check_sanity(
     model: ExplainedModel, images: ImageSet, methods: Sequence[str], request: ExplanationRequest, folder: Path
 ) -> bool:
     """Write and log the findings of the sanity checks, and return whether a method fails one."""
-    batch = _sample(model, images, request.sanity_count, derived_seed(request.seed, 3))
+    batch = _sample(model, images, request.sanity_count, derived_seed(request.settings.seed, 3))
     targets = None if request.label is None else torch.full_like(batch.labels, images.classes.index(request.label))
-    statistics = _statistics(model, images, request.seed)
+    statistics = _statistics(model, images, request.settings.seed)
     explanation = model.explainer.explain(batch.inputs, targets)
-    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, request.seed).run()
+    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, request.settings.seed).run()
     write_sanity(folder, findings)
     number = count(len(batch.indices), "image")
     log.info(f"Sanity, on {number} (mean and range over them):\n{format_sanity(findings)}")

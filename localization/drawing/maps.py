@@ -16,7 +16,6 @@ from tqdm import tqdm
 from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
-from localization.drawing.colours import COLORMAP
 from localization.drawing.geometry import Square
 from localization.drawing.means import MeanMaps, draw_means
 from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer
@@ -24,30 +23,14 @@ from localization.drawing.panel import draw_panel
 from localization.drawing.sheet import save_png
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
+from localization.request import ExplanationRequest, Output
 from localization.scoring.measure import Controls, Measurer, numbered
-from localization.scoring.overlap import TOLERANCE
 from localization.scoring.rows import COLUMNS, CONTROL_COLUMNS, MapRow, write_rows
 from utils import atomic_write, log, make_folder
 
 _METHOD = "(" + "|".join(map(re.escape, METHODS)) + ")"
 OURS = re.compile(rf"\d{{4,}}_.*__(raw|panel__.*|{_METHOD}__.*)\.(png|npy)|(mean|difference)_{_METHOD}\.png|cams\.json")
 TABLES = ("cams.csv", "controls.csv", "scores.csv", "scores.png", "sanity.csv", "sanity.png")
-
-
-@dataclass(frozen=True)
-class Style:
-    """Style of drawn maps.
-
-    Attributes:
-        scale: the top of the colours: each map's own peak (`image`), the highest peak of the method in the batch
-            (`batch`), or among all maps of the method (`shared`, which keeps all maps in memory until the last).
-        colormap: a name of matplotlib's.
-        tolerance: of the pointing game, as a share of the image's side.
-    """
-
-    scale: str = "image"
-    colormap: str = COLORMAP
-    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +52,6 @@ class ExplainedModel:
     def averages_layers(self) -> bool:
         """True if the maps of a layer are means over several layers, each divided by its peak."""
         return len(self.explainer.layers) > 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapJob:
-    """The maps to draw.
-
-    Attributes:
-        methods: keys of `METHODS` that the architecture supports.
-        label: the class to explain; None: the predicted class of each image.
-        controls: for the scores; None: no controls and no faithfulness.
-    """
-
-    methods: Sequence[str]
-    label: str | None = None
-    style: Style = field(default_factory=Style)
-    controls: Controls | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Folders for maps.
-
-    Attributes:
-        folder: for overlays and tables.
-        save: for the raw images and the maps (.npy); None: they are not kept.
-        keep: keep the maps in memory, to compare them afterwards.
-    """
-
-    folder: Path
-    save: Path | None = None
-    keep: bool = False
 
 
 @dataclass(kw_only=True)
@@ -134,47 +86,60 @@ class _ExplainedImage:
     maps: list[np.ndarray]
 
 
-def draw_maps(model: ExplainedModel, images: ImageSet, job: MapJob, output: Output) -> DrawnMaps:
+def draw_maps(
+    model: ExplainedModel,
+    images: ImageSet,
+    methods: Sequence[str],
+    request: ExplanationRequest,
+    output: Output,
+    controls: Controls | None = None,
+) -> DrawnMaps:
     """Draw and measure every image of `images`, and write `cams.csv` and, with controls, `controls.csv`.
+
+    Args:
+        methods: keys of `METHODS` that the architecture supports.
+        request: its methods are not used.
+        controls: for the scores; None: no controls and no faithfulness.
 
     Raises: `UserError` for a folder that cannot be written.
     """
     for path, flag in ((output.folder, "--output"), (output.save, "--save")):
         if path is not None:
             clear_folder(make_folder(path, flag))
-    explainer, methods = model.explainer, job.methods
+    explainer, label = model.explainer, request.label
     drawn = DrawnMaps(name=model.name, images=images, square=Square(model.fit, explainer.size))
-    measurer = Measurer(images, model.fit, model.name, job.controls, job.style.tolerance)
-    writer = _Writer(drawn, job, output, rescaled=model.averages_layers)
+    drawn.means.update((method, MeanMaps()) for method in methods)
+    measurer = Measurer(images, model.fit, model.name, controls, request.tolerance)
+    writer = _Writer(drawn, request, output, rescaled=model.averages_layers)
     waiting: list[_ExplainedImage] = []
     with tqdm(total=len(images) * len(methods), desc="maps", unit="map", leave=False) as bar:
         for batch in images.batches(model.device, explainer.settings.batch, explainer.architecture):
-            targets = None if job.label is None else torch.full_like(batch.labels, images.classes.index(job.label))
+            targets = None if label is None else torch.full_like(batch.labels, images.classes.index(label))
             explanation = explainer.explain(batch.inputs, targets)
             maps = {}
             for method in methods:
                 bar.set_description(METHODS[method].title)
                 maps[method] = METHODS[method].function(explanation).cpu().numpy()
                 bar.update(len(batch.indices))
-            rows, controls = measurer.rows(batch, explanation, maps, bar.set_description)
+            rows, control_rows = measurer.rows(batch, explanation, maps, bar.set_description)
             drawn.rows += rows
-            drawn.controls += controls
+            drawn.controls += control_rows
             bar.set_description("images")
             probabilities = explanation.scores.softmax(1).gather(1, explanation.targets[:, None])[:, 0].tolist()
             for i, (index, probability) in enumerate(zip(batch.indices, probabilities, strict=True)):
                 image_rows = rows[i * len(maps) : (i + 1) * len(maps)]
                 cams = [cams[i] for cams in maps.values()]
                 waiting.append(_ExplainedImage(int(index), probability, image_rows, cams))
-            if job.style.scale != "shared":
+            if request.scale != "shared":
                 writer.draw(waiting)
                 waiting = []
         writer.draw(waiting)
     for method, means in drawn.means.items():
         if means.counts:
-            figure = draw_means(means, METHODS[method].title, job.style.colormap)
+            figure = draw_means(means, METHODS[method].title, request.colormap)
             save_png(figure, output.folder / f"mean_{method}.png")
     write_rows(output.folder / "cams.csv", drawn.rows, COLUMNS)
-    if job.controls is not None:
+    if controls is not None:
         write_rows(output.folder / "controls.csv", drawn.controls, CONTROL_COLUMNS)
     return drawn
 
@@ -195,15 +160,14 @@ def clear_folder(folder: Path) -> None:
 class _Writer:
     """Draws the images of a set: an overlay per map, a panel where there are several, and what is to be saved."""
 
-    def __init__(self, drawn: DrawnMaps, job: MapJob, output: Output, rescaled: bool) -> None:
-        self.drawn, self.style, self.output, self.rescaled = drawn, job.style, output, rescaled
-        self.overlays = OverlayDrawer(drawn.square, job.style.colormap)
-        drawn.means.update((method, MeanMaps()) for method in job.methods)
+    def __init__(self, drawn: DrawnMaps, request: ExplanationRequest, output: Output, rescaled: bool) -> None:
+        self.drawn, self.request, self.output, self.rescaled = drawn, request, output, rescaled
+        self.overlays = OverlayDrawer(drawn.square, request.colormap)
 
     def draw(self, images: Sequence[_ExplainedImage]) -> None:
         """Draw images, on one colour scale per method unless each map has its own."""
         peaks: dict[str, float] = {}
-        if self.style.scale != "image":
+        if self.request.scale != "image":
             for row in (row for image in images for row in image.rows if row.state.scored):
                 peaks[row.method] = max(peaks.get(row.method, 0.0), row.peak)
         for image in images:
@@ -224,7 +188,7 @@ class _Writer:
         stem = numbered(explained.index, first.path)
         if len(entries) > 1:
             head = [Path(first.path).name, evidence, f"{truth}, predicted {first.predicted}".removeprefix(", ")]
-            figure = draw_panel(image, entries, head, self.drawn.square, self.style.colormap, self.rescaled)
+            figure = draw_panel(image, entries, head, self.drawn.square, self.request.colormap, self.rescaled)
             save_png(figure, self.output.folder / first.file.replace(f"{stem}__{first.method}__", f"{stem}__panel__"))
         if self.output.save is not None:
             with atomic_write(self.output.save / f"{stem}__raw.png", "wb") as file:

@@ -15,7 +15,7 @@ from localization.drawing.overlay import ImageWithMasks, MapEntry
 from localization.drawing.panel import Comparison, draw_comparisons
 from localization.drawing.sheet import save_png, shrink
 from localization.methods.table import METHODS
-from utils import log
+from utils import count, log
 
 
 def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -> None:
@@ -39,22 +39,17 @@ def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -
         image = read_with_masks(first.images, index[a.path])
         figure = draw_pair(image, entries, (first.square, second.square), head, colormap)
         save_png(figure, folder / a.file.replace(f"__{a.method}__", f"__{a.method}__difference__"))
-    if first.square.fit == second.square.fit:
-        for method in (method for method in first.means if method in second.means):
-            means = first.means[method], second.means[method]
-            if any(mean.counts for mean in means):
-                figure = draw_differences(means, (first.name, second.name), METHODS[method].title, colormap)
-                save_png(figure, folder / f"difference_{method}.png")
-    else:
-        log.warning(
-            f"{first.name} and {second.name} use different fits (squash, letterbox); mean differences are left out"
-        )
-    if len(same) < len(both):
-        log.info(
-            f"not compared: {len(both) - len(same)} of {len(both)} maps explain different classes in the two models"
-        )
-    if not both:
-        log.warning(f"{first.name} and {second.name} share no image and method; nothing to compare")
+    log.info(
+        f"compared: {len(same)} of {count(len(both), 'map')}; the others explain different classes in the two models"
+    )
+    if first.square.fit != second.square.fit:
+        log.warning(f"{first.name} and {second.name}: different fits (squash, letterbox); no differences of means")
+        return
+    for method in (method for method in first.means if method in second.means):
+        means = first.means[method], second.means[method]
+        if any(mean.counts for mean in means):
+            figure = draw_differences(means, (first.name, second.name), METHODS[method].title, colormap)
+            save_png(figure, folder / f"difference_{method}.png")
 
 
 def draw_pair(

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from localization.states import MapState
-from utils import write_csv
+from utils import atomic_write
 
 MASKS = {"lung": "lungs", "lesion": "lesions"}  # prefix of a score → its words
 MASK_SCORES = ("energy", "area", "lift", "hit", "hit_area", "iou", "ap")
@@ -51,9 +53,10 @@ class MapRow:
 
 def write_rows(path: Path, rows: Iterable[MapRow], columns: list[str]) -> None:
     """Write rows as CSV; a cell is empty where a score is absent or NaN."""
+    write_table(path, [{"status": row.state, **vars(row), **row.scores} for row in rows], columns)
 
-    def cell(value: Any) -> Any:
-        return "" if value != value else value
 
-    tables = ({"status": row.state, **vars(row), **row.scores} for row in rows)
-    write_csv(path, [{column: cell(table.get(column, "")) for column in columns} for table in tables], columns)
+def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str], float_format: str | None = None) -> None:
+    """Write columns of rows as CSV, atomically; a cell is empty where a value is absent or NaN."""
+    with atomic_write(path) as file:
+        pd.DataFrame(rows, columns=columns).to_csv(file, index=False, float_format=float_format, lineterminator="\n")

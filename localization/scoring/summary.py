@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from intervals import Patients, mean_interval, mean_over_patients, proportion_interval
-from localization.scoring.rows import CONTROLS, MASKS, SCORES, MapRow
-from utils import atomic_write
+from localization.scoring.rows import CONTROLS, MASKS, SCORES, MapRow, write_table
 
 LOWER_IS_BETTER = ("deletion", "drop")
 PROPORTIONS = ("lung_hit", "lesion_hit", "increase")
@@ -194,8 +193,7 @@ def write_summary(path: Path, summary: Iterable[SummaryRow]) -> None:
         {**vars(row), "class": row.class_name, **row.controls, "better_than": " ".join(row.better_than)}
         for row in summary
     ]
-    with atomic_write(path) as file:
-        pd.DataFrame(tables, columns=COLUMNS).to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    write_table(path, tables, COLUMNS, "%.6g")
 
 
 def by_method(summary: Iterable[SummaryRow]) -> Cells:

@@ -45,9 +45,10 @@ def sample_cams(
     Raises: `UserError` for an architecture without Grad-CAM.
     """
     # Imported here because it takes half a second, and only finished trainings with a tracker need it.
-    from localization.drawing.maps import ExplainedModel, MapJob, Output, draw_maps
+    from localization.drawing.maps import ExplainedModel, draw_maps
     from localization.explainer import Explainer
     from localization.methods.explanation import Settings
+    from localization.request import ExplanationRequest, Output
 
     validation = dataset.images("val").records
     order = np.random.default_rng(config.seed).permutation(len(validation))
@@ -60,10 +61,10 @@ def sample_cams(
         checkpoint.size,
         settings=Settings(precision=checkpoint.precision),
     )
-    job = MapJob(methods=explainer.choose("gradcam"))
     model = ExplainedModel(name=checkpoint.architecture.name, explainer=explainer, fit=checkpoint.fit, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        rows = draw_maps(model, images, job, Output(folder=Path(folder))).rows
+        output = Output(folder=Path(folder))
+        rows = draw_maps(model, images, explainer.choose("gradcam"), ExplanationRequest(), output).rows
         pixels = [np.asarray(Image.open(Path(folder) / row.file).convert("RGB")) for row in rows]
     labels = [row.label for row in rows]
     return [(f"{label} {labels[: i + 1].count(label)}", pixels[i]) for i, label in enumerate(labels)]
