@@ -15,8 +15,7 @@ from dataset.image_set import Batch, ImageSet, Schedule
 from experiment.run_folder import finished_runs, runs_folder
 from experiment.selection import Selection, select
 from inference.images import images_from_paths, images_from_split
-from localization.drawing.maps import DrawnMaps, ExplainedModel, clear_folder, draw_maps
-from localization.drawing.pairs import draw_pairs
+from localization.drawing.maps import DrawnMaps, ExplainedModel, clear_folder, draw_maps, draw_pairs
 from localization.drawing.summary_figure import draw_summary
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
@@ -90,12 +89,10 @@ def _name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, An
     names: dict[str, Path] = {}
     for path in paths:
         name = select(config, path, given).name
-        if name in names and names[name].resolve() == path.resolve():
-            raise UserError(f"--weights {path}: given twice; leave one out")
-        if name in names:
-            name = f"{path.resolve().parent.name}-{name}"
-        if name in names:
-            raise UserError(f"--weights {path}: another checkpoint is named {name} too; rename its folder")
+        twice = name in names and names[name].resolve() == path.resolve()
+        name = f"{path.resolve().parent.name}-{name}" if name in names else name
+        if twice or name in names:
+            raise UserError(f"--weights {path}: given twice, or named {name} like another; leave it out or rename it")
         names[name] = path
     return names
 
@@ -189,14 +186,9 @@ def _sample(model: ExplainedModel, images: ImageSet, count: int, seed: int) -> B
     return batch
 
 
-def _statistics(model: ExplainedModel, images: ImageSet, seed: int) -> torch.Tensor:
-    """Return the inputs from which randomised models estimate the statistics of batch normalisation."""
-    return _sample(model, images, MOST_IMAGES, derived_seed(seed, 1)).inputs
-
-
 def _make_controls(model: ExplainedModel, images: ImageSet, request: ExplanationRequest) -> Controls:
     explainer, seed = model.explainer, request.settings.seed
-    inputs = _statistics(model, images, seed)
+    inputs = _sample(model, images, MOST_IMAGES, derived_seed(seed, 1)).inputs
     fresh = randomised(explainer.model, explainer.architecture, inputs, seed=seed)
     faithful = np.random.default_rng(derived_seed(seed, 2)).permutation(len(images))[: request.score_count]
     return Controls(explainer.with_model(fresh), frozenset(map(int, faithful)), seed)
@@ -206,11 +198,12 @@ def _check_sanity(
     model: ExplainedModel, images: ImageSet, methods: Sequence[str], request: ExplanationRequest, folder: Path
 ) -> bool:
     """Write and log the findings of the sanity checks, and return whether a method fails one."""
-    batch = _sample(model, images, request.sanity_count, derived_seed(request.settings.seed, 3))
+    seed = request.settings.seed
+    batch = _sample(model, images, request.sanity_count, derived_seed(seed, 3))
     targets = None if request.label is None else torch.full_like(batch.labels, images.classes.index(request.label))
-    statistics = _statistics(model, images, request.settings.seed)
+    statistics = _sample(model, images, MOST_IMAGES, derived_seed(seed, 1)).inputs
     explanation = model.explainer.explain(batch.inputs, targets)
-    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, request.settings.seed).run()
+    findings = SanitySuite(explanation, model.explainer.architecture, methods, statistics, seed).run()
     write_sanity(folder, findings)
     number = count(len(batch.indices), "image")
     log.info(f"Sanity, on {number} (mean and range over them):\n{format_sanity(findings)}")

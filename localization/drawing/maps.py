@@ -1,4 +1,4 @@
-"""The maps of an image set: computed a batch at a time, measured, drawn, and tabulated in a CAM folder."""
+"""The maps of an image set: computed a batch at a time, measured, drawn, tabulated in a CAM folder, and compared."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
 from localization.drawing.geometry import Square
-from localization.drawing.means import MeanMaps, draw_means
-from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer
-from localization.drawing.panel import draw_panel
+from localization.drawing.means import MeanMaps, draw_differences, draw_means
+from localization.drawing.overlay import ImageWithMasks, MapEntry, draw_overlay
+from localization.drawing.panel import draw_pair, draw_panel
 from localization.drawing.sheet import save_png
 from localization.explainer import Explainer
 from localization.methods.table import METHODS
 from localization.request import ExplanationRequest, Output
 from localization.scoring.measure import Controls, Measurer, numbered
 from localization.scoring.rows import COLUMNS, CONTROL_COLUMNS, MapRow, write_rows
-from utils import atomic_write, log, make_folder
+from utils import atomic_write, count, log, make_folder
 
 _METHOD = "(" + "|".join(map(re.escape, METHODS)) + ")"
 OURS = re.compile(rf"\d{{4,}}_.*__(raw|panel__.*|{_METHOD}__.*)\.(png|npy)|(mean|difference)_{_METHOD}\.png|cams\.json")
@@ -162,7 +162,6 @@ class _Writer:
 
     def __init__(self, drawn: DrawnMaps, request: ExplanationRequest, output: Output, rescaled: bool) -> None:
         self.drawn, self.request, self.output, self.rescaled = drawn, request, output, rescaled
-        self.overlays = OverlayDrawer(drawn.square, request.colormap)
 
     def draw(self, images: Sequence[_ExplainedImage]) -> None:
         """Draw images, on one colour scale per method unless each map has its own."""
@@ -182,7 +181,7 @@ class _Writer:
         entries = []
         for row, cam in zip(explained.rows, explained.maps, strict=True):
             entry = MapEntry(title=self._unit(row.method), cam=cam, state=row.state, peak=peaks.get(row.method))
-            self.overlays.draw(self.output.folder / row.file, image, entry, title)
+            draw_overlay(self.output.folder / row.file, image, entry, title, self.drawn.square, self.request.colormap)
             entries.append(replace(entry, title=METHODS[row.method].title, note=_lifts(row)))
             self._keep(explained.index, row, cam)
         stem = numbered(explained.index, first.path)
@@ -220,3 +219,37 @@ def _lifts(row: MapRow) -> str:
     """Return the lifts of a map: `lung lift 1.20, lesion lift 2.31`."""
     lifts = {name.replace("_", " "): value for name, value in row.scores.items() if name.endswith("_lift")}
     return ", ".join(f"{name} {lift:.2f}" for name, lift in sorted(lifts.items(), reverse=True) if not math.isnan(lift))
+
+
+def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -> None:
+    """Draw the two maps and their difference for each image and method that both models have, and those of the means.
+
+    Images for which the models explain different classes are left out and counted in a log line; the means are per
+    class in any case.
+    """
+    first, second = pair
+    others = {(row.path, row.method): row for row in second.rows}
+    both = [(row, others[key]) for row in first.rows if (key := (row.path, row.method)) in others]
+    same = [(a, b) for a, b in both if a.target == b.target]
+    index = {path: i for i, path in enumerate(first.images.records["path"])}
+    for a, b in tqdm(same, desc="differences", unit="image", leave=False):
+        entries = tuple(
+            MapEntry(title=drawn.name, cam=drawn.maps[row.path, row.method], state=row.state)
+            for drawn, row in zip(pair, (a, b), strict=True)
+        )
+        head = [f"{Path(a.path).name}: {METHODS[a.method].title}", f"evidence for {a.target}"]
+        head += [f"true class {a.label}"] if a.label else []
+        image = read_with_masks(first.images, index[a.path])
+        figure = draw_pair(image, entries, (first.square, second.square), head, colormap)
+        save_png(figure, folder / a.file.replace(f"__{a.method}__", f"__{a.method}__difference__"))
+    log.info(
+        f"compared: {len(same)} of {count(len(both), 'map')}; the others explain different classes in the two models"
+    )
+    if first.square.fit != second.square.fit:
+        log.warning(f"{first.name} and {second.name}: different fits (squash, letterbox); no differences of means")
+        return
+    for method in (method for method in first.means if method in second.means):
+        means = first.means[method], second.means[method]
+        if any(mean.counts for mean in means):
+            figure = draw_differences(means, (first.name, second.name), METHODS[method].title, colormap)
+            save_png(figure, folder / f"difference_{method}.png")

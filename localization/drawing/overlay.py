@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
 from localization.drawing.colours import COLORMAP, Scale, blend
@@ -55,51 +56,43 @@ class MapEntry:
         return Scale(top, colormap), None if top == own_peak else own_peak
 
 
-class OverlayDrawer:
-    """Draws overlays one after another on one figure: making a figure costs more than drawing on it.
+def draw_overlay(
+    path: Path, image: ImageWithMasks, entry: MapEntry, title: str, square: Square, colormap: str = COLORMAP
+) -> Figure:
+    """Save one overlay as PNG, with the image's box in a text chunk (`BOX_KEY`), and return its figure.
 
     Args:
-        square: how the images became the model's input.
+        entry: its `title` labels the colour bar.
+        title: class, probability and the like; a line that is too long loses its middle.
+        square: how the image became the model's input.
         colormap: a name of matplotlib's.
     """
-
-    def __init__(self, square: Square, colormap: str = COLORMAP) -> None:
-        self.square, self.colormap = square, colormap
-        # Fixed places: a layout engine would draw everything twice to find them.
-        self.figure = new_figure(6.4, 5.7)
-
-    def draw(self, path: Path, image: ImageWithMasks, entry: MapEntry, title: str) -> None:
-        """Save one overlay as PNG, with the image's box in a text chunk (`BOX_KEY`).
-
-        Args:
-            entry: its `title` labels the colour bar.
-            title: class, probability and the like; a line that is too long loses its middle.
-        """
-        pixels = image.pixels
-        full, shrink = pixels.shape, min(1.0, LONGEST_SIDE / max(pixels.shape))
-        size = tuple(max(1, round(edge * shrink)) for edge in full)
-        if shrink < 1:
-            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
-        self.figure.clear()
-        ax = self.figure.add_axes((0.01, 0.01, 0.8, 0.89))
-        if entry.state.scored:
-            scale, mark = entry.scale(self.colormap)
-            ax.imshow(blend(pixels, lay_back(entry.cam, *full, self.square, size), scale))
-            _draw_bar(self.figure.add_axes((0.85, 0.14, 0.03, 0.7)), scale, entry.title, mark)
-        else:
-            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-        if entry.state.caption:
-            ax.text(0.5, 0.03, entry.state.caption, transform=ax.transAxes, fontsize=11, **CAPTION)
-        lines = [fitted(self.figure, line, 0.8 * self.figure.bbox.width, fontsize=10) for line in title.split("\n")]
-        ax.set_title("\n".join(lines), fontsize=10, parse_math=False)  # file names may hold dollar signs
-        ax.set_axis_off()
-        ax.apply_aspect()
-        curves = outline(image.masks, *full, self.square)
-        draw_outlines(self.figure, curves, Affine2D().scale(*size[::-1]).translate(-0.5, -0.5) + ax.transData)
-        draw_legend(self.figure, curves, loc="lower left", bbox_to_anchor=(0.83, 0.015))
-        place, bottom = ax.get_window_extent(), self.figure.bbox.height
-        box = (place.x0, bottom - place.y1, place.x1, bottom - place.y0)
-        save_png(self.figure, path, metadata={BOX_KEY: ",".join(str(round(edge)) for edge in box)})
+    figure = new_figure(6.4, 5.7)  # fixed places: a layout engine would draw everything twice to find them
+    pixels = image.pixels
+    full, shrink = pixels.shape, min(1.0, LONGEST_SIDE / max(pixels.shape))
+    size = tuple(max(1, round(edge * shrink)) for edge in full)
+    if shrink < 1:
+        pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
+    ax = figure.add_axes((0.01, 0.01, 0.8, 0.89))
+    if entry.state.scored:
+        scale, mark = entry.scale(colormap)
+        ax.imshow(blend(pixels, lay_back(entry.cam, *full, square, size), scale))
+        _draw_bar(figure.add_axes((0.85, 0.14, 0.03, 0.7)), scale, entry.title, mark)
+    else:
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    if entry.state.caption:
+        ax.text(0.5, 0.03, entry.state.caption, transform=ax.transAxes, fontsize=11, **CAPTION)
+    lines = [fitted(figure, line, 0.8 * figure.bbox.width, fontsize=10) for line in title.split("\n")]
+    ax.set_title("\n".join(lines), fontsize=10, parse_math=False)  # file names may hold dollar signs
+    ax.set_axis_off()
+    ax.apply_aspect()
+    curves = outline(image.masks, *full, square)
+    draw_outlines(figure, curves, Affine2D().scale(*size[::-1]).translate(-0.5, -0.5) + ax.transData)
+    draw_legend(figure, curves, loc="lower left", bbox_to_anchor=(0.83, 0.015))
+    place, bottom = ax.get_window_extent(), figure.bbox.height
+    box = (place.x0, bottom - place.y1, place.x1, bottom - place.y0)
+    save_png(figure, path, metadata={BOX_KEY: ",".join(str(round(edge)) for edge in box)})
+    return figure
 
 
 def _draw_bar(ax: Axes, scale: Scale, label: str, mark: float | None) -> None:

@@ -99,3 +99,32 @@ def draw_comparisons(
             tiles.append(tile)
     foot = "In multiples of each map's mean: a uniform map has 1 everywhere. Pink: more in A; green: more in B."
     return draw_sheet(head, tiles, foot, 4, curves)
+
+
+def draw_pair(
+    image: ImageWithMasks,
+    pair: tuple[MapEntry, MapEntry],
+    squares: tuple[Square, Square],
+    head: list[str],
+    colormap: str,
+) -> Figure:
+    """Return the figure of the maps of two models A and B of one image, and A - B.
+
+    Each map is divided by its own mean over the image: what is compared is where two models look, not how large their
+    gradients are. A and B have one scale, from 0 to the higher peak; their entries' own `peak` is not used.
+
+    Args:
+        image: its masks are over A's square.
+        pair: of A and of B; titles are the models' names.
+        squares: how the image became A's and B's input.
+    """
+    small, shape = shrink(image.pixels), image.pixels.shape
+    maps: list[np.ndarray | None] = []
+    captions = []
+    for entry, square in zip(pair, squares, strict=True):
+        heat = lay_back(entry.cam, *shape, square, small.shape) if entry.state.scored else np.zeros(1)
+        maps.append(heat / heat.mean(dtype=np.float64) if heat.any() else None)
+        captions.append(entry.state.caption or ("" if heat.any() else "all of it is outside the image"))
+    comparison = Comparison(title="Image", pixels=small, maps=tuple(maps), captions=tuple(captions))
+    names = tuple(entry.title for entry in pair)
+    return draw_comparisons(head, names, [comparison], colormap, outline(image.masks, *shape, squares[0]))

@@ -20,6 +20,7 @@ from localization.scoring.summary_text import MOST_CLASSES
 from utils import count, elide
 
 MARKS = {"gaussian": ("^", "centred Gaussian"), "randomised": ("x", "randomised model"), "oracle": ("d", "oracle")}
+MARK = {"color": "0.35", "ms": 4, "mfc": "none", "mew": 0.9}
 WIDE = 6  # ratio of the largest number to the smallest above which the axis is logarithmic
 LEAST = 0.05  # lower end of a logarithmic axis
 LONGEST = 24  # most characters of a class in a title
@@ -39,46 +40,40 @@ def draw_summary(path: Path, summary: Sequence[SummaryRow]) -> None:
 
 
 def summary_figure(lifts: Sequence[SummaryRow]) -> Figure:
-    """Return the figure of rows that are lifts with a value."""
-    classes, hidden = shown_classes([row.class_name for row in lifts])
+    """Return the figure of rows that are lifts with a value.
+
+    At most three panels are side by side, and every mask has rows of its own; with one class, the masks share one.
+    """
+    classes = shown_classes(row.class_name for row in lifts)
     masks = [mask for mask in MASKS if any(row.score == f"{mask}_lift" for row in lifts)]
     models, methods = ([*dict.fromkeys(getattr(row, name) for row in lifts)] for name in ("model", "method"))
-    figure, axes = _grid(len(masks), len(classes), 0.7 + max(0.45, len(methods) * max(0.22, 0.14 * len(models))))
-    for mask, mask_axes in zip(masks, axes, strict=True):
+    panels = [[f"{mask} {name}" for name in classes] for mask in masks]
+    columns = 2 if len(classes) in (2, 4) else 3
+    grid = [[row[0] for row in panels]]
+    if len(classes) > 1:
+        padded = [row + ["."] * (-len(row) % columns) for row in panels]
+        grid = [row[start : start + columns] for row in padded for start in range(0, len(row), columns)]
+    height = 0.7 + max(0.45, len(methods) * max(0.22, 0.14 * len(models)))
+    figure = Figure(figsize=(10, 0.9 + len(grid) * height), layout="constrained")
+    axes = figure.subplot_mosaic(grid, sharey=True)
+    for mask in masks:
         mask_rows = [row for row in lifts if row.score == f"{mask}_lift" and row.class_name in classes]
-        for ax in mask_axes[len(classes) :]:
-            ax.set_axis_off()
-        for ax, name in zip(mask_axes, classes, strict=False):
-            rows = [row for row in mask_rows if row.class_name == name]
+        for name in classes:
+            ax, rows = axes[f"{mask} {name}"], [row for row in mask_rows if row.class_name == name]
             _set_axis(ax, mask_rows)
             _draw_panel(ax, rows, models, methods)
-            images = max((row.n for row in rows), default=0)
-            title = f"{MASKS[mask]}, {elide(name, LONGEST)} ({count(images, 'image')})"
-            ax.set_title(title, fontsize=9, parse_math=False)
-    axes[0, 0].set_yticks(range(len(methods)), [METHODS[m].title for m in methods], fontsize=8.5, parse_math=False)
-    _add_legend(figure, lifts, models, hidden)
+            images = count(max((row.n for row in rows), default=0), "image")
+            ax.set_title(f"{MASKS[mask]}, {elide(name, LONGEST)} ({images})", fontsize=9, parse_math=False)
+    titles = [METHODS[method].title for method in methods]
+    axes[grid[0][0]].set_yticks(range(len(methods)), titles, fontsize=8.5, parse_math=False)
+    _add_legend(figure, lifts, models, len({row.class_name for row in lifts} - {*classes}))
     return figure
 
 
-def _grid(masks: int, classes: int, height: float) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its axes (masks, panels), each `height` inches high, at most three in a row.
-
-    Every mask has rows of its own; with one class, the masks are side by side.
-    """
-    columns = masks if classes == 1 else 2 if classes in (2, 4) else 3
-    rows = 1 if classes == 1 else masks * -(-classes // columns)
-    figure = Figure(figsize=(10, 0.9 + rows * height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(masks, -1)
-
-
-def shown_classes(names: Iterable[str]) -> tuple[list[str], int]:
-    """Return the classes that get a panel, `all` among them, and the number of those that do not."""
-    classes = [*dict.fromkeys(names)]
-    if len(classes) <= MOST_CLASSES:
-        return classes, 0
-    single = [name for name in classes if name != ALL]
-    shown = [*single[: MOST_CLASSES - 1], *([ALL] if ALL in classes else [])]
-    return shown, len(classes) - len(shown)
+def shown_classes(names: Iterable[str]) -> list[str]:
+    """Return the classes that get a panel: at most `MOST_CLASSES`, `all` the last of them."""
+    classes = sorted(dict.fromkeys(names), key=ALL.__eq__)
+    return classes if len(classes) <= MOST_CLASSES else [*classes[: MOST_CLASSES - 1], classes[-1]]
 
 
 def _draw_panel(ax: Axes, rows: Sequence[SummaryRow], models: Sequence[str], methods: Sequence[str]) -> None:
@@ -94,8 +89,7 @@ def _draw_panel(ax: Axes, rows: Sequence[SummaryRow], models: Sequence[str], met
         above = y - 0.28 * step
         for control, (mark, _) in MARKS.items():
             if not np.isnan(row.controls[control]):
-                face = "none" if control != "randomised" else "0.35"
-                ax.plot(row.controls[control], above, mark, ms=4, color="0.35", mfc=face, mew=0.9, zorder=2)
+                ax.plot(row.controls[control], above, mark, **MARK, zorder=2)
         ax.plot([row.low, row.high], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=3)
         face = colour if row.beats_controls else "white"
         least = ax.get_xlim()[0]
@@ -136,8 +130,7 @@ def _add_legend(figure: Figure, lifts: Sequence[SummaryRow], models: Sequence[st
     ]
     for control, (mark, name) in MARKS.items():
         if any(not np.isnan(row.controls[control]) for row in lifts):
-            face = "none" if control != "randomised" else "0.35"
-            handles.append(Line2D([], [], color="0.35", marker=mark, ms=4, mfc=face, mew=0.9, lw=0, label=name))
+            handles.append(Line2D([], [], marker=mark, lw=0, label=name, **MARK))
     if len(models) > 1:
         handles += [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=name) for i, name in enumerate(models)]
     title = "Lift (share of the map's energy in the mask ÷ the mask's share of the image), 95 % interval, and controls"

@@ -75,12 +75,6 @@ class _MeasuredImage:
         """Return the state of a map on the image; a map with all its energy over the padding has no evidence."""
         return map_states(self.cut(cam)[None])[0]
 
-    def oracle(self, kind: str, height: int, width: int) -> np.ndarray:
-        """Return the oracle map of a mask, zeros without one."""
-        if kind not in self.squares:
-            return np.zeros((height, width), np.float32)
-        return oracle_map(self.squares[kind], height, width)
-
 
 class Measurer:
     """Measures the maps of an image set.
@@ -204,12 +198,13 @@ class _MeasuredBatch:
 
     def grid_controls(self, height: int, width: int) -> dict[str, MaskMaps]:
         """Return the controls that depend on the grid alone."""
-        uniform, gaussian = (
-            np.repeat(cam[None], len(self.images), 0)
-            for cam in (np.ones((height, width), np.float32), gaussian_map(height, width))
-        )
-        oracle = {kind: np.stack([image.oracle(kind, height, width) for image in self.images]) for kind in KINDS}
-        return {"uniform": _same(uniform), "gaussian": _same(gaussian), "oracle": oracle}
+        shared = {"uniform": np.ones((height, width), np.float32), "gaussian": gaussian_map(height, width)}
+        none = np.zeros((height, width), bool)  # where an image has no mask
+        oracle = {
+            kind: np.stack([oracle_map(image.squares.get(kind, none), height, width) for image in self.images])
+            for kind in KINDS
+        }
+        return {name: _same(np.stack([cam] * len(self.images))) for name, cam in shared.items()} | {"oracle": oracle}
 
 
 def _same(maps: np.ndarray) -> MaskMaps:

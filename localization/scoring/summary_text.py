@@ -116,9 +116,7 @@ def _winners(cells: Cells, class_name: str) -> list[str]:
         }
         known = [CONTROLS[c] for c in TO_BEAT if any(not np.isnan(row.controls[c]) for row in rows.values())]
         if known:
-            better = [title for title, row in rows.items() if row.beats_controls]
-            if not better:
-                return [f"No method is shown to beat each of these controls on the {MASKS[mask]}: {_join(known)}."]
+            better = [title for title, row in rows.items() if row.beats_controls] or ["no method"]
             alone = f" (95 % each, not corrected for {len(rows)} methods)" if len(rows) > 1 else ""
             return [f"Better than the {_join(known)} controls on the {MASKS[mask]}: {_join(better)}{alone}."]
     return []

@@ -156,14 +156,13 @@ def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
     import gc
 
     from localization.drawing.geometry import Square
-    from localization.drawing.overlay import ImageWithMasks, MapEntry, OverlayDrawer
+    from localization.drawing.overlay import ImageWithMasks, MapEntry, draw_overlay
 
     torch.manual_seed(0)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(True), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU(True), head).eval()
     settings = Settings(max_channels=4, steps=2, samples=2, cells=2)
     explainer = Explainer(net, mean=(0.5,) * 3, std=(0.25,) * 3, size=32, settings=settings)
-    drawer = OverlayDrawer(Square("squash", 32))
     counts, resident = [], []
     for i in range(150):
         explanation = explainer.explain(torch.randn(2, 3, 32, 32))
@@ -171,7 +170,8 @@ def test_memory_stays_flat_over_a_loop(tmp_path: Path) -> None:
             maps = METHODS[method].function(explanation)
         if i % 10 == 0:
             entry = MapEntry(title="", cam=maps[0].numpy(), state=MapState.OK)
-            drawer.draw(tmp_path / "a.png", ImageWithMasks(np.zeros((32, 32), np.uint8)), entry, "image")
+            image = ImageWithMasks(np.zeros((32, 32), np.uint8))
+            draw_overlay(tmp_path / "a.png", image, entry, "image", Square("squash", 32))
         if i in (29, 149):
             gc.collect()
             counts.append(sum(type(o) is torch.Tensor for o in gc.get_objects()))

@@ -11,8 +11,7 @@ from PIL import Image
 
 from localization.drawing.geometry import Square
 from localization.drawing.overlay import ImageWithMasks, MapEntry
-from localization.drawing.pairs import draw_pair
-from localization.drawing.panel import draw_panel
+from localization.drawing.panel import draw_pair, draw_panel
 from localization.drawing.sheet import save_png
 from localization.states import MapState
 from tests.helpers.drawing_case import LONG_CLASS, LONG_NAME, colour
