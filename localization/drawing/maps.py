@@ -17,9 +17,8 @@ from dataset.image_set import ImageSet
 from dataset.layouts import MASKS
 from dataset.readers import read_image, to_uint8
 from localization.drawing.geometry import Square
-from localization.drawing.means import MeanMaps, draw_differences, draw_means
 from localization.drawing.overlay import ImageWithMasks, MapEntry, draw_overlay
-from localization.drawing.panel import draw_pair, draw_panel
+from localization.drawing.panel import MeanMaps, draw_differences, draw_means, draw_pair, draw_panel
 from localization.drawing.sheet import save_png
 from localization.explainer import Explainer
 from localization.methods.table import METHODS

@@ -1,7 +1,8 @@
-"""Sheets of maps: the methods on one image, and two models beside their difference."""
+"""Sheets of maps: the methods on one image, mean maps per class, and two models beside their difference."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from localization.drawing.colours import COLORMAP, Scale, blend
 from localization.drawing.geometry import Square, lay_back, outline
 from localization.drawing.overlay import ImageWithMasks, MapEntry
 from localization.drawing.sheet import Tile, draw_sheet, shrink
+from utils import count
 
 COLUMNS = 5  # most images in a row
 PARTS = slice(0, 2), slice(2, 3)  # of a comparison: A and B, A - B
@@ -57,14 +59,13 @@ class Comparison:
         title: the image's.
         pixels: (h, w), the image, values in [0, 255].
         maps: (h, w) of A and of B, in multiples of a uniform map; None: no map.
-        notes, captions: of A's and of B's tile.
+        notes: of A's and of B's tile.
     """
 
     title: str
     pixels: np.ndarray
     maps: tuple[np.ndarray | None, np.ndarray | None]
     notes: tuple[str, str] = ("", "")
-    captions: tuple[str, str] = ("", "")
 
 
 def draw_comparisons(
@@ -89,14 +90,11 @@ def draw_comparisons(
     tiles = []
     for row, three in zip(comparisons, maps, strict=True):
         grey = row.pixels.round().astype(np.uint8)
+        notes = (*row.notes, "no difference: a map is missing" if three[2] is None else "")
         tiles.append(Tile(title=row.title, pixels=grey))
-        captions = (*row.captions, "no difference: a map is missing" if three[2] is None else "")
-        words = zip(titles, (*row.notes, ""), captions, strict=True)
-        for (title, note, caption), map_, colours in zip(words, three, (scale, scale, signed), strict=True):
-            tile = Tile(title=title, note=note, caption=caption, pixels=grey)
-            if map_ is not None:
-                tile.pixels, tile.scale = blend(row.pixels, map_, colours), colours
-            tiles.append(tile)
+        for title, note, map_, colours in zip(titles, notes, three, (scale, scale, signed), strict=True):
+            shown = {} if map_ is None else {"pixels": blend(row.pixels, map_, colours), "scale": colours}
+            tiles.append(Tile(**{"title": title, "note": note, "pixels": grey, **shown}))
     foot = "In multiples of each map's mean: a uniform map has 1 everywhere. Pink: more in A; green: more in B."
     return draw_sheet(head, tiles, foot, 4, curves)
 
@@ -119,12 +117,82 @@ def draw_pair(
         squares: how the image became A's and B's input.
     """
     small, shape = shrink(image.pixels), image.pixels.shape
-    maps: list[np.ndarray | None] = []
-    captions = []
+    maps, notes = [], []
     for entry, square in zip(pair, squares, strict=True):
         heat = lay_back(entry.cam, *shape, square, small.shape) if entry.state.scored else np.zeros(1)
         maps.append(heat / heat.mean(dtype=np.float64) if heat.any() else None)
-        captions.append(entry.state.caption or ("" if heat.any() else "all of it is outside the image"))
-    comparison = Comparison(title="Image", pixels=small, maps=tuple(maps), captions=tuple(captions))
+        notes.append(entry.state.caption or ("" if heat.any() else "all of it is outside the image"))
+    comparison = Comparison(title="Image", pixels=small, maps=tuple(maps), notes=tuple(notes))
     names = tuple(entry.title for entry in pair)
     return draw_comparisons(head, names, [comparison], colormap, outline(image.masks, *shape, squares[0]))
+
+
+class MeanMaps:
+    """Mean maps and mean images by class.
+
+    Attributes:
+        counts: the number of maps.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._images: dict[str, np.ndarray] = {}
+        self._maps: dict[str, np.ndarray] = {}
+
+    def add(self, name: str, image: np.ndarray, cam: np.ndarray) -> None:
+        """Add a map (h, w) of the class `name`, whatever its peak, and its image (side, side) uint8."""
+        self._maps[name] = self._maps.get(name, 0) + cam / cam.mean(dtype=np.float64)
+        self._images[name] = self._images.get(name, 0) + image.astype(np.float64)
+        self.counts[name] += 1
+
+    def image(self, name: str) -> np.ndarray:
+        """Return the mean of the model's input images of a class, in [0, 255], in the size of a sheet's images."""
+        return shrink(self._images[name] / self.counts[name])
+
+    def map(self, name: str) -> np.ndarray | None:
+        """Return the mean of the maps of a class over its image, each divided by its own mean; None without any."""
+        if name not in self.counts:
+            return None
+        side, image = len(self._images[name]), self.image(name)
+        return lay_back(self._maps[name] / self.counts[name], side, side, Square("squash", side), image.shape)
+
+
+def draw_means(means: MeanMaps, title: str, colormap: str = COLORMAP) -> Figure:
+    """Return the figure of the mean map of each class over its mean image, all on one colour scale.
+
+    Args:
+        title: the method's.
+        colormap: a name of matplotlib's.
+    """
+    maps = {name: means.map(name) for name in sorted(means.counts)}
+    scale = Scale(max(float(map_.max()) for map_ in maps.values()), colormap)
+    tiles = []
+    for name, map_ in maps.items():
+        pixels, note = blend(means.image(name), map_, scale), count(means.counts[name], "map")
+        tiles.append(Tile(title=name, note=note, pixels=pixels, scale=scale))
+    foot = "Evidence, times that of a uniform map"
+    return draw_sheet([f"{title}: mean maps"], tiles, foot, min(COLUMNS, len(tiles)))
+
+
+def draw_differences(
+    pair: tuple[MeanMaps, MeanMaps], names: tuple[str, str], title: str, colormap: str = COLORMAP
+) -> Figure:
+    """Return the figure of the mean maps of two models A and B per class, and A - B: a row per class.
+
+    Args:
+        pair: of A and of B, whose squares were made with the same fit, whatever their sides. Where a class is missing
+            in one, its row has no difference.
+        names: of A and of B.
+        title: the method's.
+        colormap: of A and B, a name of matplotlib's.
+    """
+    rows = [
+        Comparison(
+            title=name,
+            pixels=next(means for means in pair if name in means.counts).image(name),
+            maps=tuple(means.map(name) for means in pair),
+            notes=tuple(count(means.counts[name], "map") for means in pair),
+        )
+        for name in sorted({*pair[0].counts, *pair[1].counts})
+    ]
+    return draw_comparisons([f"{title}: mean maps"], names, rows, colormap)

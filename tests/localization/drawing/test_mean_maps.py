@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from localization.drawing.means import MeanMaps, draw_differences, draw_means
+from localization.drawing.panel import MeanMaps, draw_differences, draw_means
 from localization.drawing.sheet import GAP, SIDE
 from tests.helpers.drawing_case import LONG_CLASS, colour
 
