@@ -39,7 +39,7 @@ localization.methods.explanation localization.methods.attention
 localization.methods.gradients localization.methods.perturbation localization.methods.pixels
 localization.methods
 localization.explainer
-localization.states localization.scoring localization.sanity localization.drawing
+localization.states localization.scoring localization.sanity localization.request localization.drawing
 localization
 classifier report
 training.ending training.optimisation training.precision
