@@ -124,7 +124,7 @@ def read_table(path: Path, columns: Sequence[str], name: str, remedy: str = "") 
         raise UserError(f"{name}: no column '{missing[0]}' (its columns: {', '.join(table.columns)}){remedy}")
     if not table.columns.is_unique:
         raise UserError(f"{name}: two columns have the same name ({', '.join(table.columns)}){remedy}")
-    table = table.fillna("").apply(lambda cells: cells.str.strip())
+    table = table.fillna("")
     return table[(table != "").any(axis=1)]
 
 

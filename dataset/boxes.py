@@ -55,7 +55,7 @@ def read_boxes(path: str) -> dict[str, Boxes]:
     """
     table = read_table(Path(path), COLUMNS, path, "; fix or delete it")
     numbers = table[list(COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    lines, names = table.index + 2, table["image"]
+    lines, names = table.index + 2, table["image"].str.strip()
     wrong = (names == "") | ~np.isfinite(numbers).all(1) | (numbers[:, 2:] <= 0).any(1)
     if wrong.any():
         reason = "the image or a number is missing, or width or height is not above 0; fix or delete the line"

@@ -40,11 +40,21 @@ def find_records(path: Path, flag: str = "--data", fewest: int = 2) -> pd.DataFr
         raise UserError(f"{flag} {path}: no such folder or file")
     records = _from_csv(path, flag) if path.is_file() else _from_folder(path, flag)
     if records.empty:
-        raise UserError(f"{flag} {path}: no images found (looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*)")
+        looked = "looked for CLASS/images/*, CLASS/*, train|val|test/CLASS/*"
+        raise UserError(f"{flag} {path}: no images found ({looked}){_nested_hint(path, flag)}")
     classes = sorted(records["label"].unique())
     if len(classes) < fewest:
-        raise UserError(f"{flag} {path}: only one class, '{classes[0]}'; a classifier needs at least two class folders")
+        needed = f"a classifier needs at least two{_nested_hint(path, flag)}"
+        raise UserError(f"{flag} {path}: only one class, '{classes[0]}'; {needed}")
     return records.sort_values("path", ignore_index=True)[COLUMNS]
+
+
+def _nested_hint(path: Path, flag: str) -> str:
+    """Return ` (did you mean DIR?)` for a folder of classes one level down, as archives are unpacked; empty if none."""
+    for folder in _subfolders(path) if path.is_dir() else []:
+        if sum(any(map(is_image_file, _files(sub / "images"))) for sub in _subfolders(folder)) > 1:
+            return f" (did you mean {flag} {folder}?)"
+    return ""
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -127,7 +137,7 @@ def _read_metadata(path: Path) -> pd.DataFrame:
 def _from_csv(path: Path, flag: str) -> pd.DataFrame:
     """Read a CSV with `path,label` (paths relative to the CSV's folder) and optionally the other columns."""
     table = read_table(path, ("path", "label"), f"{flag} {path}")
-    table = table.reindex(columns=COLUMNS, fill_value="")
+    table = table.reindex(columns=COLUMNS, fill_value="").apply(lambda column: column.str.strip())
     table["split"] = table["split"].str.lower().replace(SPLIT_NAMES)
     paths = table["path"]
     faults = {

@@ -80,8 +80,10 @@ def load_dataset(
         records["group"] = name_groups(records, pattern)
     records = give_masks(records, data)
     labels = set(records["label"])
-    if different := sorted(labels ^ set(classes or labels)):
-        raise UserError(f"--data: classes differ from the checkpoint's ({', '.join(classes)}): {', '.join(different)}")
+    expected = set(classes or labels)
+    if labels != expected:
+        unknown, absent = (", ".join(sorted(names)) or "none" for names in (labels - expected, expected - labels))
+        raise UserError(f"--data: classes differ from the checkpoint's: unknown to it: {unknown}; missing: {absent}")
     records, unreadable = _readable(records, data, side)
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import compose_config
+from config import DataConfig, compose_config
 from dataset.layouts import find_records, name_groups
+from dataset.loading import RECORD_COLUMNS, load_dataset, read_split
 from dataset.split import assign_groups, merge_copies, split_records, split_targets
 from tests.helpers.verbs import Result
 from utils import UserError
@@ -125,11 +126,32 @@ def test_bad_folders(tmp_path: Path) -> None:
     _image(tmp_path / "COVID-19_Radiography_Dataset" / "a.png")
     with pytest.raises(UserError, match="only one class"):
         find_records(tmp_path)
+    _image(tmp_path / "COVID-19_Radiography_Dataset" / "B" / "images" / "b.png")
+    with pytest.raises(UserError, match=r"did you mean --external .*COVID-19_Radiography_Dataset\?"):
+        find_records(tmp_path, flag="--external")
+    (tmp_path / "COVID-19_Radiography_Dataset" / "a.png").unlink()
+    with pytest.raises(UserError, match=r"no images found .*did you mean --data .*COVID-19_Radiography_Dataset\?"):
+        find_records(tmp_path)
     _image(tmp_path / "D" / "A" / "a.png")
     _image(tmp_path / "D" / "B" / "a.png")
     (tmp_path / "D" / "A.metadata.xlsx").write_text("no zip")
     with pytest.raises(UserError, match=r"A\.metadata\.xlsx"):
         find_records(tmp_path / "D")
+
+
+def test_a_written_split_keeps_names_with_spaces(tmp_path: Path) -> None:
+    """A run's split.csv is read as it was written: stripped cells would name other classes and files."""
+    row = dict.fromkeys(RECORD_COLUMNS, "")
+    row |= {"path": str(tmp_path / "a b .png"), "label": " Viral Pneumonia ", "split": "test"}
+    pd.DataFrame([row]).to_csv(tmp_path / "split.csv", index=False)
+    assert read_split(tmp_path / "split.csv").to_dict("records") == [row]
+
+
+def test_classes_that_differ_say_on_which_side(phantom: Path, cache_dir: Path) -> None:
+    data = DataConfig(path=str(phantom), cache_dir=str(cache_dir))
+    classes = ["COVID", "Lung_Opacity", "Normal", "Tuberculosis"]
+    with pytest.raises(UserError, match="unknown to it: Viral Pneumonia; missing: Tuberculosis"):
+        load_dataset(data, 32, classes=classes)
 
 
 def test_group_pattern_is_checked() -> None:
