@@ -214,7 +214,7 @@ def run_verb(main: Callable[[Sequence[str]], None], *, ranks: bool = False) -> N
     except UserError as error:
         sys.exit(2 if quiet else _fail(f"{program}: {error}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail(f"{program}: interrupted", 130))
+        sys.exit(130 if quiet else _fail(f"{program}: interrupted", 130))
     except BrokenPipeError:
         _discard_output()
         sys.exit(141)

@@ -21,12 +21,8 @@ def parser() -> Parser:
     parser = Parser(prog="train.py", description=__doc__)
     add_training_flags(parser)
     parser.add_argument("--name", help="the run folder's name (default MODEL-YYYYMMDD-HHMMSS)")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="continue an interrupted run as if it had not been interrupted; with a larger --epochs, train it longer",
-    )
+    resume_help = "continue an interrupted run as if it had never stopped; with a larger --epochs, train it longer"
+    parser.add_argument("--resume", type=Path, metavar="RUN", help=resume_help)
     return parser
 
 
@@ -37,10 +33,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.resume is None:
         train(config, arguments.name)
         return
-    if arguments.config:
-        raise UserError("--config: a resumed run keeps its configuration; leave it out")
-    if arguments.name:
-        raise UserError("--name: a resumed run keeps its name; leave it out")
+    for flag in ("config", "name"):
+        if getattr(arguments, flag):
+            raise UserError(f"--{flag}: a resumed run keeps its own; leave it out")
     resume(arguments.resume, {key: get_value(config, key) for key in given})
 
 

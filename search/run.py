@@ -26,7 +26,7 @@ from search.request import Search, fixed_keys
 from search.results import result_line, tidy, write_results
 from search.space import suggest, with_values
 from search.study import INTERRUPTED, PRECISION, REASON, claim, counting, open_storage, open_study, queue_again
-from training.ending import Pruned
+from training.record import Pruned
 from training.trainer import prepare, train
 from utils import UserError, best_epoch, count, log, make_folder, sqlite_address
 

@@ -42,7 +42,7 @@ localization.explainer
 localization.states localization.scoring localization.sanity localization.request localization.drawing
 localization
 classifier report
-training.ending training.optimisation training.precision
+training.optimisation training.precision
 training.distributed
 training.loop
 training.compilation training.record

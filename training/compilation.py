@@ -25,11 +25,11 @@ def training_forward(learner: Learner, steps: int) -> Callable[[torch.Tensor], t
 
     Raises: `UserError` if `train.compile=on` and compiling fails; `auto` warns and returns the model.
     """
-    model, device, mode = learner.model, learner.device, learner.config.train.compile
-    if mode == "off" or (mode == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
+    model, device, train = learner.model, learner.device, learner.config.train
+    if train.compile == "off" or (train.compile == "auto" and (device.type != "cuda" or steps < LONG_RUN)):
         return model
     log.info("compiling the training step (train.compile) ...")
-    shape = learner.input_shape
+    shape = (learner.ranks.micro_batch(train), len(learner.architecture.mean), learner.size, learner.size)
     compiled = torch.compile(model.train(), dynamic=False)
     before = copy.deepcopy(model.state_dict())
     try:
@@ -40,7 +40,7 @@ def training_forward(learner: Learner, steps: int) -> Callable[[torch.Tensor], t
             scores.float().sum().backward()
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
         reason = f"train.compile: {type(model).__name__} cannot be compiled here ({str(error).splitlines()[0]})"
-        if mode == "on":
+        if train.compile == "on":
             raise UserError(f"{reason}; set train.compile=off") from None
         log.warning(f"{reason}; training continues uncompiled")
         return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,11 +59,6 @@ class Learner:
         self.augment = Augment(config.augment, config.seed, config.augment.resize or self.size, self.size)
         self.forward = self.model
 
-    @property
-    def input_shape(self) -> tuple[int, int, int, int]:
-        """Shape of a full micro-batch: (n, channels, side, side)."""
-        return (self.ranks.micro_batch(self.config.train), len(self.architecture.mean), self.size, self.size)
-
 
 def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, float]:
     """Train one epoch (from 1) and return `learning_rate` (of its last step), `train_loss` and `train_accuracy`.
@@ -87,21 +81,16 @@ def train_epoch(learner: Learner, images: ImageSet, epoch: int) -> dict[str, flo
     torch.manual_seed(derived_seed(config.seed, epoch, *([] if ranks.leads else [ranks.rank])))
     # One column per step, in the dtype of the weights: the sum of the losses, the number of correct predictions.
     tally = torch.zeros((2, len(steps)), dtype=next(model.parameters()).dtype, device=learner.device)
-    seen, checked, shown_at = 0, 0, time.perf_counter()
-    title = f"epoch {epoch}/{train.epochs}"
-    with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=not ranks.leads) as bar:
+    title, quiet = f"epoch {epoch}/{train.epochs}", not ranks.leads
+    with tqdm(total=len(order), desc=title, unit="image", leave=False, disable=quiet, mininterval=LOSS_SECONDS) as bar:
         for step, share in enumerate(shares):
             rate = learning_rate(train, (epoch - 1) * len(steps) + step, len(steps))
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
             tally[:, step] = ranks.sum(_step(learner, forward, share, batches))
-            seen += share.images
-            bar.update(share.images)
-            if time.perf_counter() - shown_at > LOSS_SECONDS or step + 1 == len(steps):
-                shown_at = time.perf_counter()
-                _check_finite(tally[0], checked, step + 1, epoch)
-                checked = step + 1
-                loss, accuracy = (float(row.sum()) / seen for row in tally)
+            if bar.update(share.images) or step + 1 == len(steps):  # the bar was redrawn, or its last state follows
+                _check_finite(tally[0], epoch)
+                loss, accuracy = (float(row.sum()) / steps[step].stop for row in tally)
                 bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}")
     ranks.share_buffers(model)
     return {"learning_rate": rate, "train_loss": loss, "train_accuracy": accuracy}
@@ -147,10 +136,11 @@ def _scores(learner: Learner, forward: Forward, inputs: torch.Tensor) -> torch.T
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def _check_finite(losses: torch.Tensor, start: int, stop: int, epoch: int) -> None:
-    finite = torch.isfinite(losses[start:stop])
+def _check_finite(losses: torch.Tensor, epoch: int) -> None:
+    """Raise a `UserError` if one of the losses, one per step, is not finite; those of later steps are still zero."""
+    finite = torch.isfinite(losses)
     if not bool(finite.all()):
-        step = start + int((~finite).nonzero()[0]) + 1
+        step = int((~finite).nonzero()[0]) + 1
         raise UserError(
             f"the loss is not finite at epoch {epoch}, step {step} of {len(losses)}: lower --learning-rate, set "
             "train.clip_norm, or try --precision fp32 (the checkpoints of earlier epochs are kept)"
@@ -163,14 +153,9 @@ def validate(learner: Learner, images: ImageSet, share: ImageSet) -> dict[str, f
     Args:
         share: the images that this rank predicts (`Ranks.share`).
     """
-    logits = predict_logits(
-        learner.model,
-        share,
-        learner.architecture,
-        Runtime(learner.device, learner.precision, learner.config.train.eval_batch),
-        title="validation" if learner.ranks.leads else "",
-    )
-    logits = learner.ranks.gather(logits)
+    runtime = Runtime(learner.device, learner.precision, learner.config.train.eval_batch)
+    title = "validation" if learner.ranks.leads else ""
+    logits = learner.ranks.gather(predict_logits(learner.model, share, learner.architecture, runtime, title=title))
     probabilities = learner.validated = softmax(logits, images.records)
     values = overall_values(confusion_matrix(images.labels, probabilities.argmax(1), len(images.classes)))
     return {

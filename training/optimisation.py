@@ -19,7 +19,6 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
         # When the backbone is unfrozen, its parameters have no momentum yet, which the fused kernel cannot handle.
         return torch.optim.SGD(

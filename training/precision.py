@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 import time
@@ -30,13 +32,13 @@ def choose_precision(
     Args:
         shape: of a step's inputs, (n, channels, side, side).
     """
-    file = folder / "precision.json"
+    file, measured = folder / "precision.json", {}
     key = f"{name}, {shape[-1]}px, batch {shape[0]}, {device_name(device)}, torch {torch.__version__}"
-    measured = _read(file)
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged: measure again
+        measured = json.loads(file.read_text())
     if key not in measured:
         log.info("measuring which precision trains faster on this device ...")
-        seconds = measure_precisions(model, shape, device)
-        measured = _read(file) | {key: seconds}
+        measured[key] = measure_precisions(model, shape, device)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, measured)
     seconds = measured[key]
@@ -44,14 +46,6 @@ def choose_precision(
     times = ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
     log.info(f"precision {chosen}: a training step took {times} per image ({key})")
     return chosen
-
-
-def _read(file: Path) -> dict[str, dict[str, float]]:
-    try:
-        content = json.loads(file.read_text())
-        return {k: v for k, v in content.items() if all(isinstance(v[p], float) for p in CANDIDATES)}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # missing or invalid: measure again
 
 
 def measure_precisions(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> dict[str, float]:
@@ -69,17 +63,16 @@ def measure_precisions(model: nn.Module, shape: tuple[int, int, int, int], devic
     slowest = max(_step_seconds(model, (few, *shape[1:]), precision, device) for precision in CANDIDATES)
     left = MAX_SECONDS - (time.perf_counter() - start)
     many = int(min(MAX_IMAGES, max(2 * few, left / (2 * slowest / few))))
-    best = {(precision, images): float("inf") for precision in CANDIDATES for images in (few, many)}
+    best = dict.fromkeys(itertools.product(CANDIDATES, (few, many)), math.inf)
     for _ in range(REPEATS):
-        for precision, images in best:
-            took = _step_seconds(model, (images, *shape[1:]), precision, device)
-            best[precision, images] = min(best[precision, images], took)
+        for (precision, images), fastest in best.items():
+            best[precision, images] = min(fastest, _step_seconds(model, (images, *shape[1:]), precision, device))
         if time.perf_counter() - start > MAX_SECONDS * 0.7:
             break
-    seconds, batch = {}, shape[0]
+    seconds, batch = {}, max(shape[0], many)
     for precision in CANDIDATES:
         one_more = max(best[precision, many] - best[precision, few], 0) / (many - few)
-        seconds[precision] = (best[precision, many] + one_more * max(0, batch - many)) / max(batch, many)
+        seconds[precision] = (best[precision, many] + one_more * (batch - many)) / batch
     return seconds
 
 

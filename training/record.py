@@ -17,6 +17,17 @@ from experiment.run_folder import RunFolder, now, runs_folder
 from training.loop import Learner
 from utils import best_epoch, count, device_name, interrupts_wait, log, shown
 
+SAVED = ("architecture", "size", "precision")  # the attributes that a learner shares with its checkpoints
+
+
+class Pruned(Exception):
+    """Raised by the `report` callback of `train` to end a training that is not worth continuing."""
+
+
+def status_of(error: BaseException) -> str:
+    """Return the status in run.json of a training ended by `error`: `interrupted`, `pruned` or `failed`."""
+    return {KeyboardInterrupt: "interrupted", Pruned: "pruned"}.get(type(error), "failed")
+
 
 @dataclass(kw_only=True)
 class Training:
@@ -45,130 +56,113 @@ class Training:
         return hashes_to_tensor(list(self.dataset.images("train").records["sha256"]))
 
     @property
+    def best(self) -> dict[str, Any]:
+        """The row of the best epoch so far."""
+        return best_epoch(self.history)
+
+    @property
     def improved(self) -> bool:
         """Whether the newest epoch is the best so far."""
-        return best_epoch(self.history) is self.history[-1]
+        return self.best is self.history[-1]
 
+    def start(self, name: str | None) -> None:
+        """Create the run folder with config.yaml, split.csv and run.json. Raises: `UserError`."""
+        learner, dataset, config = self.learner, self.dataset, self.learner.config
+        self.run = RunFolder.create(runs_folder(config), config.model, name)
+        record = {"model": config.model, "seed": config.seed}
+        record |= {"device": device_name(learner.device), "ranks": learner.ranks.world, "precision": learner.precision}
+        record |= {"init": self.init, "classes": dataset.classes, "size": dataset.side}
+        record |= {"data": config.data.path or "phantom", "unreadable": len(dataset.unreadable)}
+        self.run.start(config, dataset.records, record)
 
-def start_run(training: Training, name: str | None) -> RunFolder:
-    """Create the run folder with config.yaml, split.csv and run.json, and return it. Raises: `UserError`."""
-    learner, dataset, config = training.learner, training.dataset, training.learner.config
-    run = RunFolder.create(runs_folder(config), config.model, name)
-    record = {
-        "model": config.model,
-        "seed": config.seed,
-        "device": device_name(learner.device),
-        "ranks": learner.ranks.world,
-        "precision": learner.precision,
-        "init": training.init,
-        "classes": dataset.classes,
-        "size": dataset.side,
-        "data": config.data.path or "phantom",
-        "unreadable": len(dataset.unreadable),
-    }
-    run.start(config, dataset.records, record)
-    return run
+    def reopen(self, checkpoint: Checkpoint) -> None:
+        """Open the folder of a run that is resumed from `checkpoint`, and update its run.json."""
+        self.run = run = RunFolder.open(checkpoint.path.parent)
+        run.write_config(self.learner.config)
+        for key in ("finished", "reason"):  # how the run ended before
+            run.record.pop(key, None)
+        device, ranks = device_name(self.learner.device), self.learner.ranks.world
+        resumed = [*run.record.get("resumed", []), {"epoch": checkpoint.epoch, "time": now(), "ranks": ranks}]
+        run.update(status="running", device=device, ranks=ranks, resumed=resumed)
+        log.info(f"resuming {shown(run.path)} after epoch {checkpoint.epoch}")
 
-
-def reopen_run(training: Training, checkpoint: Checkpoint) -> RunFolder:
-    """Open the folder of a run that is resumed from `checkpoint`, update its run.json, and return it."""
-    learner, run = training.learner, RunFolder.open(checkpoint.path.parent)
-    run.write_config(learner.config)
-    for key in ("finished", "reason"):  # how the run ended before
-        run.record.pop(key, None)
-    resumed = {"epoch": checkpoint.epoch, "time": now(), "ranks": learner.ranks.world}
-    run.update(
-        status="running",
-        device=device_name(learner.device),
-        ranks=learner.ranks.world,
-        resumed=[*run.record.get("resumed", []), resumed],
-    )
-    log.info(f"resuming {shown(run.path)} after epoch {checkpoint.epoch}")
-    return run
-
-
-def log_start(training: Training) -> None:
-    """Log the model, the device, the images and the unreadable files."""
-    learner, dataset, record = training.learner, training.dataset, training.run.record
-    log.info(
-        f"run {shown(training.run.path)}: {record['model']} at {record['size']}×{record['size']}, {learner.precision} "
-        f"on {record['device']}, weights: {record['init']}"
-    )
-    train, ranks = learner.config.train, learner.ranks
-    if ranks.world * train.accumulate > 1:
+    def log_start(self) -> None:
+        """Log the model, the device, the images and the unreadable files."""
+        record, train, ranks = self.run.record, self.learner.config.train, self.learner.ranks
         log.info(
-            f"batch of {train.batch}: {count(ranks.world, 'rank')} × {count(train.accumulate, 'accumulation step')} × "
-            f"{count(ranks.micro_batch(train), 'image')}; the learning rate applies to the whole batch"
+            f"run {shown(self.run.path)}: {record['model']} at {record['size']}×{record['size']}, "
+            f"{self.learner.precision} on {record['device']}, weights: {record['init']}"
         )
-    for path, reason in dataset.unreadable.items():
-        log.debug(f"unreadable image left out: {path} ({reason})")
-    log.info(dataset.table().to_string())
+        if ranks.world * train.accumulate > 1:
+            log.info(
+                f"batch of {train.batch}: {count(ranks.world, 'rank')} × {count(train.accumulate, 'accumulation step')}"
+                f" × {count(ranks.micro_batch(train), 'image')}; the learning rate applies to the whole batch"
+            )
+        for path, reason in self.dataset.unreadable.items():
+            log.debug(f"unreadable image left out: {path} ({reason})")
+        log.info(self.dataset.table().to_string())
 
+    def log_epoch(self) -> None:
+        """Log the newest epoch, with an asterisk if it is the best so far."""
+        row = self.history[-1]
+        log.info(
+            f"epoch {row['epoch']}/{self.learner.config.train.epochs}  loss {row['train_loss']:.4f}  accuracy "
+            f"{row['train_accuracy']:.4f}  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  "
+            f"macro F1 {row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+            + ("  *" if self.improved else "")
+        )
 
-def log_epoch(training: Training) -> None:
-    """Log the newest epoch, with an asterisk if it is the best so far."""
-    row = training.history[-1]
-    log.info(
-        f"epoch {row['epoch']}/{training.learner.config.train.epochs}  loss {row['train_loss']:.4f}  accuracy "
-        f"{row['train_accuracy']:.4f}  valid loss {row['valid_loss']:.4f}  accuracy {row['valid_accuracy']:.4f}  "
-        f"macro F1 {row['valid_macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-        + ("  *" if training.improved else "")
-    )
+    @interrupts_wait()
+    def save_epoch(self) -> None:
+        """Write last.pt, history.csv and curves.png, and best.pt if the newest epoch is the best so far.
 
+        Ctrl-C waits for all of them.
+        """
+        learner, history, run = self.learner, self.history, self.run
+        checkpoint = Checkpoint(
+            classes=self.dataset.classes,
+            fit=learner.config.data.fit,
+            epoch=history[-1]["epoch"],
+            train_hashes=self.train_hashes,
+            config=asdict(learner.config),
+            state=learner.model.state_dict(),
+            resume={},
+            path=run.path / "best.pt",
+            **{name: getattr(learner, name) for name in SAVED},
+        )
+        if self.improved:
+            save_checkpoint(checkpoint)
+        resume = {"optimizer": learner.optimizer.state_dict(), "history": history}
+        save_checkpoint(replace(checkpoint, path=run.path / "last.pt", resume=resume))
+        run.update(compiled=learner.forward is not learner.model)
+        run.write_history(history)
+        figure = learning_curves_figure(history, self.best["epoch"])
+        figure.suptitle(f"{learner.config.model}, {run.path.name}", fontsize=10)
+        save_figure(figure, run.path / "curves.png")
 
-@interrupts_wait()
-def save_epoch(training: Training) -> None:
-    """Write last.pt, history.csv and curves.png, and best.pt if this epoch is the best so far. Ctrl-C waits for all."""
-    learner, history, run = training.learner, training.history, training.run
-    checkpoint = Checkpoint(
-        architecture=learner.architecture,
-        classes=training.dataset.classes,
-        size=training.dataset.side,
-        fit=learner.config.data.fit,
-        precision=learner.precision,
-        epoch=history[-1]["epoch"],
-        train_hashes=training.train_hashes,
-        config=asdict(learner.config),
-        state=learner.model.state_dict(),
-        resume={},
-        path=run.path / "best.pt",
-    )
-    if training.improved:
-        save_checkpoint(checkpoint)
-    resume = {"optimizer": learner.optimizer.state_dict(), "history": history}
-    save_checkpoint(replace(checkpoint, path=run.path / "last.pt", resume=resume))
-    run.update(compiled=learner.forward is not learner.model)
-    run.write_history(history)
-    figure = learning_curves_figure(history, best_epoch(history)["epoch"])
-    figure.suptitle(f"{learner.config.model}, {run.path.name}", fontsize=10)
-    save_figure(figure, run.path / "curves.png")
+    def finish(self) -> None:
+        """Write the results into run.json, and log the commands that come next."""
+        history, run, best, folder = self.history, self.run, self.best, shown(self.run.path)
+        seconds, rates = sum(row["seconds"] for row in history), [row["images_per_second"] for row in history]
+        run.update(
+            status="finished",
+            finished=now(),
+            epochs=len(history),
+            best_epoch=best["epoch"],
+            best={k: best[k] for k in ("valid_loss", "valid_accuracy", "valid_macro_f1")},
+            timings={"train_seconds": round(seconds, 2), "images_per_second": round(sum(rates) / len(rates), 2)},
+        )
+        log.info(
+            f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy "
+            f"{best['valid_accuracy']:.4f}; {seconds:.0f} s in total\nrun folder: {folder}\nnext:\n"
+            f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save"
+        )
 
-
-def finish_run(training: Training) -> None:
-    """Write the results into run.json, and log the commands that come next."""
-    history, run = training.history, training.run
-    best, seconds = best_epoch(history), sum(row["seconds"] for row in history)
-    rate = sum(row["images_per_second"] for row in history) / len(history)
-    run.update(
-        status="finished",
-        finished=now(),
-        epochs=len(history),
-        best_epoch=best["epoch"],
-        best={k: best[k] for k in ("valid_loss", "valid_accuracy", "valid_macro_f1")},
-        timings={"train_seconds": round(seconds, 2), "images_per_second": round(rate, 2)},
-    )
-    folder = shown(run.path)
-    log.info(
-        f"best epoch {best['epoch']}: validation loss {best['valid_loss']:.4f}, accuracy {best['valid_accuracy']:.4f}; "
-        f"{seconds:.0f} s in total\nrun folder: {folder}\nnext:\n"
-        f"  python test.py --weights {folder}/best.pt\n  python draw_cam.py --weights {folder}/best.pt --save"
-    )
-
-
-def record_failure(run: RunFolder, status: str, reason: str) -> None:
-    """Write the status and the reason of a training that ended early into run.json and train.log."""
-    run.update(status=status, reason=reason, finished=now())
-    with log_to(run.path / "train.log"):
-        log.info(f"{status}: {reason}")
-        if status == "interrupted" and (run.path / "last.pt").exists():
-            log.info(f"continue with: python train.py --resume {shown(run.path)}")
+    def fail(self, error: BaseException) -> None:
+        """Write the status and the reason of a training that `error` ended early into run.json and train.log."""
+        status, reason, run = status_of(error), str(error) or type(error).__name__, self.run
+        run.update(status=status, reason=reason, finished=now())
+        with log_to(run.path / "train.log"):
+            log.info(f"{status}: {reason}")
+            if status == "interrupted" and (run.path / "last.pt").exists():
+                log.info(f"continue with: python train.py --resume {shown(run.path)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,15 @@ from training.compilation import training_forward
 from training.distributed import Ranks, job
 from training.loop import Learner, still_improving, train_epoch, validate
 from training.precision import choose_precision
-from training.record import (
-    Training,
-    finish_run,
-    log_epoch,
-    log_start,
-    record_failure,
-    reopen_run,
-    save_epoch,
-    start_run,
-)
+from training.record import SAVED, Training
 from training.trackers.base import check_tracker, tracking
 from utils import UserError, count, log, make_folder, seed_everything
 
 Report = Callable[[dict[str, Any], Predictions], None]
 # Keys that may change when a run is resumed: its length and the machine. Others would make it another experiment.
 RESUMABLE = {
-    *("device", "train.sync_batch_norm"),
+    *("device", "track", "train.sync_batch_norm", "data.workers", "data.cache_dir", "data.device_memory"),
     *("train.epochs", "train.patience", "train.eval_batch", "train.compile", "train.accumulate"),
-    *("data.workers", "data.cache_dir", "data.device_memory", "track"),
 }
 
 
@@ -55,17 +44,14 @@ def train(config: Config, name: str | None = None, report: Report | None = None)
 
     Raises: `UserError`; if the run folder exists by then, its run.json gets the status `failed`.
     """
-    return job(lambda ranks: _train(ranks, config, name, report))
-
-
-def _train(ranks: Ranks, config: Config, name: str | None, report: Report | None) -> Path:
-    check_tracker(config.track)
-    make_folder(runs_folder(config), "--save")  # fail early, before minutes of decoding
-    training = prepare(config, ranks)
-    if ranks.leads:
-        training.run = start_run(training, name)
-    path = Path(ranks.broadcast(training.run and str(training.run.path)))
-    _run_epochs(training, report)
+    with job() as ranks:
+        check_tracker(config.track)
+        make_folder(runs_folder(config), "--save")  # fail early, before minutes of decoding
+        training = prepare(config, ranks)
+        if ranks.leads:
+            training.start(name)
+        path = Path(ranks.broadcast(training.run and str(training.run.path)))
+        _run_epochs(training, report)
     return path
 
 
@@ -92,15 +78,8 @@ def prepare(config: Config, ranks: Ranks | None = None) -> Training:
             precision = choose_precision(model, architecture.name, shape, device, cache_folder(config.data))
     precision = ranks.broadcast(precision)
     seed_everything(config.seed)
-    learner = Learner(
-        model=model,
-        architecture=architecture,
-        config=config,
-        size=size,
-        device=device,
-        precision=precision,
-        ranks=ranks,
-    )
+    saved = {"architecture": architecture, "size": size, "precision": precision}
+    learner = Learner(model=model, config=config, device=device, ranks=ranks, **saved)
     return Training(learner=learner, dataset=dataset, init=init)
 
 
@@ -123,41 +102,30 @@ def resume(path: Path, changes: dict[str, Any]) -> Path:
     Raises: `UserError` for a folder without last.pt, a key that would make it another experiment, or a finished run.
     """
     folder = path.parent if path.is_file() else path
-    job(lambda ranks: _resume(ranks, folder, changes))
+    with job() as ranks:
+        config, checkpoint = _read_run(folder, changes)
+        ranks.micro_batch(config.train)
+        device = ranks.device(config.device)
+        data = replace(config.data, path=None)  # use the images of the run's split.csv
+        with ranks.leader_first():
+            dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
+        saved = {name: getattr(checkpoint, name) for name in SAVED}
+        learner = Learner(model=checkpoint.model().to(device), config=config, device=device, ranks=ranks, **saved)
+        learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
+        training = Training(learner=learner, dataset=dataset, init="", history=checkpoint.resume["history"])
+        if not torch.equal(training.train_hashes, checkpoint.train_hashes):
+            raise UserError(f"--resume {folder}: its training images have changed; restore them, or train a new run")
+        if ranks.leads:
+            training.reopen(checkpoint)
+        _run_epochs(training)
     return folder
-
-
-def _resume(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> None:
-    config, checkpoint = _read_run(folder, changes)
-    ranks.micro_batch(config.train, fixed=True)
-    device = ranks.device(config.device)
-    data = replace(config.data, path=None)  # use the images of the run's split.csv
-    with ranks.leader_first():
-        dataset = load_dataset(data, checkpoint.size, classes=checkpoint.classes, run_split=folder / "split.csv")
-    learner = Learner(
-        model=checkpoint.model().to(device),
-        architecture=checkpoint.architecture,
-        config=config,
-        size=checkpoint.size,
-        device=device,
-        precision=checkpoint.precision,
-        ranks=ranks,
-    )
-    learner.optimizer.load_state_dict(checkpoint.resume["optimizer"])
-    training = Training(learner=learner, dataset=dataset, init="", history=checkpoint.resume["history"])
-    if not torch.equal(training.train_hashes, checkpoint.train_hashes):
-        raise UserError(f"--resume {folder}: its training images have changed; restore them, or train a new run")
-    if ranks.leads:
-        training.run = reopen_run(training, checkpoint)
-    _run_epochs(training)
 
 
 def _read_run(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoint]:
     """Return the configuration of a run, with `changes`, and its last.pt. Raises: `UserError` as `resume` does."""
     if fixed := sorted(set(changes) - RESUMABLE):
-        raise UserError(
-            f"--resume {folder}: {fixed[0]} cannot change in a resumed run; only {', '.join(sorted(RESUMABLE))} can"
-        )
+        keys = ", ".join(sorted(RESUMABLE))
+        raise UserError(f"--resume {folder}: {fixed[0]} cannot change in a resumed run; only {keys} can")
     RunFolder.open(folder)
     checkpoint = load_checkpoint(folder / "last.pt", "--resume")
     config = load_run_config(folder / "config.yaml")
@@ -168,9 +136,8 @@ def _read_run(folder: Path, changes: dict[str, Any]) -> tuple[Config, Checkpoint
     if not history or "optimizer" not in checkpoint.resume:
         raise UserError(f"--resume {folder}: its last.pt has no optimiser state; train a new run")
     if checkpoint.epoch >= config.train.epochs:
-        raise UserError(
-            f"--resume {folder}: already trained for {count(checkpoint.epoch, 'epoch')}; pass a larger --epochs"
-        )
+        epochs = count(checkpoint.epoch, "epoch")
+        raise UserError(f"--resume {folder}: already trained for {epochs}; pass a larger --epochs")
     if not still_improving(history, config.train.patience):
         raise UserError(f"--resume {folder}: it stopped early; pass a --patience larger than {config.train.patience}")
     return config, checkpoint
@@ -182,19 +149,19 @@ def _run_epochs(training: Training, report: Report | None = None) -> None:
         for _ in _epochs(training):
             pass
         return
-    training.learner.ranks.on_failure = partial(record_failure, training.run)
+    training.learner.ranks.on_failure = training.fail
     with log_to(training.run.path / "train.log"):
-        log_start(training)
+        training.log_start()
         with tracking(training) as track_epoch:
             for row in _epochs(training):
-                save_epoch(training)
-                log_epoch(training)
+                training.save_epoch()
+                training.log_epoch()
                 track_epoch()
                 if report is not None:
-                    classes = training.dataset.classes
-                    table = prediction_table(training.validation.records, training.learner.validated, classes)
-                    report(row, Predictions(table, classes))
-            finish_run(training)
+                    images = training.validation
+                    table = prediction_table(images.records, training.learner.validated, images.classes)
+                    report(row, Predictions(table, images.classes))
+            training.finish()
 
 
 def _epochs(training: Training) -> Iterator[dict[str, Any]]:

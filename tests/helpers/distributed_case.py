@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -58,15 +59,8 @@ def learner_of(
     torch.manual_seed(5)
     model = Network(norm).to(dtype)
     architecture = Architecture(name="tiny", head="head", size=SIDE, mean=(0.5,), std=(0.25,))
-    return Learner(
-        model=model,
-        architecture=architecture,
-        config=config,
-        size=SIDE,
-        device=torch.device("cpu"),
-        precision="fp32",
-        ranks=ranks,
-    )
+    fixed = {"architecture": architecture, "size": SIDE, "device": torch.device("cpu"), "precision": "fp32"}
+    return Learner(model=model, config=config, ranks=ranks, **fixed)
 
 
 def losses_of(learner: Learner, images: ImageSet, epochs: int) -> list[float]:
@@ -163,10 +157,12 @@ def fail(phantom: Path, cache: Path, folder: Path) -> None:
 
 def main(argv: list[str]) -> None:
     folder, phantom, cache = map(Path, argv)
-    results = job(lambda ranks: agree(ranks, phantom, cache))
-    if os.environ["RANK"] == "0":
-        torch.save(results, folder / "results.pt")
-    fail(phantom, cache, folder)
+    with job() as ranks:
+        results = agree(ranks, phantom, cache)
+        if ranks.leads:
+            torch.save(results, folder / "results.pt")
+        trainer.job = lambda: contextlib.nullcontext(ranks)  # the training belongs to this job
+        fail(phantom, cache, folder)
 
 
 if __name__ == "__main__":

@@ -145,15 +145,8 @@ def test_shares(images: int, world: int, accumulate: int, micro: int) -> None:
 def test_a_batch_that_does_not_divide() -> None:
     train = config_of(Path("x"), Path("x"), "train.batch=30", "train.accumulate=2").train
     assert Ranks(world=3).micro_batch(train) == 5
-    with pytest.raises(
-        UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use --batch 24 or 32, or 3 or 5 ranks"
-    ):
+    with pytest.raises(UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use a multiple, or"):
         Ranks(world=4).micro_batch(train)
-    with pytest.raises(UserError, match=r"use 3 or 5 ranks$"):  # a resumed run keeps its batch
-        Ranks(world=4).micro_batch(train, fixed=True)
-    train.accumulate = 4
-    with pytest.raises(UserError, match=r"use another train\.accumulate$"):
-        Ranks().micro_batch(train, fixed=True)
 
 
 def test_ranks_refuse_named_devices_and_cpu_synchronisation() -> None:

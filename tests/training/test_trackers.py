@@ -27,7 +27,7 @@ from evaluation.figures.plots import confusion_figure
 from experiment.checkpoint import load_checkpoint
 from experiment.run_folder import HISTORY, RunFolder
 from tests.helpers.training_case import small_config
-from training.ending import Pruned
+from training.record import Pruned
 from training.trackers import base as trackers
 from training.trackers.mlflow import EXPERIMENT, FILES
 from training.trackers.previews import confusion_image
@@ -89,11 +89,11 @@ def _history(run: Path) -> pd.DataFrame:
 
 
 def _one_warning(run: Path, capfd: pytest.CaptureFixture) -> str:
-    """Return the only warning about the tracker, of a training that finished without a traceback or a password."""
+    """Return the only warning about the tracker, of a training that finished, without passwords or retries."""
     out, err = capfd.readouterr()
     (warning,) = [line for line in out.splitlines() if "--track" in line]
     assert warning.startswith("WARNING: ") and warning in (run / "train.log").read_text()
-    assert not any(word in out + err for word in ("Traceback", "Retrying", "secret"))
+    assert not any(word in out + err for word in ("Retrying", "secret")) and "Traceback" not in out
     assert _record(run)["status"] == "finished"
     return warning
 
@@ -120,13 +120,17 @@ def test_tensorboard_shows_configuration_and_images(tiny_run: Path) -> None:
 
 
 def test_the_confusion_matrix_has_the_predicted_counts() -> None:
-    counts, drawn = np.array([[3, 1], [0, 6]]), io.BytesIO()
     values = {"accuracy": {"value": 0.9}, "balanced_accuracy": {"value": 0.875}}
-    metrics = {"confusion": counts.tolist(), "classes": ["A", "B"], "n": 10, **values}
-    confusion_figure(metrics, "t").savefig(drawn, format="png", dpi=100)
-    np.testing.assert_array_equal(
-        confusion_image(counts, ["A", "B"], "t"), np.asarray(Image.open(drawn).convert("RGB"))
+    metrics, drawn = {"confusion": [[3, 1], [0, 6]], "classes": ["A", "B"], "n": 10, **values}, io.BytesIO()
+    confusion_figure(metrics, "r, validation, epoch 2").savefig(drawn, format="png", dpi=100)
+    labels, predicted = np.repeat([0, 1], [4, 6]), np.array([0, 0, 0, *[1] * 7])
+    training = SimpleNamespace(
+        validation=SimpleNamespace(labels=labels, classes=["A", "B"]),
+        learner=SimpleNamespace(validated=np.eye(2)[predicted]),
+        run=SimpleNamespace(path=Path("r")),
+        history=[{"epoch": 2}],
     )
+    np.testing.assert_array_equal(confusion_image(training), np.asarray(Image.open(drawn).convert("RGB")))
 
 
 @pytest.mark.slow
@@ -185,18 +189,28 @@ def test_mlflow_stores_the_run(tracked: Tracked, tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("address", "remedy"), [("doctor:secret@127.0.0.1:{port}", "start the server"), ("[bad", "MLFLOW_TRACKING_URI")]
+    ("address", "shown", "remedy"),
+    [
+        ("doctor:secret@127.0.0.1:{port}", "***@127.0.0.1:{port}", "start the server"),
+        ("secret@127.0.0.1:{port}", "***@127.0.0.1:{port}", "start the server"),
+        ("[bad", "[bad", "MLFLOW_TRACKING_URI"),
+    ],
 )
-def test_a_server_that_is_down_is_one_warning_without_password(
-    address: str, remedy: str, tracked: Tracked, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+def test_a_server_that_is_down_is_one_warning_without_password_or_token(
+    address: str,
+    shown: str,
+    remedy: str,
+    tracked: Tracked,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        address = address.format(port=closed.getsockname()[1])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address.format(port=port)}")
     run = tracked("mlflow")
     warning = _one_warning(run, capfd)
-    assert f"http://{address.replace('secret', '***')} failed" in warning and remedy in warning
+    assert f"http://{shown.format(port=port)} failed" in warning and remedy in warning
     assert "secret" not in (run / "train.log").read_text() + (run / "run.json").read_text()
 
 
@@ -269,9 +283,7 @@ def test_a_tracker_is_closed_with_the_status(
     fake = _Fake()
     monkeypatch.setattr(trackers, "make_backend", lambda training: fake)
     history, learner = [{"epoch": 1, "valid_loss": 2.0}], SimpleNamespace(config=Config())
-    training = SimpleNamespace(
-        run=RunFolder(tiny_run), learner=learner, history=history, validation=None, improved=False
-    )
+    training = SimpleNamespace(run=RunFolder(tiny_run), learner=learner, history=history, improved=False)
     with pytest.raises(error), trackers.tracking(training) as track_epoch:
         history.append({"epoch": 2, "valid_loss": 3.0})
         track_epoch()

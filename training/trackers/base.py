@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -15,10 +16,7 @@ import numpy as np
 
 from command_line import hide_password
 from config import all_keys, get_value
-from evaluation.metrics.confusion import confusion_matrix
-from experiment.checkpoint import load_checkpoint
-from training.ending import status_of
-from training.record import Training
+from training.record import Training, status_of
 from training.trackers.previews import confusion_image, sample_cams
 from utils import UserError, elide, log
 
@@ -27,7 +25,7 @@ class Backend(Protocol):
     """A program that can show a run. All methods may raise any exception.
 
     Attributes:
-        place: the file or address it writes to, without passwords.
+        place: the file or address it writes to.
         remedy: what the user can do if that fails.
         view: the command or address that shows the run.
     """
@@ -56,83 +54,78 @@ def check_tracker(name: str) -> None:
 
 
 def make_backend(training: Training) -> Backend | None:
-    """Return the backend that `track` names; None for `none`."""
+    """Return the backend that `track` names: the class `Tracker` of the module of that name; None for `none`."""
     config = training.learner.config
     if config.track == "none":
         return None
-    if config.track == "tensorboard":
-        from training.trackers.tensorboard import TensorBoard as Tracker
-    else:
-        from training.trackers.mlflow import MLflow as Tracker
-    return Tracker(training.run, {dotted: get_value(config, dotted) for dotted in all_keys()})
+    module = importlib.import_module(f"training.trackers.{config.track}")
+    return module.Tracker(training.run, {key: get_value(config, key) for key in all_keys()})
 
 
 @contextlib.contextmanager
 def tracking(training: Training) -> Iterator[Callable[[], None]]:
     """Track the training that runs in the block, and give it a function to call after every epoch."""
-    tracker = _Tracker(training, make_backend(training))
-    tracker.attempt(tracker.open)
-    try:
-        yield lambda: tracker.attempt(tracker.show_epoch)
-        tracker.attempt(tracker.show_cams)
-    except BaseException as error:
-        status = status_of(error)
-        tracker.attempt(lambda backend: backend.close(status))
-        raise
-    tracker.attempt(lambda backend: backend.close("finished"))
+    backend, option = make_backend(training), f"--track {training.learner.config.track}"
 
-
-class _Tracker:
-    """Shows a training in a backend and disables the backend if it fails."""
-
-    def __init__(self, training: Training, backend: Backend | None) -> None:
-        self.training, self.backend = training, backend
-
-    def attempt(self, action: Callable[[Backend], None]) -> None:
+    def attempt(action: Callable[[Training, Backend], None]) -> None:
         """Run `action`; if it fails for any reason, warn and disable the backend."""
-        if self.backend is None:
-            return
+        nonlocal backend
         try:
-            action(self.backend)
+            if backend is not None:
+                action(training, backend)
         except Exception as error:
             log.warning(
-                f"--track {self.training.learner.config.track}: {self.backend.place} failed ({_line(error)}): "
-                f"{self.backend.remedy}; training continues without it, all numbers are in history.csv"
+                f"{option}: {_hide_user(backend.place)} failed ({_line(error)}): {backend.remedy}; training continues "
+                "without it, all numbers are in history.csv"
             )
-            self.backend = None
+            backend = None
 
-    def open(self, backend: Backend) -> None:
-        """Open the backend and show earlier epochs that it lacks, for example because it had failed."""
-        recorded = backend.open()
-        for row in self.training.history:
-            if row["epoch"] not in recorded:
-                backend.scalars(row)
-        log.info(f"tracking: {backend.view}")
+    attempt(_open)
+    status = "finished"
+    try:
+        yield lambda: attempt(_show_epoch)
+        attempt(_show_cams)
+    except BaseException as error:
+        status = status_of(error)
+        raise
+    finally:
+        attempt(lambda training, backend: backend.close(status))
 
-    def show_epoch(self, backend: Backend) -> None:
-        """Show the newest epoch, with its confusion matrix if it is the best so far."""
-        training = self.training
-        row, images = training.history[-1], training.validation
-        backend.scalars(row)
-        if training.improved:
-            counts = confusion_matrix(images.labels, training.learner.validated.argmax(1), len(images.classes))
-            title = f"{training.run.path.name}, validation, epoch {row['epoch']}"
-            backend.image("validation/confusion matrix", confusion_image(counts, images.classes, title), row["epoch"])
 
-    def show_cams(self, backend: Backend) -> None:
-        """Show sample CAMs of best.pt."""
-        learner = self.training.learner
-        checkpoint = load_checkpoint(self.training.run.path / "best.pt")
-        try:
-            cams = sample_cams(checkpoint, self.training.dataset, learner.config, learner.device)
-        except (UserError, RuntimeError) as error:  # no Grad-CAM or no memory for it: the backend has not failed
-            log.warning(f"--track {learner.config.track}: no sample CAMs: {_line(error)}")
-            return
-        for name, pixels in cams:
-            backend.image(f"sample Grad-CAM/{name}", pixels, checkpoint.epoch)
+def _open(training: Training, backend: Backend) -> None:
+    """Open the backend and show earlier epochs that it lacks, for example because it had failed."""
+    recorded = backend.open()
+    for row in training.history:
+        if row["epoch"] not in recorded:
+            backend.scalars(row)
+    log.info(f"tracking: {_hide_user(backend.view)}")
+
+
+def _show_epoch(training: Training, backend: Backend) -> None:
+    """Show the newest epoch, with its confusion matrix if it is the best so far."""
+    row = training.history[-1]
+    backend.scalars(row)
+    if training.improved:
+        backend.image("validation/confusion matrix", confusion_image(training), row["epoch"])
+
+
+def _show_cams(training: Training, backend: Backend) -> None:
+    """Show sample CAMs of best.pt."""
+    try:
+        cams = sample_cams(training)
+    except (UserError, RuntimeError) as error:  # no Grad-CAM or no memory for it: the backend has not failed
+        log.warning(f"--track {training.learner.config.track}: no sample CAMs: {_line(error)}")
+        return
+    for name, pixels in cams.items():
+        backend.image(f"sample Grad-CAM/{name}", pixels, training.best["epoch"])
+
+
+def _hide_user(text: str) -> str:
+    """Replace the user, password or token in the addresses in `text` with `***`."""
+    return re.sub(r"://[^/@\s][^@\s]*@", "://***@", hide_password(text))
 
 
 def _line(error: Exception) -> str:
     """Return the error in one line. Of a long one the ends matter: the action comes first, the reason last."""
-    text = elide(hide_password(" ".join(str(error).split())), 200)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = elide(_hide_user(" ".join(str(error).split())), 200)
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

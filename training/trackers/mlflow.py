@@ -10,32 +10,26 @@ import logging
 import os
 import re
 import shlex
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from command_line import hide_password
 from experiment.run_folder import HISTORY, RunFolder
 from utils import log, shown, sqlite_address
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "chest-radiographs"
 FILES = ("config.yaml", "run.json", "history.csv", "curves.png", "best.pt")
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED", "pruned": "KILLED"}
-# Keep a server that is down from stopping an epoch: by default MLflow tries 7 times, 2 minutes each. Variables that are
-# already set are respected.
-PATIENCE = {
+# Variables that are already set are respected. A server that is down must not stop an epoch: by default MLflow tries 7
+# times, 2 minutes each.
+VARIABLES = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    **dict.fromkeys(("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"), "1"),
+    **dict.fromkeys(("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "DO_NOT_TRACK"), "true"),
 }
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
 
-class MLflow:
+class Tracker:
     """MLflow as a `Backend`.
 
     Args:
@@ -43,48 +37,37 @@ class MLflow:
         parameters: the configuration, by dotted key.
     """
 
+    remedy = "make room or start the server, correct or unset MLFLOW_TRACKING_URI, or pass --track none"
+
     def __init__(self, run: RunFolder, parameters: dict[str, Any]) -> None:
         self.run, self.parameters = run, parameters
-        folder, given = run.path.resolve().parent, os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = given or sqlite_address(folder / "mlflow.db")
-        self.files = None if given else (folder / "mlflow").as_uri()  # a server has a place of its own
-        self.place = hide_password(self.uri)
-        self.remedy = "make room, or pass --track none"
-        if given:
-            self.remedy = "start the server, correct MLFLOW_TRACKING_URI, or unset it to use a file beside the runs"
-        server = self.uri.startswith(("http:", "https:"))
-        self.view = self.place if server else f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
-        self.run_id = ""
-        self._client: MlflowClient | None = None
+        folder, server = run.path.resolve().parent, os.environ.get("MLFLOW_TRACKING_URI")
+        self.place = server or sqlite_address(folder / "mlflow.db")
+        self.files = None if server else (folder / "mlflow").as_uri()  # a server has a place of its own
+        web = self.place.startswith(("http:", "https:"))
+        self.view = self.place if web else f"mlflow ui --backend-store-uri {shlex.quote(self.place)}"
 
     def open(self) -> set[int]:
         """As `Backend.open`."""
-        os.environ.update(QUIET | {name: os.environ.get(name, value) for name, value in PATIENCE.items()})
-        from mlflow.tracking import MlflowClient
+        os.environ.update(VARIABLES | os.environ)
+        from mlflow import MlflowClient, MlflowException
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # warns about every attempt
+        for name in ("mlflow", "urllib3.connectionpool"):  # they report every attempt
+            logging.getLogger(name).setLevel(logging.ERROR)
         if self.files and not (self.run.path.parent / "mlflow.db").exists():
             log.info(f"creating {shown(self.run.path.parent / 'mlflow.db')} (once; takes some seconds)")
-        self._client = MlflowClient(self.uri)
-        self.run_id = self.run.record.get("mlflow", {}).get("run_id", "")
-        if self.run_id and self._reopen():
-            return {metric.step for metric in self._client.get_metric_history(self.run_id, HISTORY[-1])}
+        self._client = MlflowClient(self.place)
+        if stored := self.run.record.get("mlflow"):
+            self.run_id = stored["run_id"]
+            try:
+                self._client.update_run(self.run_id, status="RUNNING")
+                return {metric.step for metric in self._client.get_metric_history(self.run_id, HISTORY[-1])}
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                log.info(f"MLflow has no run {self.run_id}: creating a new one")
         self._create()
         return set()
-
-    def _reopen(self) -> bool:
-        """Reopen the run that run.json names, and return whether MLflow still has it."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.update_run(self.run_id, status="RUNNING")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            log.info(f"{self.place} has no run {self.run_id}: creating a new one")
-            return False
-        return True
 
     def _create(self) -> None:
         """Create a run with its tags and parameters."""
@@ -94,26 +77,20 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name, self.files)
         tags = {key: str(record[key]) for key in ("model", "init", "data", "device", "precision", "size", "command")}
-        tags |= {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL"}
-        if record.get("commit"):
-            tags["mlflow.source.git.commit"] = record["commit"]
+        tags |= {"mlflow.source.name": "train.py", "mlflow.source.git.commit": record["commit"] or "unknown"}
         self.run_id = self._client.create_run(number, tags=tags, run_name=self.run.path.name).info.run_id
         self._client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in self.parameters.items()])
         self.run.update(mlflow={"experiment": name, "run_id": self.run_id})
 
     def scalars(self, row: dict[str, Any]) -> None:
         """As `Backend.scalars`; the metrics have the names of history.csv's columns."""
-        from mlflow.entities import Metric
-
-        now, epoch = int(time.time() * 1000), row["epoch"]
-        metrics = [Metric(name, float(row[name]), now, epoch) for name in HISTORY if name != "epoch"]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        for name in HISTORY[1:]:
+            self._client.log_metric(self.run_id, name, row[name], step=row["epoch"])
 
     def image(self, name: str, pixels: np.ndarray, epoch: int) -> None:
         """As `Backend.image`; later epochs overwrite the file, as MLflow's view of images by epoch is hard to read."""
-        group, stem = name.split("/", 1)
-        stem = re.sub(r"[^\w -]", "_", stem)  # a class name may contain characters that paths must not
-        self._client.log_image(self.run_id, pixels, f"{group}/{stem}.png")
+        path = re.sub(r"[^\w /-]", "_", name)  # a class name may contain characters that paths must not
+        self._client.log_image(self.run_id, pixels, f"{path}.png")
 
     def close(self, status: str) -> None:
         """As `Backend.close`; a finished run's files are stored too."""

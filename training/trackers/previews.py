@@ -7,38 +7,36 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from config import Config
 from dataset.image_set import make_image_set
-from dataset.loading import Dataset
 from evaluation.figures.plots import confusion_figure
-from evaluation.metrics.confusion import overall_values
-from experiment.checkpoint import Checkpoint
+from evaluation.metrics.confusion import confusion_matrix, overall_values
+from experiment.checkpoint import load_checkpoint
+from training.record import Training
 from utils import interrupts_wait
 
 MOST_CAMS = 4
 
 
-@interrupts_wait()
-def confusion_image(counts: np.ndarray, classes: list[str], title: str) -> np.ndarray:
-    """Draw a confusion matrix (rows true, columns predicted) and return the image, (h, w, 3) uint8."""
-    metrics = {
-        "confusion": counts,
-        "classes": classes,
-        "n": int(counts.sum()),
-        **{name: {"value": float(value)} for name, value in overall_values(counts).items()},
-    }
-    file = io.BytesIO()
-    confusion_figure(metrics, title).savefig(file, format="png", dpi=100)
+def _pixels(file: Path | io.BytesIO) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def sample_cams(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, device: torch.device
-) -> list[tuple[str, np.ndarray]]:
-    """Return names and Grad-CAM overlays (h, w, 3) uint8 of a few validation images, for their predicted classes.
+@interrupts_wait()
+def confusion_image(training: Training) -> np.ndarray:
+    """Draw the confusion matrix of the newest epoch on the validation images; return the image, (h, w, 3) uint8."""
+    images, file = training.validation, io.BytesIO()
+    counts = confusion_matrix(images.labels, training.learner.validated.argmax(1), len(images.classes))
+    metrics = {name: {"value": float(value)} for name, value in overall_values(counts).items()}
+    metrics |= {"confusion": counts, "classes": images.classes, "n": len(images.labels)}
+    title = f"{training.run.path.name}, validation, epoch {training.history[-1]['epoch']}"
+    confusion_figure(metrics, title).savefig(file, format="png", dpi=100)
+    return _pixels(file)
+
+
+def sample_cams(training: Training) -> dict[str, np.ndarray]:
+    """Return Grad-CAM overlays (h, w, 3) uint8, by best.pt, of a few validation images for their predicted classes.
 
     The seed chooses the images. Their names, the true class and a number, do not depend on the weights.
 
@@ -50,21 +48,18 @@ def sample_cams(
     from localization.methods.explanation import Settings
     from localization.request import ExplanationRequest, Output
 
-    validation = dataset.images("val").records
-    order = np.random.default_rng(config.seed).permutation(len(validation))
-    each = max(1, MOST_CAMS // len(dataset.classes))
-    chosen = validation.iloc[order].groupby("label").head(each).sort_values("label", kind="stable").head(MOST_CAMS)
-    images, _ = make_image_set(chosen.reset_index(drop=True), dataset.classes, config.data, dataset.side, masks=True)
-    explainer = Explainer.from_architecture(
-        checkpoint.model().to(device),
-        checkpoint.architecture,
-        checkpoint.size,
-        settings=Settings(precision=checkpoint.precision),
-    )
-    model = ExplainedModel(name=checkpoint.architecture.name, explainer=explainer, fit=checkpoint.fit, device=device)
+    learner, dataset, validation = training.learner, training.dataset, training.validation.records
+    order = np.random.default_rng(learner.config.seed).permutation(len(validation))
+    chosen = validation.iloc[order].groupby("label").head(max(1, MOST_CAMS // len(dataset.classes)))
+    chosen = chosen.sort_values("label", kind="stable").head(MOST_CAMS).reset_index(drop=True)
+    images, _ = make_image_set(chosen, dataset.classes, learner.config.data, dataset.side, masks=True)
+    model = load_checkpoint(training.run.path / "best.pt").model().to(learner.device)
+    settings = Settings(precision=learner.precision)
+    explainer = Explainer.from_architecture(model, learner.architecture, dataset.side, settings=settings)
+    methods = explainer.choose("gradcam")
+    name, fit = learner.architecture.name, learner.config.data.fit
+    explained = ExplainedModel(name=name, explainer=explainer, fit=fit, device=learner.device)
     with tempfile.TemporaryDirectory() as folder:
-        output = Output(folder=Path(folder))
-        rows = draw_maps(model, images, explainer.choose("gradcam"), ExplanationRequest(), output).rows
-        pixels = [np.asarray(Image.open(Path(folder) / row.file).convert("RGB")) for row in rows]
-    labels = [row.label for row in rows]
-    return [(f"{label} {labels[: i + 1].count(label)}", pixels[i]) for i, label in enumerate(labels)]
+        rows = draw_maps(explained, images, methods, ExplanationRequest(), Output(folder=Path(folder))).rows
+        numbers = images.records.groupby("label").cumcount() + 1
+        return {f"{row.label} {n}": _pixels(Path(folder) / row.file) for row, n in zip(rows, numbers, strict=True)}

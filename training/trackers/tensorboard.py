@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiment.run_folder import RunFolder
 from utils import shown
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 # The columns of history.csv and their tags; TensorBoard groups tags by the part before the slash.
 TAGS = {
@@ -26,38 +22,38 @@ TAGS = {
     "seconds": "speed/seconds",
 }
 CHARTS = {"training beside validation": {name: ["Multiline", [f"{name}/.*"]] for name in ("loss", "accuracy")}}
-_default_hook = threading.excepthook
 
 
-class TensorBoard:
+class Tracker:
     """TensorBoard as a `Backend`. It lists runs by the names of their folders.
 
     Args:
         parameters: the configuration, by dotted key.
     """
 
+    remedy = "make room, or pass --track none"
+
     def __init__(self, run: RunFolder, parameters: dict[str, Any]) -> None:
         self.folder, self.parameters = run.path, parameters
         self.place = f"the event file in {shown(run.path)}"
-        self.remedy = "make room, or pass --track none"
         self.view = f"tensorboard --logdir {shlex.quote(shown(run.path.parent))}"
-        self._writer: SummaryWriter | None = None
 
     def open(self) -> set[int]:
         """As `Backend.open`."""
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter, summary
 
-        threading.excepthook = _quiet_hook
-        recorded = self._recorded_epochs()
+        # A resumed run has event files, of which the last may be truncated.
+        events, tag = EventAccumulator(str(self.folder), {"scalars": 0}).Reload(), TAGS["seconds"]
+        recorded = {event.step for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else set()
         self._writer = SummaryWriter(str(self.folder))
         if not recorded:
             yaml = (self.folder / "config.yaml").read_text(encoding="utf-8")
             self._writer.add_text("config", "\n".join(f"    {line}" for line in yaml.splitlines()))  # a code block
             self._writer.add_custom_scalars(CHARTS)
             plain = {key: v if isinstance(v, (bool, str, float, int)) else str(v) for key, v in self.parameters.items()}
-            for summary in hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would create another run
-                self._writer.file_writer.add_summary(summary)
+            for part in summary.hparams(plain, dict.fromkeys(TAGS.values(), 0)):  # add_hparams would create another run
+                self._writer.file_writer.add_summary(part)
         return recorded
 
     def scalars(self, row: dict[str, Any]) -> None:
@@ -74,18 +70,3 @@ class TensorBoard:
     def close(self, status: str) -> None:
         """As `Backend.close`."""
         self._writer.close()
-
-    def _recorded_epochs(self) -> set[int]:
-        """Return the epochs in the event files of a resumed run; the last file may be truncated."""
-        if not list(self.folder.glob("events.out.tfevents.*")):
-            return set()
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events, tag = EventAccumulator(str(self.folder), {"scalars": 0}).Reload(), TAGS["seconds"]
-        return {event.step for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else set()
-
-
-def _quiet_hook(arguments: threading.ExceptHookArgs) -> None:
-    """Print no traceback for an error in SummaryWriter's thread: the next call to the writer raises it again."""
-    if not type(arguments.thread).__module__.startswith("tensorboard."):
-        _default_hook(arguments)
