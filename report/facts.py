@@ -5,6 +5,7 @@ A phrase is lower case, without a full stop. A fact that the records do not show
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ SHOWN = ("recall", "specificity", "precision", "auroc")  # of each class
 
 def collect_facts(inputs: Inputs) -> Facts:
     """Return every fact that `checklist.yaml` and the run card may name; unknown ones are None."""
-    groups = (_data, _split, _images, _model, _training, _machine, _evaluated, _results, _analysis)
-    return {name: fact for group in groups for name, fact in group(inputs).items()}
+    groups = [_data, _preprocessing, _model, _training, _machine, _evaluated, _results, _analysis]
+    facts = defaultdict(lambda: None)
+    for group in groups if inputs.split is None else [*groups, _images, _split]:
+        facts |= group(inputs)
+    return facts
 
 
 def _is_subset(predictions: pd.DataFrame, records: pd.DataFrame) -> bool:
@@ -53,44 +57,55 @@ def _is_subset(predictions: pd.DataFrame, records: pd.DataFrame) -> bool:
 
 def _data(inputs: Inputs) -> Facts:
     """Describe the run's own data, even if other images are evaluated."""
-    split, data = inputs.split, inputs.record.get("data")
-    phantom = data == "phantom"
-    folder = "the phantom, synthetic radiographs that this toolkit draws" if phantom else f"the images in {data}"
-    facts = {"data": folder if data else None, **dict.fromkeys(("synthetic", "n_by_split", "n_by_class", "sources"))}
-    if split is None:
-        return facts
-    if phantom and _is_subset(inputs.predictions.table, split):
-        facts["synthetic"] = "every image is synthetic, drawn by this toolkit"
+    data = inputs.record.get("data")
+    folder = (
+        "the phantom, synthetic radiographs that this toolkit draws" if data == "phantom" else f"the images in {data}"
+    )
+    return {
+        "data": folder if data else None,
+        "unreadable": unreadable(inputs.record.get("unreadable"), inputs.provenance.unreadable),
+    }
+
+
+def _images(inputs: Inputs) -> Facts:
+    split = inputs.split
     tables = [(name, split[split["split"] == name]) for name in SPLITS]
-    facts["n_by_split"] = ", ".join(f"{name} {count(len(t), 'image')}{of_patients(t)}" for name, t in tables if len(t))
-    facts["n_by_class"] = by_class(split["label"])
+    drawn = inputs.record.get("data") == "phantom" and _is_subset(inputs.predictions.table, split)
     sources = split["source"][split["source"] != ""]
-    if len(sources):
-        rest = len(split) - len(sources)
-        more = f", unknown for {count(rest, 'image')}" if rest else ""
-        facts["sources"] = f"{sources.nunique()} ({counts(sources)}){more}"
-    return facts
+    rest = len(split) - len(sources)
+    more = f", unknown for {count(rest, 'image')}" if rest else ""
+    gaps = {"patient": _unknown_patients(split), "source": rest}
+    unknown = [f"the {name} of {gap:,} of {len(split):,} images is unknown" for name, gap in gaps.items() if gap]
+    return {
+        "synthetic": "every image is synthetic, drawn by this toolkit" if drawn else None,
+        "n_by_split": ", ".join(f"{name} {count(len(t), 'image')}{of_patients(t)}" for name, t in tables if len(t)),
+        "n_by_class": by_class(split["label"]),
+        "sources": f"{sources.nunique()} ({counts(sources)}){more}" if len(sources) else None,
+        "missing": join(unknown) if unknown else "patient and source are known for every image",
+    }
 
 
 def _split(inputs: Inputs) -> Facts:
     split, config = inputs.split, inputs.config
-    facts = dict.fromkeys(("split", "disjoint", "patients_known"))
-    if split is None:
-        return facts
     used = split[split["split"] != ""]
-    shared = {key: int((used.groupby(key)["split"].nunique() > 1).sum()) for key in ("group", "sha256")}
-    copies, crossing = shared["sha256"], shared["group"]
+    copies, crossing = (int((used.groupby(key)["split"].nunique() > 1).sum()) for key in ("sha256", "group"))
     files = f"{count(copies, 'file')} in more than one split" if copies else "no file is in two splits"
     people = f"{count(crossing, 'patient')} in more than one split" if crossing else "no known patient is in two splits"
-    unknown = int((split["group"] == split["path"]).sum())
-    if unknown == len(split):
-        people = "and the patients are unknown"
-    else:
-        pattern = config and config.data.group_pattern
-        source = f"from the file names (pattern {pattern})" if pattern else "as recorded in the data"
-        rest = f"; {count(unknown, 'image')} of unknown patients" if unknown else ""
-        facts["patients_known"] = source + rest
-    return facts | {"disjoint": f"{files}, {people}", "split": _how_split(inputs, split)}
+    pattern = config and config.data.group_pattern
+    source = f"from the file names (pattern {pattern})" if pattern else "as recorded in the data"
+    unknown = _unknown_patients(split)
+    none_known = unknown == len(split)
+    rest = f"; {count(unknown, 'image')} of unknown patients" if unknown else ""
+    return {
+        "split": _how_split(inputs, split),
+        "disjoint": f"{files}, {'and the patients are unknown' if none_known else people}",
+        "patients_known": None if none_known else source + rest,
+    }
+
+
+def _unknown_patients(split: pd.DataFrame) -> int:
+    """Return the number of images whose patient is unknown."""
+    return int((split["group"] == split["path"]).sum())
 
 
 def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
@@ -111,7 +126,7 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
 
 def _unit(split: pd.DataFrame) -> str:
     """Return the unit that a random split keeps together."""
-    unknown = int((split["group"] == split["path"]).sum())
+    unknown = _unknown_patients(split)
     if unknown == len(split):
         return "image (patients unknown)"
     return f"patient ({count(unknown, 'image')} of unknown patients split individually)" if unknown else "patient"
@@ -131,36 +146,20 @@ def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | 
     return f"as the folders of the data define it, with {moved} moved to validation, {how}"
 
 
-def _images(inputs: Inputs) -> Facts:
-    return {
-        "unreadable": unreadable(inputs.record.get("unreadable"), inputs.provenance.unreadable),
-        "preprocessing": _preprocessing(inputs),
-        "missing": None if inputs.split is None else _missing(inputs.split),
-    }
-
-
-def _preprocessing(inputs: Inputs) -> str | None:
-    """Return the preprocessing; None if it is unknown, or differs within an ensemble (a recorded None)."""
+def _preprocessing(inputs: Inputs) -> Facts:
+    """Describe the preprocessing; nothing if it is unknown, or differs within an ensemble (a recorded None)."""
     provenance, config = inputs.provenance, inputs.config
     size = provenance.size if "size" in provenance.recorded else inputs.record.get("size")
     fit = provenance.fit if "fit" in provenance.recorded else config and config.data.fit
     mean, std = provenance.mean, provenance.std
-    if not (size and fit) or any(v is None and n in provenance.recorded for n, v in (("mean", mean), ("std", std))):
-        return None
+    if not (size and fit) or any(getattr(provenance, n) is None for n in ("mean", "std") if n in provenance.recorded):
+        return {}
     shape = "squashed to" if fit == "squash" else "padded to a square of"
     text = f"8-bit grey, {shape} {size}×{size} pixels with antialiasing"
-    if not mean:
-        return text
-    numbers = [", ".join(f"{value:g}" for value in values) for values in (mean, std)]
-    return (
-        f"{text}, {count(len(mean), 'channel')} normalised with mean {numbers[0]} and standard deviation {numbers[1]}"
-    )
-
-
-def _missing(split: pd.DataFrame) -> str:
-    gaps = {"patient": (split["group"] == split["path"]).sum(), "source": (split["source"] == "").sum()}
-    unknown = [f"the {name} of {gap:,} of {len(split):,} images is unknown" for name, gap in gaps.items() if gap]
-    return join(unknown) if unknown else "patient and source are known for every image"
+    if mean:
+        numbers = [", ".join(f"{value:g}" for value in values) for values in (mean, std)]
+        text += f", {count(len(mean), 'channel')} normalised with mean {numbers[0]} and standard deviation {numbers[1]}"
+    return {"preprocessing": text}
 
 
 def _model(inputs: Inputs) -> Facts:
@@ -182,7 +181,7 @@ def _model(inputs: Inputs) -> Facts:
 
 def _training(inputs: Inputs) -> Facts:
     config, record = inputs.config, inputs.record
-    facts = dict.fromkeys(("training", "augmentation", "sampling", "selection"))
+    facts = {}
     if config is not None:
         even = "every class equally often, with small classes repeated"
         facts["training"] = _optimisation(config.train, record.get("epochs"))

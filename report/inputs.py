@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,28 +11,14 @@ from typing import Any
 import pandas as pd
 
 from config import Config, load_run_config
-from evaluation.metrics.table import OVERALL, PER_CLASS
+from evaluation.metrics.table import OVERALL
 from evaluation.predictions import Predictions, read_predictions
 from evaluation.provenance import Provenance
 from utils import UserError, read_json
 
 FIRST_METHOD = "gradcam"  # its maps are preferred if several methods drew some
 RERUN = "run python test.py again"
-ENTRY = ("value", "low", "high")
-# The keys of metrics.json that the report needs; and those that may be absent or empty, with what each (or each of
-# its rows) then needs.
-REQUIRED = ("n", "classes", "confusion", "ece_bins", "methods", "per_class", *OVERALL)
-OPTIONAL = {
-    "ece_if_perfect": ("mean", "p95"),
-    "temperature": ("value", "fitted_on", "n", "applied", "ece_here"),
-    "operating_points": (
-        *("class", "wanted_sensitivity", "threshold", "chosen_on", "sensitivity", "specificity", "ppv", "npv"),
-        *("prevalence", "small"),
-    ),
-    "per_patient": ("n", "mixed", "accuracy"),
-    "warnings": ("level", "text"),
-}
-SUBGROUP = ("value", "n", "accuracy", "balanced_accuracy", "macro_f1", "missed", "small")
+OPTIONAL = ("ece_if_perfect", "temperature", "operating_points", "per_patient", "subgroups", "warnings")
 
 
 @dataclass(kw_only=True)
@@ -132,36 +118,17 @@ def read_maps(folder: Path, provenance: Provenance) -> Maps:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    """Return metrics.json with everything that the report needs; parts that may be absent are None."""
+    """Return metrics.json; parts that may be absent are None, and reading any other missing key raises `UserError`."""
     if not path.is_file():
         raise UserError(f"{path.parent}: no metrics.json; python test.py writes it")
-    metrics = {**dict.fromkeys((*OPTIONAL, "subgroups")), **read_json(path, RERUN)}
-    missing = next(_missing_keys(metrics), None)
-    if missing:
-        raise UserError(f"{path}: no '{missing}' in it (written by an older version of test.py?); {RERUN}")
-    return metrics
 
+    class Entry(dict):
+        def __missing__(self, key: str) -> None:
+            raise UserError(f"{path}: no '{key}' in it (written by an older version of test.py?); {RERUN}")
 
-def _missing_keys(metrics: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that the report needs and that are missing; only the first is reliable."""
-
-    def absent(prefix: str, entry: Any, names: Iterable[str]) -> Iterator[str]:
-        yield from (f"{prefix}{name}" for name in names if not isinstance(entry, dict) or name not in entry)
-
-    yield from absent("", metrics, REQUIRED)
-    for name in OVERALL:
-        yield from absent(f"{name}.", metrics[name], ENTRY)
-    for name in metrics["classes"]:
-        yield from absent("per_class.", metrics["per_class"], [name])
-        row = metrics["per_class"][name]
-        yield from absent(f"per_class.{name}.", row, (*PER_CLASS, "support", "small"))
-        for metric in PER_CLASS:
-            yield from absent(f"per_class.{name}.{metric}.", row[metric], ENTRY)
-    parts = [(name, metrics[name], names) for name, names in OPTIONAL.items()]
-    parts += [(f"subgroups.{name}", rows, SUBGROUP) for name, rows in (metrics["subgroups"] or {}).items()]
-    for name, part, names in parts:
-        for row in part if isinstance(part, list) else [part] if part else []:
-            yield from absent(f"{name}.", row, names)
+    metrics = dict.fromkeys(OPTIONAL) | read_json(path, RERUN)
+    metrics |= {name: {} for name in OVERALL if not isinstance(metrics.get(name, {}), dict)}
+    return json.loads(json.dumps(metrics), object_hook=Entry)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from utils import best_epoch, count
 
 def if_perfect(metrics: dict[str, Any]) -> str | None:
     """Return the ECE that a perfectly calibrated model would have; None if unknown."""
-    error = metrics["ece_if_perfect"] or {}
-    if error.get("mean") is None or error.get("p95") is None:
+    error = metrics["ece_if_perfect"]
+    if error is None or None in (error["mean"], error["p95"]):
         return None
     return f"{error['mean']:.3f} if perfectly calibrated (at most {error['p95']:.3f} in 95 % of samples)"
 

@@ -391,7 +391,7 @@ def test_metrics_of_an_older_version_are_named(own: Case) -> None:
             part = part[name]
         del part[last]
         file.write_text(json.dumps(broken))
-        with pytest.raises(UserError, match=f"metrics.json: no '.*{last}' in it .*python test.py again") as error:
+        with pytest.raises(UserError, match=f"metrics.json: no '{last}' in it .*python test.py again") as error:
             write_report(own.folder, own.run)
         assert "\n" not in str(error.value)
     for text in ("[]", "3", '"x"', "null"):
@@ -399,7 +399,7 @@ def test_metrics_of_an_older_version_are_named(own: Case) -> None:
         with pytest.raises(UserError, match=r"metrics\.json: not a JSON mapping; run python test\.py again"):
             write_report(own.folder, own.run)
     file.write_text(json.dumps(whole | {"accuracy": 0.9}))
-    with pytest.raises(UserError, match=r"no 'accuracy\.value'"):
+    with pytest.raises(UserError, match=r"no 'low'"):
         write_report(own.folder, own.run)
 
 
