@@ -114,8 +114,8 @@ class Classifier:
         >>> list(table["path"])
         ['array-0', 'array-1', 'array-2']
         """
-        if _are_paths(images):
-            paths = _paths(images)
+        paths = _paths(images)
+        if paths is not None:
             records = image_records(self._ensemble.first, paths, flag="images")
             probabilities = self._ensemble.predict(records, self._ensemble.first.data)
         else:
@@ -158,10 +158,8 @@ class Classifier:
         if target is not None and target not in self.classes:
             near = did_you_mean(target, self.classes)
             raise UserError(f"target '{target}': unknown class{near}; choose from {', '.join(self.classes)}")
-        maps: list[ImageMap] = []
-        for selection in self._ensemble.selections:
-            maps += self._explain(selection, images, method, target)
-        return maps
+        selections = self._ensemble.selections
+        return [image_map for s in selections for image_map in self._explain(s, images, method, target)]
 
     def _explain(self, selection: Selection, images: Images, method: str, target: str | None) -> list[ImageMap]:
         """Return the maps of one checkpoint, in the order of the images."""
@@ -185,8 +183,9 @@ class Classifier:
 
     def _image_set(self, selection: Selection, images: Images) -> ImageSet:
         """Return the images that have something to explain."""
-        if _are_paths(images):
-            return images_from_paths(selection, _paths(images), flag="images")
+        paths = _paths(images)
+        if paths is not None:
+            return images_from_paths(selection, paths, flag="images")
         chosen, flat = without_flat_images(images_from_arrays(images, selection.checkpoint), selection.data.fit)
         for path in flat:
             log.warning(f"{path}: left out ({FLAT})")
@@ -239,25 +238,20 @@ def load_classifier(
     start_logging()
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"precision '{precision}': unknown value; choose auto, fp32 or bf16")
-    paths = [weights] if isinstance(weights, (str, Path)) else list(weights)
-    if not paths:
+    files = [Path(path) for path in ([weights] if isinstance(weights, (str, Path)) else weights)]
+    if not files:
         raise UserError("weights: none given; pass a run folder or a checkpoint")
-    files = [Path(path) for path in paths]
     return Classifier(Ensemble.load(files, device=device, precision=precision, batch=batch, tta=tta, keep_models=True))
 
 
-def _are_paths(images: Images) -> bool:
-    """Return whether images are given as paths. Raises: `UserError` for a mixture of paths and arrays."""
+def _paths(images: Images) -> list[Path] | None:
+    """Return the paths, or None for arrays. Raises: `UserError` for a mixture of paths and arrays."""
     if isinstance(images, (str, Path, np.ndarray)):
-        return not isinstance(images, np.ndarray)
-    paths = [isinstance(image, (str, Path)) for image in images]
-    if any(paths) and not all(paths):
+        return None if isinstance(images, np.ndarray) else [Path(images)]
+    are_paths = {isinstance(image, (str, Path)) for image in images}
+    if len(are_paths) > 1:
         raise UserError("images: paths and arrays are mixed; pass one kind at a time")
-    return all(paths)
-
-
-def _paths(images: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+    return None if are_paths == {False} else [Path(path) for path in images]
 
 
 def _image_map(row: MapRow, grid: np.ndarray) -> ImageMap:

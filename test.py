@@ -69,8 +69,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     arguments, config, given = parser().read_command(argv)
     check_flags(arguments, given)
-    from evaluation.results import log_results, write_results
-    from evaluation.tables import table_evaluation
+    from evaluation.results import log_results, table_evaluation, write_results
     from report.page import try_report
 
     shared = {name: getattr(arguments, name) for name in ("sensitivity", "prevalence", "output")}

@@ -119,14 +119,9 @@ def _data_config(data: DataConfig, checkpoint: Checkpoint, run: Path | None, giv
         recorded = load_run_config(run / "config.yaml").data
     else:
         recorded = config_from_plain(checkpoint.config, str(checkpoint.path)).data
-    names = [key.removeprefix("data.") for key in given if key.startswith("data.")]
-    keys = {name: getattr(data, name) for name in names}
+    keys = {key[5:]: getattr(data, key[5:]) for key in given if key.startswith("data.")}
     chosen = replace(recorded, **{**RECORDED, "workers": data.workers, **keys, "fit": checkpoint.fit})
-    other = chosen.path is not None and (recorded.path is None or _real(chosen.path) != _real(recorded.path))
-    if other and "group_pattern" not in keys:
+    paths = [path and Path(path).expanduser().resolve() for path in (chosen.path, recorded.path)]
+    if paths[0] not in (None, paths[1]) and "group_pattern" not in keys:
         return replace(chosen, group_pattern=None)  # the run's pattern does not apply to other file names
     return chosen
-
-
-def _real(path: str) -> Path:
-    return Path(path).expanduser().resolve()

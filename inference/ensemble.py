@@ -82,26 +82,19 @@ class Ensemble:
 
     @classmethod
     def load(
-        cls,
-        weights: Sequence[Path],
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        batch: int = TrainConfig.eval_batch,
-        tta: bool = False,
-        keep_models: bool = False,
+        cls, weights: Sequence[Path], *, device: str = "auto", precision: str = "auto", **settings: Any
     ) -> Ensemble:
         """Load checkpoints or run folders (their best.pt), without a command line.
 
         Args:
             device: `auto`, `cpu`, `cuda`, ….
             precision: `fp32` or `bf16`; `auto`: as each was trained.
+            settings: `batch`, `tta` and `keep_models` of the ensemble.
 
         Raises: `UserError` for a file that is not a checkpoint, or an unavailable device.
         """
         config = Config(device=device, precision=precision)
-        selections = [select(config, Path(path), {}) for path in weights]
-        return cls(selections=selections, batch=batch, tta=tta, keep_models=keep_models)
+        return cls(selections=[select(config, Path(path), {}) for path in weights], **settings)
 
     @property
     def first(self) -> Selection:

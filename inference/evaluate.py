@@ -60,11 +60,6 @@ class Request:
         """The split, or `external`."""
         return "external" if self.external else self.split
 
-    @property
-    def flag(self) -> str:
-        """The flag that names the images."""
-        return f"--external {self.external}" if self.external else f"--kind {self.split}"
-
 
 def evaluate_model(request: Request) -> Evaluation:
     """Predict the requested images with one checkpoint or several.
@@ -155,19 +150,13 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
     if request.external:
         class_map = read_class_map(list(request.class_map))
         external = load_external(first.data, ensemble.classes, class_map)
-        title = f"{ensemble.name}, {request.external.resolve().name}"
-        facts = {
-            "unknown_classes": external.unknown,
-            "class_map": class_map,
-            "unreadable": external.unreadable,
-        }
-        return external.records, facts | {"title": title}
+        facts = {"unknown_classes": external.unknown, "class_map": class_map, "unreadable": external.unreadable}
+        return external.records, facts | {"title": f"{ensemble.name}, {request.external.resolve().name}"}
     dataset = first.dataset()
     records = dataset.images(request.split).records
     if records.empty:
         raise UserError(f"--kind {request.split}: this split has no images")
-    title = f"{ensemble.name}, {request.split} split"
-    return records, {"unreadable": len(dataset.unreadable), "title": title}
+    return records, {"unreadable": len(dataset.unreadable), "title": f"{ensemble.name}, {request.split} split"}
 
 
 def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -> Overlap | None:
@@ -179,8 +168,9 @@ def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -
         return None
     trained = ensemble.trained_on(records)
     if trained and not request.allow_overlap:
+        flag = f"--external {request.external}" if request.external else f"--kind {request.split}"
         raise UserError(
-            f"{request.flag}: the model was TRAINED on {len(trained)} of these {len(records)} images "
+            f"{flag}: the model was TRAINED on {len(trained)} of these {len(records)} images "
             f"({', '.join(trained[:3])}{', …' if len(trained) > 3 else ''}); exclude them, or pass --allow-overlap"
         )
     validated = ensemble.validated_on(records) if request.kind != "val" else None

@@ -58,11 +58,9 @@ def _is_subset(predictions: pd.DataFrame, records: pd.DataFrame) -> bool:
 def _data(inputs: Inputs) -> Facts:
     """Describe the run's own data, even if other images are evaluated."""
     data = inputs.record.get("data")
-    folder = (
-        "the phantom, synthetic radiographs that this toolkit draws" if data == "phantom" else f"the images in {data}"
-    )
+    phantom = "the phantom, synthetic radiographs that this toolkit draws"
     return {
-        "data": folder if data else None,
+        "data": phantom if data == "phantom" else data and f"the images in {data}",
         "unreadable": unreadable(inputs.record.get("unreadable"), inputs.provenance.unreadable),
     }
 

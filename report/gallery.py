@@ -85,11 +85,10 @@ def _tile(predictions: Predictions, row: int, maps: Maps, folders: Sequence[Path
     except ChangedImage:
         overlay = None
         notes.append("the file now holds another image")
-    if overlay is not None and raw is not None:
-        if layer.boxed:
-            overlay = overlay.resize(raw.size, Image.Resampling.LANCZOS)
-        else:  # the overlay cannot be aligned with the image
-            raw = None
+    if raw and overlay and layer.boxed:
+        overlay = overlay.resize(raw.size, Image.Resampling.LANCZOS)
+    elif overlay:  # it cannot be aligned with the image
+        raw = None
     return Tile(
         name=Path(record["path"].replace("\\", "/")).name,
         patient=record["group"] if record["group"] != record["path"] else "",
@@ -108,10 +107,8 @@ def _map_of(record: pd.Series, maps: pd.DataFrame | None) -> pd.Series | None:
     if maps is None:
         return None
     rows = maps[maps["path"] == record["path"]]
-    for column, preferred in (("target", record["predicted"]), ("method", FIRST_METHOD)):
-        matching = rows[rows[column] == preferred]
-        rows = rows if matching.empty else matching
-    return None if rows.empty else rows.iloc[0]
+    fits = 2 * (rows["target"] == record["predicted"]) + (rows["method"] == FIRST_METHOD)
+    return None if rows.empty else rows.loc[fits.idxmax()]
 
 
 def _layer(drawn: pd.Series, folder: Path) -> Layer:
@@ -132,9 +129,9 @@ def _layer(drawn: pd.Series, folder: Path) -> Layer:
 
 def _read_thumbnail(record: pd.Series, folders: Sequence[Path]) -> Image.Image:
     """Read the image and shrink it. Raises: `UnreadableImage`; `ChangedImage` if its content has changed."""
-    candidates = [folder / record["path"] for folder in folders]  # an absolute path stays as it is
     try:
-        path = next((path for path in candidates if path.is_file()), None)
+        paths = [folder / record["path"] for folder in folders]  # an absolute path stays as it is
+        path = next(filter(Path.is_file, paths), None)
         if path is None:
             raise UnreadableImage("no such file")
         if record["sha256"] and file_sha256(path) != record["sha256"].lower():

@@ -14,6 +14,7 @@ from evaluation.cautions import cautions
 from evaluation.metrics.table import SMALL
 from evaluation.phrases import of_patients, patients_named, sampling_unit, threshold, with_limits, words
 from intervals import LEVEL
+from report.gallery import MOST_ERRORS
 from report.inputs import Inputs, read_inputs
 from report.sections import SECTIONS, if_perfect
 from utils import UserError, atomic_write, count, log
@@ -42,30 +43,23 @@ def try_report(folder: Path, run: Path | None) -> Path | None:
     """Write the report and return its path; None, with a warning, if a file is missing or broken."""
     try:
         return write_report(folder, run)
-    except UserError as error:
-        log.warning(f"no report: {error}")
+    except (UserError, OSError) as error:
+        log.warning(f"the report is not written: {error}")
         return None
 
 
 def renew_report(run: Path) -> None:
     """Write the report of the run's test split again, if there is one, so that it shows new maps."""
-    if (run / "test" / "report.html").is_file():
-        try:
-            log.info(f"the report now shows the maps: {write_report(run / 'test', run)}")
-        except (UserError, OSError) as error:
-            log.warning(f"the report is not updated: {error}")
+    if (run / "test" / "report.html").is_file() and (path := try_report(run / "test", run)):
+        log.info(f"the report now shows the maps: {path}")
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    blocks = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, **blocks)
     environment.filters |= {"limits": with_limits, "words": words, "count": count, "threshold": threshold}
     environment.globals |= {"small": SMALL, "level": f"{LEVEL:.0%}".replace("%", " %")}
+    environment.globals |= {"headline_metrics": HEADLINE, "most_errors": MOST_ERRORS}
     return environment
 
 
@@ -76,6 +70,7 @@ def _render(inputs: Inputs) -> str:
     shared = {
         "provenance": inputs.provenance,
         "metrics": inputs.metrics,
+        "maps": inputs.maps,
         "run": inputs.run and inputs.run.resolve().name,
         "if_perfect": if_perfect(inputs.metrics),
     }
@@ -102,7 +97,6 @@ def _header(inputs: Inputs) -> dict[str, Any]:
         "headline": _headline(inputs),
         "unit": sampling_unit(predictions.table),
         "per_patient": metrics["per_patient"] if patients_named(predictions.table) else None,
-        "headline_metrics": HEADLINE,
         "warnings": cautions(predictions, metrics, inputs.provenance) if warnings is None else warnings,
     }
 

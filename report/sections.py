@@ -25,7 +25,7 @@ from evaluation.metrics.temperature import Temperature
 from evaluation.phrases import join, patients_named, with_limits
 from report.checklist import answered_standards
 from report.facts import collect_facts
-from report.gallery import MOST_ERRORS, error_tiles, mean_maps_uri
+from report.gallery import error_tiles, mean_maps_uri
 from report.inputs import Inputs
 from report.svg import figure_svg
 from utils import best_epoch, count
@@ -141,33 +141,28 @@ def _errors(inputs: Inputs) -> dict[str, Any]:
     return {
         "tiles": error_tiles(inputs.predictions, inputs.maps, [inputs.folder, *elsewhere]),
         "errors": int((~inputs.predictions.correct).sum()),
-        "most_errors": MOST_ERRORS,
-        "maps": inputs.maps,
     }
 
 
 def _mean_maps(inputs: Inputs) -> dict[str, Any]:
-    maps = inputs.maps
-    return {"mean_maps": maps.mean and mean_maps_uri(maps.mean), "maps": maps}
+    return {"mean_maps": inputs.maps.mean and mean_maps_uri(inputs.maps.mean)}
 
 
 def _groups(inputs: Inputs) -> dict[str, Any]:
-    return {"sources": _sources(inputs)}
-
-
-def _sources(inputs: Inputs) -> str:
     """Return which sources the table has, or why there is none."""
     table = inputs.predictions.table
     names = sorted(set(table["source"]) - {""})
+    which = "all images" if (table["source"] != "").all() else "all images of known source"
     if "source" in (inputs.metrics["subgroups"] or {}):
         many = len(names) > MOST_VALUES
-        return f"The {MOST_VALUES} largest of {len(names)} sources; the others are combined." if many else ""
-    if not names:
-        return "No table by source: the data do not record a source for these images."
-    which = "all images" if (table["source"] != "").all() else "all images of known source"
-    if len(names) == 1:
-        return f"No table by source: {which} are from {names[0]}."
-    return f"No table by source, although {len(names)} sources are known: metrics.json has no such table."
+        text = f"The {MOST_VALUES} largest of {len(names)} sources; the others are combined." if many else ""
+    elif not names:
+        text = "No table by source: the data do not record a source for these images."
+    elif len(names) == 1:
+        text = f"No table by source: {which} are from {names[0]}."
+    else:
+        text = f"No table by source, although {len(names)} sources are known: metrics.json has no such table."
+    return {"sources": text}
 
 
 def _checklist(inputs: Inputs) -> dict[str, Any]:
