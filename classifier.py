@@ -15,17 +15,17 @@ import torch
 
 from command_line import start_logging
 from config import TrainConfig
-from dataset.image_set import ImageSet, without_flat_images
+from dataset.image_set import ImageSet
 from experiment.selection import Selection
 from inference.ensemble import Ensemble
-from inference.images import FLAT, image_records, images_from_arrays, images_from_paths
+from inference.images import FLAT, image_records, images_from_arrays, images_from_paths, without_flat
 from localization.explainer import Explainer
 from localization.methods.explanation import Settings
 from localization.methods.table import METHODS, method_name
 from localization.scoring.measure import Measurer
 from localization.scoring.rows import MapRow
 from localization.states import MapState
-from utils import UserError, did_you_mean, log
+from utils import UserError, did_you_mean
 
 Images = str | Path | np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]
 
@@ -186,12 +186,7 @@ class Classifier:
         paths = _paths(images)
         if paths is not None:
             return images_from_paths(selection, paths, flag="images")
-        chosen, flat = without_flat_images(images_from_arrays(images, selection.checkpoint), selection.data.fit)
-        for path in flat:
-            log.warning(f"{path}: left out ({FLAT})")
-        if not len(chosen):
-            raise UserError(f"images: {FLAT}")
-        return chosen
+        return without_flat(images_from_arrays(images, selection.checkpoint), selection.data.fit, f"images: {FLAT}")
 
 
 def load_classifier(

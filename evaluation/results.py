@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from evaluation.cautions import cautions
 from evaluation.figures.plots import (
@@ -27,9 +28,6 @@ from evaluation.metrics.temperature import Temperature, calibrated, temperature_
 from evaluation.predictions import Predictions, read_predictions, write_predictions
 from evaluation.provenance import FileNote, Provenance
 from utils import UserError, count, log, make_folder, read_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DRAWN = ("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "report.html")
 

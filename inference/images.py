@@ -43,12 +43,18 @@ def images_from_split(selection: Selection, count: int, seed: int, errors: int =
     records = pd.concat(drawn).sort_index()
     records = records[~records.index.duplicated()].reset_index(drop=True)
     images, _ = make_image_set(records, checkpoint.classes, data, checkpoint.size, masks=True)
-    images, flat = without_flat_images(images, data.fit)
+    images = without_flat(images, data.fit, f"the selected test images: {FLAT}; pass --image PATH or --data DIR")
+    return without_empty_masks(images, data)
+
+
+def without_flat(images: ImageSet, fit: str, refusal: str) -> ImageSet:
+    """Leave images of a single value out, with a warning. Raises: `UserError(refusal)` if none remain."""
+    images, flat = without_flat_images(images, fit)
     for path in flat:
         log.warning(f"{path}: left out ({FLAT})")
     if not len(images):
-        raise UserError(f"the selected test images: {FLAT}; pass --image PATH or --data DIR")
-    return without_empty_masks(images, data)
+        raise UserError(refusal)
+    return images
 
 
 def images_from_paths(selection: Selection, paths: Sequence[Path], flag: str = "--image") -> ImageSet:

@@ -109,7 +109,7 @@ def _unknown_patients(split: pd.DataFrame) -> int:
 def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
     """Return how the data were split; None if the data may define the split themselves, as a CSV can."""
     config, data = inputs.config, inputs.record.get("data")
-    if config is None or not data or (data != "phantom" and Path(data).suffix.lower() == ".csv"):
+    if config is None or not data or Path(data).suffix.lower() == ".csv":
         return None
     keys = config.data
     how = f"at random by {_unit(split)}, stratified by class, seed {keys.split_seed}"
@@ -134,14 +134,12 @@ def _how_ready_made(split: pd.DataFrame, folders: list[str], how: str) -> str | 
     """Return which splits the folders of the data define; None if some images are not in such a folder."""
     if len(folders) < len(split):
         return None
-    splits, tops = split["split"].to_numpy(str), np.array(folders)
-    if np.array_equal(splits, tops):
-        return "as the folders of the data define it"
-    taken = (splits == "val") & (tops == "train")
-    if not np.array_equal(splits[~taken], tops[~taken]) or "val" in folders:
+    other = split["split"] != folders
+    moved = int(other.sum())
+    if moved and ("val" in folders or {*split["split"][other]} != {"val"} or {*np.array(folders)[other]} != {"train"}):
         return None
-    moved = count(int(taken.sum()), "training image")
-    return f"as the folders of the data define it, with {moved} moved to validation, {how}"
+    rest = f", with {count(moved, 'training image')} moved to validation, {how}" if moved else ""
+    return f"as the folders of the data define it{rest}"
 
 
 def _preprocessing(inputs: Inputs) -> Facts:

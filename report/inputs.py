@@ -48,7 +48,7 @@ class Inputs:
         run: the run folder, or None.
         record, config: run.json and config.yaml; empty and None if missing.
         split: split.csv, all columns text; None if missing.
-        history: the rows of history.csv, as numbers; None if missing.
+        history: history.csv, as numbers; None if missing.
         maps: from cams/.
     """
 
@@ -59,7 +59,7 @@ class Inputs:
     record: dict[str, Any]
     config: Config | None
     split: pd.DataFrame | None
-    history: list[dict[str, Any]] | None
+    history: pd.DataFrame | None
     maps: Maps = field(default_factory=Maps)
 
     @cached_property
@@ -80,7 +80,6 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
         raise UserError(
             f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; {RERUN}"
         )
-    history = _read_table(run and run / "history.csv", float)
     inputs = Inputs(
         folder=folder,
         predictions=predictions,
@@ -89,7 +88,7 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
         record=_read_record(run / "run.json") if run else {},
         config=load_run_config(run / "config.yaml") if run and (run / "config.yaml").is_file() else None,
         split=_read_table(run and run / "split.csv", str),
-        history=None if history is None else history.to_dict("records"),
+        history=_read_table(run and run / "history.csv", float),
     )
     return replace(inputs, maps=read_maps(run / "cams", inputs.provenance)) if run else inputs
 

@@ -92,18 +92,12 @@ def _render(inputs: Inputs) -> str:
 def _header(inputs: Inputs) -> dict[str, Any]:
     metrics, predictions = inputs.metrics, inputs.predictions
     warnings = metrics["warnings"]
+    images = f"{count(len(predictions), 'image')}{of_patients(predictions.table)}"
+    accuracy = with_limits(metrics["accuracy"]).replace(" ", "\u00a0")  # stays on one line
     return {
         "title": inputs.provenance.title or (inputs.run or inputs.folder).resolve().name,
-        "headline": _headline(inputs),
+        "headline": f"{int(predictions.correct.sum()):,} of {images} correct: accuracy {accuracy}",
         "unit": sampling_unit(predictions.table),
         "per_patient": metrics["per_patient"] if patients_named(predictions.table) else None,
         "warnings": cautions(predictions, metrics, inputs.provenance) if warnings is None else warnings,
     }
-
-
-def _headline(inputs: Inputs) -> str:
-    """Return `149 of 160 images of 81 patients correct: accuracy 0.931 [0.880, 0.962]`."""
-    predictions = inputs.predictions
-    images = f"{count(len(predictions), 'image')}{of_patients(predictions.table)}"
-    accuracy = with_limits(inputs.metrics["accuracy"]).replace(" ", "\u00a0")  # stays on one line
-    return f"{int(predictions.correct.sum()):,} of {images} correct: accuracy {accuracy}"

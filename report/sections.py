@@ -61,7 +61,7 @@ def _images_per_split(inputs: Inputs) -> dict[str, Any] | None:
 def _training(inputs: Inputs) -> dict[str, Any]:
     if inputs.history is None:
         return {"curves": None}
-    history = [row | {"epoch": int(row["epoch"])} for row in inputs.history]
+    history = inputs.history.astype({"epoch": int}).to_dict("records")
     best = best_epoch(history)
     label = (
         f"Learning curves over {count(len(history), 'epoch')}: validation loss is lowest in epoch {best['epoch']}, "

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from io import BytesIO
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from evaluation.figures.palette import COLOURS, MEAN_COLOUR
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SURFACE = "#fefefe"  # a figure's stand-in for the colour of the page
 PAGE_COLOURS = {  # a figure's colours that follow light and dark; legends are framed in matplotlib's #cccccc
@@ -31,8 +29,6 @@ def figure_svg(figure: Figure, label: str) -> Markup:
     Black becomes the text's colour, the background transparent, the legends' that of the page. Its ids get a prefix of
     their own, so that several figures fit on one page.
     """
-    from matplotlib import rc_context
-
     for ax in figure.axes:
         if ax.get_legend() is not None:
             ax.get_legend().get_frame().set_facecolor(SURFACE)
