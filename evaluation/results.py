@@ -11,13 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.cautions import cautions
-from evaluation.figures.plots import (
-    confusion_figure,
-    precision_recall_figure,
-    reliability_figure,
-    roc_figure,
-    save_figure,
-)
+from evaluation.figures import plots
 from evaluation.metrics import calibration
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.formats import format_metrics, write_metrics
@@ -74,12 +68,12 @@ def write_results(evaluation: Evaluation, quick: bool = False) -> dict[str, Any]
     write_metrics(metrics, folder)
     for name in DRAWN:  # earlier figures would not match these numbers
         (folder / name).unlink(missing_ok=True)
-    save_figure(confusion_figure(metrics, provenance.title), folder / "confusion_matrix.png")
+    plots.save_figure(plots.confusion_figure(metrics, provenance.title), folder / "confusion_matrix.png")
     if not quick:
         curves = class_curves(predictions, metrics)
-        save_figure(roc_figure(curves["roc"]), folder / "roc.png")
-        save_figure(precision_recall_figure(curves["precision_recall"]), folder / "precision_recall.png")
-        save_figure(_reliability(predictions, temperature), folder / "reliability.png")
+        plots.save_figure(plots.roc_figure(curves["roc"]), folder / "roc.png")
+        plots.save_figure(plots.precision_recall_figure(curves["precision_recall"]), folder / "precision_recall.png")
+        plots.save_figure(_reliability(predictions, temperature), folder / "reliability.png")
     return metrics
 
 
@@ -129,9 +123,9 @@ def _reliability(predictions: Predictions, temperature: Temperature | None) -> F
         return calibration.reliability(confidence, predictions.correct, calibration.equal_width(confidence))
 
     if temperature is None:
-        return reliability_figure(bins(predictions.probabilities), None)
+        return plots.reliability_figure(bins(predictions.probabilities), None)
     plain, scaled = temperature.before_and_after(predictions.probabilities)
-    return reliability_figure(bins(plain), bins(scaled), temperature.value)
+    return plots.reliability_figure(bins(plain), bins(scaled), temperature.value)
 
 
 def table_evaluation(

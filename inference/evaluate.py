@@ -72,7 +72,7 @@ def evaluate_model(request: Request) -> Evaluation:
     folder = request.output or _default_folder(request, ensemble)
     if request.output is None:
         refuse_other_data(folder, provenance)
-    overlap = check_overlap(request, ensemble, records)
+    overlap = _check_overlap(request, ensemble, records)
     make_folder(folder, "--output")  # fail early, not after the predictions
     files = ValidationFiles(ensemble)
     validation = None if request.quick else files.predictions()
@@ -159,7 +159,7 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
     return records, {"unreadable": len(dataset.unreadable), "title": f"{ensemble.name}, {request.split} split"}
 
 
-def check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -> Overlap | None:
+def _check_overlap(request: Request, ensemble: Ensemble, records: pd.DataFrame) -> Overlap | None:
     """Return the overlap with the training and validation images; None when the training split is evaluated.
 
     Raises: `UserError` that names some training images, unless they are allowed.

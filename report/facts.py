@@ -15,22 +15,8 @@ import pandas as pd
 
 from config import SPLITS, TrainConfig
 from dataset.layouts import SPLIT_NAMES
+from evaluation import phrases
 from evaluation.metrics.table import OVERALL, PER_CLASS, SMALL
-from evaluation.phrases import (
-    MOST_NAMES,
-    augmentation,
-    by_class,
-    counts,
-    join,
-    of_patients,
-    sampling_unit,
-    schedule,
-    threshold,
-    trained_on,
-    unreadable,
-    with_limits,
-    words,
-)
 from localization.methods.table import METHODS
 from localization.states import MapState, count_flawed
 from report.inputs import Inputs
@@ -61,13 +47,14 @@ def _data(inputs: Inputs) -> Facts:
     phantom = "the phantom, synthetic radiographs that this toolkit draws"
     return {
         "data": phantom if data == "phantom" else data and f"the images in {data}",
-        "unreadable": unreadable(inputs.record.get("unreadable"), inputs.provenance.unreadable),
+        "unreadable": phrases.unreadable(inputs.record.get("unreadable"), inputs.provenance.unreadable),
     }
 
 
 def _images(inputs: Inputs) -> Facts:
     split = inputs.split
     tables = [(name, split[split["split"] == name]) for name in SPLITS]
+    sizes = [f"{name} {count(len(t), 'image')}{phrases.of_patients(t)}" for name, t in tables if len(t)]
     drawn = inputs.record.get("data") == "phantom" and _is_subset(inputs.predictions.table, split)
     sources = split["source"][split["source"] != ""]
     rest = len(split) - len(sources)
@@ -76,10 +63,10 @@ def _images(inputs: Inputs) -> Facts:
     unknown = [f"the {name} of {gap:,} of {len(split):,} images is unknown" for name, gap in gaps.items() if gap]
     return {
         "synthetic": "every image is synthetic, drawn by this toolkit" if drawn else None,
-        "n_by_split": ", ".join(f"{name} {count(len(t), 'image')}{of_patients(t)}" for name, t in tables if len(t)),
-        "n_by_class": by_class(split["label"]),
-        "sources": f"{sources.nunique()} ({counts(sources)}){more}" if len(sources) else None,
-        "missing": join(unknown) if unknown else "patient and source are known for every image",
+        "n_by_split": ", ".join(sizes),
+        "n_by_class": phrases.by_class(split["label"]),
+        "sources": f"{sources.nunique()} ({phrases.counts(sources)}){more}" if len(sources) else None,
+        "missing": phrases.join(unknown) if unknown else "patient and source are known for every image",
     }
 
 
@@ -119,7 +106,7 @@ def _how_split(inputs: Inputs, split: pd.DataFrame) -> str | None:
             return _how_ready_made(split, [SPLIT_NAMES.get(top, "") for top in tops], how)
     splits = (("validation", keys.val_per_class, keys.split[1]), ("test", keys.test_per_class, keys.split[2]))
     sizes = [f"{f'{n} images per class' if n else f'{share:g} of the images'} for {name}" for name, n, share in splits]
-    return f"{how}: {join(sizes)}, the rest for training"
+    return f"{how}: {phrases.join(sizes)}, the rest for training"
 
 
 def _unit(split: pd.DataFrame) -> str:
@@ -161,8 +148,9 @@ def _preprocessing(inputs: Inputs) -> Facts:
 def _model(inputs: Inputs) -> Facts:
     provenance, record, classes = inputs.provenance, inputs.record, inputs.predictions.classes
     models = list(provenance.models) or ([record["model"]] if record.get("model") else [])
-    model = (models[0] if len(models) == 1 else f"an ensemble of {join(models)}") if models else None
-    members = "none, a single model" if len(models) == 1 else f"the mean of the probabilities of {join(models or [''])}"
+    names = phrases.join(models or [""])
+    model = (names if len(models) == 1 else f"an ensemble of {names}") if models else None
+    members = "none, a single model" if len(models) == 1 else f"the mean of the probabilities of {names}"
     mirrored = "the mean of the probabilities of each image and its mirror image" if provenance.tta else "none"
     return {
         "task": f"classification of each image as one of {len(classes)} classes ({', '.join(classes)})",
@@ -181,7 +169,7 @@ def _training(inputs: Inputs) -> Facts:
     if config is not None:
         even = "every class equally often, with small classes repeated"
         facts["training"] = _optimisation(config.train, record.get("epochs"))
-        facts["augmentation"] = augmentation(config.augment)
+        facts["augmentation"] = phrases.augmentation(config.augment)
         facts["sampling"] = even if config.train.sampler == "weighted" else "every image once per epoch"
     weights = [Path(path).name for path in inputs.provenance.weights]
     if weights == ["best.pt"] and "best_epoch" in record:  # recorded by finished runs only
@@ -192,16 +180,16 @@ def _training(inputs: Inputs) -> Facts:
 
 
 def _optimisation(train: TrainConfig, epochs: int | None) -> str:
-    phrases = (
+    settings = (
         "cross entropy" + (f" with label smoothing {train.label_smoothing:g}" if train.label_smoothing else ""),
         f"{OPTIMIZERS[train.optimizer]} with weight decay {train.weight_decay:g}",
-        f"peak learning rate {train.lr:g} ({schedule(train)})",
+        f"peak learning rate {train.lr:g} ({phrases.schedule(train)})",
         f"batches of {train.batch}",
         train.clip_norm and f"gradients clipped at norm {train.clip_norm:g}",
         train.freeze_epochs and f"only the head trained for {count(train.freeze_epochs, 'epoch')}",
         epochs and f"{epochs} of at most {train.epochs} epochs",
     )
-    return ", ".join(filter(None, phrases))
+    return ", ".join(filter(None, settings))
 
 
 def _machine(inputs: Inputs) -> Facts:
@@ -236,7 +224,7 @@ def _evaluated(inputs: Inputs) -> Facts:
     """Describe the evaluated images. `internal` is known only for the run's own test images, found by content."""
     provenance, table, split = inputs.provenance, inputs.predictions.table, inputs.split
     kind, data = provenance.kind, provenance.data
-    images = f"{count(len(table), 'image')}{of_patients(table)}"
+    images = f"{count(len(table), 'image')}{phrases.of_patients(table)}"
     names = {"test": "the test split", "val": "the validation split", "train": "the training images"}
     place = f", {names[kind]}" if kind in names else f" in {data}" if kind == "external" else ""
     where = f" of {data}" if kind in names and data not in (None, "the run's own") else ""
@@ -244,8 +232,8 @@ def _evaluated(inputs: Inputs) -> Facts:
     return {
         "n_evaluated": images + place + where,
         "internal": f"{images}, the run's own test split" if own else None,
-        "external": f"{images}{place} ({by_class(table['label'])})" if kind == "external" else None,
-        "overlap": trained_on(provenance.overlap, kind) if kind != "train" else None,
+        "external": f"{images}{place} ({phrases.by_class(table['label'])})" if kind == "external" else None,
+        "overlap": phrases.trained_on(provenance.overlap, kind) if kind != "train" else None,
     }
 
 
@@ -255,28 +243,29 @@ def _results(inputs: Inputs) -> Facts:
     entries = [metrics[name] for name in OVERALL] + [row[m] for row in rows.values() for m in PER_CLASS]
     known = any(entry["low"] is not None for entry in entries)
     methods = "; ".join(f"{name.replace('_', ' ')}: {how}" for name, how in metrics["methods"].items())
-    unit = sampling_unit(inputs.predictions.table)
+    unit = phrases.sampling_unit(inputs.predictions.table)
+    overall = ", ".join(phrases.words(name, True) for name in OVERALL)
     small = [f"{name} ({row['support']})" for name, row in rows.items() if row["small"]]
     return {
-        "metrics": f"{', '.join(words(m, True) for m in OVERALL)}; per class {join(words(m) for m in PER_CLASS)}",
+        "metrics": f"{overall}; per class {phrases.join(map(phrases.words, PER_CLASS))}",
         "intervals": f"95 %, sampling unit: {unit} ({methods})" if known else None,
         "headline": _values(metrics, ("accuracy", "balanced_accuracy", "macro_f1")),
         "per_class": "; ".join(f"{name}: {_values(row, SHOWN)}" for name, row in rows.items()),
-        "small_classes": f"{join(small)} images" if small else f"none has fewer than {SMALL} images",
+        "small_classes": f"{phrases.join(small)} images" if small else f"none has fewer than {SMALL} images",
     }
 
 
 def _values(entries: dict[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(f"{words(name)} {with_limits(entries[name])}" for name in names)
+    return ", ".join(f"{phrases.words(name)} {phrases.with_limits(entries[name])}" for name in names)
 
 
 def _analysis(inputs: Inputs) -> Facts:
     metrics, predictions = inputs.metrics, inputs.predictions
     table = predictions.table[~predictions.correct]
-    errors = counts(table["label"] + " predicted as " + table["predicted"])
+    errors = phrases.counts(table["label"] + " predicted as " + table["predicted"])
     points, groups = metrics["operating_points"], metrics["subgroups"]
     return {
-        "calibration": f"ECE {with_limits(metrics['ece'])}{_temperature(metrics['temperature'])}",
+        "calibration": f"ECE {phrases.with_limits(metrics['ece'])}{_temperature(metrics['temperature'])}",
         "failures": f"{len(table):,} of {len(predictions):,} images" + (f" ({errors})" if errors else ""),
         "operating_points": "; ".join(map(_threshold, points)) if points and inputs.provenance.kind != "val" else None,
         "subgroups": "; ".join(f"by {name}, {_accuracies(rows)}" for name, rows in groups.items()) if groups else None,
@@ -294,16 +283,16 @@ def _temperature(temperature: dict[str, Any] | None) -> str:
 def _threshold(point: dict[str, Any]) -> str:
     images = count(point["chosen_on"]["n"], "validation image")
     target = f"for a sensitivity of {point['wanted_sensitivity']:g} on {images}"
-    return f"{point['class']} from {threshold(point['threshold'])}, {target}"
+    return f"{point['class']} from {phrases.threshold(point['threshold'])}, {target}"
 
 
 def _maps(maps: pd.DataFrame) -> str:
-    methods = join(METHODS[name].title if name in METHODS else name for name in sorted(maps["method"].unique()))
+    methods = phrases.join(METHODS[name].title if name in METHODS else name for name in sorted(maps["method"].unique()))
     states = count_flawed(maps["status"]).items()
     flawed = "".join(f", {number} {state.counted}" for state, number in states if number or state is MapState.EMPTY)
     return f"{methods} of {count(maps['path'].nunique(), 'image')}, {count(len(maps), 'map')}{flawed}"
 
 
 def _accuracies(rows: list[dict[str, Any]]) -> str:
-    shown = ", ".join(f"{row['value']} {with_limits(row['accuracy'])}" for row in rows[:MOST_NAMES])
-    return f"accuracy {shown}" + (", and more in the table of this report" if len(rows) > MOST_NAMES else "")
+    shown = ", ".join(f"{row['value']} {phrases.with_limits(row['accuracy'])}" for row in rows[: phrases.MOST_NAMES])
+    return f"accuracy {shown}" + (", and more in the table of this report" if len(rows) > phrases.MOST_NAMES else "")

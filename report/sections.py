@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 
 from config import SPLITS
-from evaluation.figures.plots import (
-    learning_curves_figure,
-    precision_recall_figure,
-    reliability_figure,
-    roc_figure,
-    shown_curves,
-)
+from evaluation.figures import plots
 from evaluation.metrics import calibration
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.subgroups import MOST_VALUES
@@ -67,7 +61,7 @@ def _training(inputs: Inputs) -> dict[str, Any]:
         f"Learning curves over {count(len(history), 'epoch')}: validation loss is lowest in epoch {best['epoch']}, "
         f"{best['valid_loss']:.3f}, with a validation accuracy of {best['valid_accuracy']:.3f}."
     )
-    figure = learning_curves_figure(history, best["epoch"])
+    figure = plots.learning_curves_figure(history, best["epoch"])
     return {"curves": {"svg": figure_svg(figure, label), "label": label}}
 
 
@@ -95,12 +89,12 @@ def _ranking(inputs: Inputs) -> dict[str, Any]:
     metrics = inputs.metrics
     curves = class_curves(inputs.predictions, metrics)
     kinds = (
-        ("ROC curves", roc_figure, "roc", "AUROC"),
-        ("Precision and recall", precision_recall_figure, "precision_recall", "average precision"),
+        ("ROC curves", plots.roc_figure, "roc", "AUROC"),
+        ("Precision and recall", plots.precision_recall_figure, "precision_recall", "average precision"),
     )
     figures = []
     for title, draw, kind, name in kinds:
-        shown, left_out = shown_curves(curves[kind])
+        shown, left_out = plots.shown_curves(curves[kind])
         areas = [f"{curve.name} {with_limits(curve.area)}" for curve in shown]
         label = f"{title}, one class against the rest: {name} {join(areas)}." if shown else f"{title}: none."
         lacking = [c for c in metrics["classes"] if c not in {curve.name for curve in curves[kind]}]
@@ -127,7 +121,7 @@ def _calibration(inputs: Inputs) -> dict[str, Any]:
         confidence, correct = probabilities.max(1), inputs.predictions.correct
         bins = calibration.equal_width(confidence)
         error = calibration.expected_calibration_error(confidence, correct, bins)
-        figure = reliability_figure(calibration.reliability(confidence, correct, bins), None)
+        figure = plots.reliability_figure(calibration.reliability(confidence, correct, bins), None)
         figure.axes[0].set_title("")  # it is a heading on the page
         svg = figure_svg(figure, f"Reliability, {title}: ECE {error:.3f}.")
         figures.append({"title": title, "ece": error, "svg": svg})
