@@ -150,7 +150,8 @@ def add_checkpoint_flags(parser: Parser, several: str, all_runs: str = "") -> No
     parser.config_flag("--model", "model", help=model_help)
     parser.config_flag("--batch", "train.eval_batch")
     parser.config_flag("--device", "device")
-    parser.config_flag("--precision", "precision", help="auto: as trained", choices=("auto", "fp32", "bf16"))
+    precisions = ("auto", "fp32", "bf16")
+    parser.config_flag("--precision", "precision", help="fp32, bf16 or auto (as trained)", choices=precisions)
 
 
 def add_split_flag(parser: Parser, default: str | None) -> None:

@@ -229,8 +229,8 @@ def without_empty_masks(images: ImageSet, data: DataConfig) -> ImageSet:
             continue
         kind, first, named = name.removesuffix("_mask"), images.records[name].iloc[empty[0]], named_masks(name, data)
         if named and len(empty) == len(there):
-            all_empty = f"the masks of all chosen images ({len(empty)}) are empty, for example {first}"
-            raise UserError(f"{named}: {all_empty}; pass other masks, or leave {named.flag} out")
+            all_empty = f"the masks of all chosen images ({len(empty)}) are empty at {images.side}×{images.side} pixels"
+            raise UserError(f"{named}: {all_empty}, for example {first}; pass other masks, or leave {named.flag} out")
         line = f"{count(len(empty), f'empty {kind} mask')}, for example {first}: no {kind} scores"
         (log.warning if kind == "lung" else log.info)(line)
         store, rows = images.stores[name]

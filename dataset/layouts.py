@@ -126,7 +126,8 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     sheet.columns = [" ".join(str(name).upper().split()) for name in sheet.columns]
     if "FILE NAME" not in sheet:
         raise UserError(f"{path}: no FILE NAME column in its first row; fix or delete the file")
-    sheet = sheet.apply(lambda column: column.str.strip())
+    # the first of columns with one name counts; a cell with an error of Excel (#N/A) is empty
+    sheet = sheet.loc[:, ~sheet.columns.duplicated()].fillna("").apply(lambda column: column.str.strip())
     patient = next((name for name in PATIENT_COLUMNS if name in sheet), "")
     names = [Path(name).stem if is_image_file(Path(name)) else name for name in sheet["FILE NAME"].str.lower()]
     columns = {"source": sheet.get("URL", ""), "group": sheet.get(patient, "")}

@@ -83,7 +83,8 @@ def load_dataset(
     expected = set(classes or labels)
     if labels != expected:
         unknown, absent = (", ".join(sorted(names)) or "none" for names in (labels - expected, expected - labels))
-        raise UserError(f"--data: classes differ from the checkpoint's: unknown to it: {unknown}; missing: {absent}")
+        differences = f"unknown to it: {unknown}; missing: {absent}"
+        raise UserError(f"--data: classes differ from the checkpoint's ({', '.join(classes)}): {differences}")
     records, unreadable = _readable(records, data, side)
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")
@@ -138,7 +139,7 @@ def _readable(records: pd.DataFrame, data: DataConfig, side: int) -> tuple[pd.Da
         path, reason = next(iter(unreadable.items()))
         message = f"{len(unreadable)} of {count(len(records), 'image')} cannot be read, for example {path} ({reason})"
         if len(unreadable) > data.max_unreadable * len(records):
-            remedy = "fix the files or raise the limit; if they were moved, pass --data DIR"
+            remedy = "fix the files or raise the limit" + "; if they were moved, pass --data DIR" * (before is not None)
             raise UserError(f"{message}: more than data.max_unreadable={data.max_unreadable:g}; {remedy}")
         log.warning(f"{message}: left out")
     return records[~records["path"].isin(unreadable)].reset_index(drop=True), unreadable

@@ -1,4 +1,4 @@
-"""Where the predictions of an evaluation come from, as metrics.json records it under `evaluation`."""
+"""The origin of the predictions of an evaluation, as metrics.json records it under `evaluation`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils import file_sha256, log
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of the evaluated images the model was trained on, and how many selected its epoch; None if unknown."""
+    """The number of evaluated images that the model was trained on, and that selected its epoch; None if unknown."""
 
     trained_on: int | None = None
     allowed: bool = False

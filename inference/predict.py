@@ -17,7 +17,7 @@ from utils import UserError, autocast
 
 @dataclass(frozen=True)
 class Runtime:
-    """How forward passes run: the device, the precision (`fp32` or `bf16`) and the images per pass."""
+    """The device, the precision (`fp32` or `bf16`) and the images per pass of forward passes."""
 
     device: torch.device
     precision: str

@@ -64,7 +64,7 @@ class Inputs:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What test.py recorded of the evaluation; all unknown for the predictions of another program."""
+        """The record that test.py made of the evaluation; all unknown for the predictions of another program."""
         return Provenance.from_json(self.metrics.get("evaluation"))
 
 

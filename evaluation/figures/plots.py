@@ -113,7 +113,7 @@ def reliability_figure(before: Bins, after: Bins | None, temperature: float | No
         centres = (np.arange(len(bins.count)) + 0.5) / len(bins.count)
         bottom.bar(centres, bins.count, width=0.9 / len(bins.count), color=MEAN_COLOUR)
         bottom.set(xlim=(0, 1), xlabel="confidence")
-    axes[0, 0].set_ylabel("share that is right")
+    axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     return figure
 

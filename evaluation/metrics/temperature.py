@@ -99,8 +99,8 @@ def temperature_from_validation(validation: Predictions) -> Temperature | None:
     """
     value = fit_temperature(validation.probabilities, validation.labels)
     if validation.correct.all() or not TEMPERATURES[0] * 1.01 < value < TEMPERATURES[1] * 0.99:
-        images = count(len(validation), "validation image")
-        log.warning(f"no temperature: {images}, all predicted correctly or best at the end of the range ({value:.2g})")
+        reason = "none is misclassified" if validation.correct.all() else f"the fit ends at the limit, {value:.2g}"
+        log.warning(f"no temperature from {count(len(validation), 'validation image')}: {reason}")
         return None
     scaled = scale(validation.probabilities, value)
     before, after = (float(log_losses(p, validation.labels).mean()) for p in (validation.probabilities, scaled))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -72,6 +73,35 @@ def test_metadata_can_name_the_patient(tmp_path: Path) -> None:
     groups = name_groups(records, None).tolist()
     assert groups[:2] == ["7", "7"]
     assert len(set(groups[2:])) == 2
+
+
+def test_the_first_of_columns_with_one_name_counts_and_an_error_of_excel_is_empty(tmp_path: Path) -> None:
+    for label in "AB":
+        for i in range(2):
+            _image(tmp_path / label / f"{label}{i}.png", i)
+    rows = [["File Name", "url", "URL", "Patient"], ["A0", "first", "second", "#N/A"], ["#N/A", "x", "y", 7]]
+    _xlsx(tmp_path / "A.metadata.xlsx", rows)
+    records = find_records(tmp_path)
+    assert records["source"].tolist() == ["first", "", "", ""]
+    assert records["group"].tolist() == [""] * 4
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_too_many_unreadable_files_name_the_remedies_that_there_are(tmp_path: Path, recorded: bool) -> None:
+    for label in "AB":
+        for i in range(3):
+            _image(tmp_path / "data" / label / f"{label}{i}.png", i + 3 * (label == "B"))
+        (tmp_path / "data" / label / f"{label}0.png").write_bytes(b"no image")
+    data = DataConfig(path=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    run_split = tmp_path / "split.csv" if recorded else None
+    if recorded:
+        dataset = load_dataset(replace(data, max_unreadable=1.0, split=[1.0, 0.0, 0.0]), 32)
+        dataset.records.to_csv(run_split, index=False)
+        (tmp_path / "data" / "A" / "A1.png").unlink()
+        data = replace(data, path=None)
+    with pytest.raises(UserError, match=r"more than data\.max_unreadable=0\.05") as error:
+        load_dataset(data, 32, run_split=run_split)
+    assert ("if they were moved, pass --data DIR" in str(error.value)) == recorded
 
 
 def test_flat_and_split_layouts(tmp_path: Path) -> None:
@@ -150,7 +180,7 @@ def test_a_written_split_keeps_names_with_spaces(tmp_path: Path) -> None:
 def test_classes_that_differ_say_on_which_side(phantom: Path, cache_dir: Path) -> None:
     data = DataConfig(path=str(phantom), cache_dir=str(cache_dir))
     classes = ["COVID", "Lung_Opacity", "Normal", "Tuberculosis"]
-    with pytest.raises(UserError, match="unknown to it: Viral Pneumonia; missing: Tuberculosis"):
+    with pytest.raises(UserError, match=r"Tuberculosis\): unknown to it: Viral Pneumonia; missing: Tuberculosis"):
         load_dataset(data, 32, classes=classes)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command_line import start_logging
 from evaluation.metrics import calibration as c
 from evaluation.metrics import temperature as t
 
@@ -103,7 +104,7 @@ def test_certain_predictions_stay_nearly_certain() -> None:
     assert t.scale(np.eye(4), 1.001).max(1).min() > 0.99
 
 
-def test_no_temperature_if_validation_cannot_decide_it() -> None:
+def test_no_temperature_if_validation_cannot_decide_it(capsys: pytest.CaptureFixture) -> None:
     import pandas as pd
 
     from evaluation.predictions import Predictions
@@ -112,12 +113,13 @@ def test_no_temperature_if_validation_cannot_decide_it() -> None:
         frame = pd.DataFrame({"path": np.arange(len(p)).astype(str), "label": labels, "p_a": p, "p_b": 1 - np.array(p)})
         return Predictions(frame, ["a", "b"])
 
-    assert (
-        t.temperature_from_validation(table([0.9, 0.8, 0.3], ["a", "a", "b"])) is None
-    )  # all right: the sharper the better
-    assert (
-        t.temperature_from_validation(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
-    )  # worse than chance: the flatter the better
+    start_logging()
+    # all right: the sharper the better
+    assert t.temperature_from_validation(table([0.9, 0.8, 0.3], ["a", "a", "b"])) is None
+    assert "no temperature from 3 validation images: none is misclassified" in capsys.readouterr().out
+    # worse than chance: the flatter the better
+    assert t.temperature_from_validation(table([0.9, 0.8, 0.6, 0.7], ["b", "b", "b", "a"])) is None
+    assert "no temperature from 4 validation images: the fit ends at the limit, 20" in capsys.readouterr().out
     assert t.temperature_from_validation(table([0.9, 0.8, 0.7, 0.3], ["a", "a", "b", "b"])).value > 0
 
 
