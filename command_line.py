@@ -189,8 +189,9 @@ def typed_command() -> str:
 
 
 def hide_password(text: str) -> str:
-    """Replace the passwords in a URL, `://user:HERE@host` and `?password=HERE`, with `***`."""
-    text = re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", text)
+    """Replace the passwords in a URL with `***`: `://user:HERE@host`, `http://TOKEN@host` and `?password=HERE`."""
+    text = re.sub(r"(https?://)[^/@\s]*@", r"\1***@", text)
+    text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
     return re.sub(r"([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 

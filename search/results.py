@@ -24,6 +24,7 @@ from search.study import failure, first_number
 from utils import atomic_write, count, interrupts_wait, log, shown
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+MOST_ROWS = 40  # of the printed table
 LEAST = 4  # complete trials that importances need
 
 
@@ -52,15 +53,20 @@ def trial_table(study: Study, keys: list[str]) -> pd.DataFrame:
 
 
 def format_table(study: Study, keys: list[str]) -> str:
-    """Return the table of trials for a terminal."""
+    """Return the table of trials for a terminal: all of them, or the `MOST_ROWS` best."""
     table = trial_table(study, keys).drop(columns=["best_epoch", "worker", "reason"]).assign(mark="")
     for trial, mark in zip(best_and_default(study, study.get_trials(deepcopy=False)), ("best", "default"), strict=True):
         if trial is not None:
             table.loc[trial.number, "mark"] += f" {mark}"
+    note = ""
+    if len(table) > MOST_ROWS:
+        note = f"\nthe best {MOST_ROWS} of {len(table)} trials; trials.csv has all of them"
+        ascending = study.direction == StudyDirection.MINIMIZE
+        table = table.sort_values("value", key=lambda value: value.astype(float), ascending=ascending).head(MOST_ROWS)
     titles = {key: key.removeprefix("train.").removeprefix("augment.") for key in keys}
     forms = {"value": "{:.4f}".format, "seconds": "{:.1f}".format} | dict.fromkeys(titles.values(), short)
     table = table.where(table.notna(), math.nan).rename(columns={"number": "trial", "mark": "", **titles})
-    return table.to_string(index=False, na_rep="-", formatters=forms)
+    return table.to_string(index=False, na_rep="-", formatters=forms) + note
 
 
 def short(value: Any) -> str:

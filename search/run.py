@@ -23,7 +23,7 @@ from command_line import quiet_screen, typed_command
 from dataset.loading import Dataset
 from evaluation.predictions import Predictions
 from search.request import Search, fixed_keys
-from search.results import result_line, tidy, write_results
+from search.results import best_and_default, result_line, state_of, tidy, write_results
 from search.space import suggest, with_values
 from search.study import INTERRUPTED, PRECISION, REASON, claim, counting, open_storage, open_study, queue_again
 from training.record import Pruned
@@ -104,11 +104,12 @@ class Worker:
                 self.retry_dead_trials(seen)
                 states = [trial.state for trial in counting(self.study)]
                 bar.n = min(sum(state.is_finished() for state in states), target)
-                bar.refresh()
+                if best := best_and_default(self.study, self.study.get_trials(deepcopy=False))[0]:
+                    bar.set_postfix_str(f"best {self.search.metric.words} {best.value:.4f}, trial {best.number}")
                 if len(states) < target or TrialState.WAITING in states:
                     self.run_trial()
-                elif TrialState.RUNNING in states:
-                    bar.set_description("waiting for other workers")
+                elif waiting := states.count(TrialState.RUNNING):
+                    bar.set_description(f"waiting for {count(waiting, 'trial')} of other workers")
                     time.sleep(self.storage.heartbeat_interval)
                 else:
                     break
@@ -136,7 +137,8 @@ class Worker:
             log.warning("another worker considered a trial of this one dead and took its parameters over")
 
     def _show_and_tidy(self, study: Study, trial: FrozenTrial) -> None:
-        log.info(result_line(study, trial, self.search.metric))
+        if state_of(trial) != "cut short":
+            log.info(result_line(study, trial, self.search.metric))
         tidy(study, self.search.folder)
 
     def _objective(self, trial: Trial) -> float:
@@ -147,6 +149,9 @@ class Worker:
         """
         began, history, metric = time.monotonic(), [], self.search.metric
         value: float | None = None
+        if sum(other.number < trial.number for other in counting(self.study)) >= self.search.arguments.trials:
+            trial.set_user_attr(INTERRUPTED, True)
+            raise UserError("another worker began the last trial first")
 
         def report(row: dict[str, Any], predictions: Predictions) -> None:
             nonlocal value

@@ -77,12 +77,13 @@ def _distribution(key: str, options: Any) -> BaseDistribution:
             "train.*, augment.*, model, init, data.size or data.fit"
         )
     words = set(options) if isinstance(options, dict) else set()
-    if words != {"choices"} and not {"low", "high"} <= words <= {"low", "high", "log", "step"}:
+    if not (words == {"choices"} and isinstance(options["choices"], list)) and not {"low", "high"} <= words <= {"low", "high", "log", "step"}:
         expected = "{low: …, high: …}, perhaps with log or step, or {choices: […]}"
         raise UserError(f"{key}: expected {expected}, not {options}")
     if "choices" in words:
-        choices = list(dict.fromkeys(checked(key, choice) for choice in options["choices"]))
-        distribution = CategoricalDistribution([*map(canonical_name, choices)] if key == "model" else choices)
+        choices = [checked(key, choice) for choice in options["choices"]]
+        choices = map(canonical_name, choices) if key == "model" else choices
+        distribution = CategoricalDistribution(list(dict.fromkeys(choices)))
     else:
         low, high = (checked(key, options[word]) for word in ("low", "high"))
         if isinstance(low, bool) or not isinstance(low, int | float) or not math.isfinite(high - low):

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.request import Search
-from utils import UserError, derived_seed
+from utils import UserError, atomic_write, derived_seed
 
 warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's heartbeats and retries
 
@@ -77,6 +77,8 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
         except (ImportError, SQLAlchemyError, RuntimeError) as error:
             # Workers that start together all create the tables; all but one fail, and find them at the next attempt.
             reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+            if not any(word in str(error).lower() for word in ("exists", "unique")):
+                break
             time.sleep(0.1 * attempt)
     example = "postgresql+psycopg://user@host/name, with its driver installed by pip"
     raise UserError(f"--storage: the database cannot be opened ({reason}); expected, e.g., {example}")
@@ -107,6 +109,8 @@ def open_study(storage: RDBStorage, search: Search, fixed: dict[str, Any], preci
         study.set_user_attr(IDENTITY, uuid.uuid4().hex)
         study.set_user_attr(PRECISION, precision)
         study.set_user_attr(MADE_WITH, {"space": space, "fixed": fixed})
+    if IDENTITY not in study.user_attrs:
+        raise UserError(f"--study {search.name}: an older version of tune.py created it; choose another --study")
     before = study.user_attrs[MADE_WITH]
     keys = [key for key in {**before["space"], **space} if before["space"].get(key) != space.get(key)]
     differences = [f"another space ({', '.join(keys)})"] * bool(keys)
@@ -128,9 +132,11 @@ def claim(folder: Path, study: Study) -> None:
     Raises: `UserError` if the folder belongs to another study, such as one of the same name in another database.
     """
     file, identity = folder / "study.id", study.user_attrs[IDENTITY]
-    if file.is_file() and file.read_text().strip() != identity:
+    unclaimed = "" if any((folder / "trials").iterdir()) else identity
+    if (file.read_text().strip() if file.is_file() else unclaimed) != identity:
         raise UserError(f"{folder}: belongs to another study of this name; move it, or choose another --study")
-    file.write_text(f"{identity}\n")
+    with atomic_write(file) as out:
+        out.write(f"{identity}\n")
 
 
 def failure(trial: FrozenTrial) -> str | None:

@@ -323,6 +323,8 @@ def test_help_loads_nothing_heavy(script: str) -> None:
         "postgresql://user:a/secret@host/db",
         "postgresql://host/db?user=u&password=secret&x=1",
         "--storage=postgresql://host/db?sslPassword=secret",
+        "postgresql://user:a@secret@host/db",
+        "https://secret@host",
     ],
 )
 def test_a_recorded_command_holds_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

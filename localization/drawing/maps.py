@@ -241,9 +241,10 @@ def draw_pairs(folder: Path, pair: tuple[DrawnMaps, DrawnMaps], colormap: str) -
         image = read_with_masks(first.images, index[a.path])
         figure = draw_pair(image, entries, (first.square, second.square), head, colormap)
         save_png(figure, folder / a.file.replace(f"__{a.method}__", f"__{a.method}__difference__"))
-    log.info(
-        f"compared: {len(same)} of {count(len(both), 'map')}; the others explain different classes in the two models"
-    )
+    if not both:
+        log.warning(f"{first.name} and {second.name}: no image and method in common, so there is nothing to compare")
+    elif len(same) < len(both):
+        log.info(f"compared {len(same)} of {count(len(both), 'map')}; the others explain different classes")
     if first.square.fit != second.square.fit:
         log.warning(f"{first.name} and {second.name}: different fits (squash, letterbox); no differences of means")
         return

@@ -31,6 +31,8 @@ from utils import UserError
         ("train.lr: {low: 1, high: 2, log: true, step: 1}", ["train.lr", "log"]),
         ("train.optimizer: {low: adam, high: sgd}", ["train.optimizer", "choices"]),
         ("train.batch: {choices: [16, 16]}", ["train.batch", "different"]),
+        ("train.batch: {choices: '16'}", ["train.batch", "{choices: […]}"]),
+        ("model: {choices: [resnet18, ResNet18]}", ["model", "different"]),
         ("train.lr: {low: 1.0e-5, high: .inf}", ["train.lr", "inf", "finite"]),
         ("train.lr: {choices: [.nan, 1.0e-3]}", ["train.lr", "nan"]),
         ("train.warmup: {low: 0, high: 1, step: .nan}", ["train.warmup", "step=nan"]),

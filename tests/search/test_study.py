@@ -9,10 +9,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+import search.results
 import search.study
-from search.results import tidy, trial_table
+from search.results import format_table, tidy, trial_table
 from search.run import Worker
-from search.study import INTERRUPTED, claim, counting, first_number, open_storage, open_study, queue_again
+from search.study import INTERRUPTED, MADE_WITH, claim, counting, first_number, open_storage, open_study, queue_again
 from tests.helpers.searches import bowl, open_study_of_bowl, search_of
 from utils import UserError, sqlite_address
 
@@ -115,6 +116,39 @@ def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="belongs to another study of this name"):
             claim(tmp_path / "a", other)
+    (tmp_path / "b/trials/0000").mkdir()  # of an unknown study
+    with pytest.raises(UserError, match="belongs to another study of this name"):
+        claim(tmp_path / "b", other)
+
+
+def test_a_trial_too_many_does_not_count(tmp_path: Path) -> None:
+    """Two workers may both begin the last trial: the second gives it up before it trains."""
+    study, storage = open_study_of_bowl(tmp_path, {"x": 0.0, "y": 0.0})
+    study.optimize(bowl, n_trials=2)
+    (tmp_path / "trials").mkdir()
+    Worker(study, storage, search_of(tmp_path, {})).run_trial()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
+    assert [trial.number for trial in counting(study)] == [0, 1]
+
+
+def test_a_long_table_is_that_of_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = open_study_of_bowl(tmp_path, {"x": 0.0, "y": 0.0})
+    study.optimize(bowl, n_trials=4)
+    assert len(format_table(study, ["x", "y"]).splitlines()) == 1 + 4
+    monkeypatch.setattr(search.results, "MOST_ROWS", 2)
+    _, first, second, note = format_table(study, ["x", "y"]).splitlines()
+    best = sorted(study.trials, key=lambda trial: trial.value)
+    assert [int(line.split()[0]) for line in (first, second)] == [trial.number for trial in best[:2]]
+    assert note == "the best 2 of 4 trials; trials.csv has all of them"
+
+
+def test_a_study_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    study, storage = open_study_of_bowl(tmp_path, {"x": 0.0, "y": 0.0})
+    stored = study.user_attrs[MADE_WITH]
+    old = optuna.create_study(study_name="old", storage=storage)
+    old.set_user_attr(MADE_WITH, stored)
+    with pytest.raises(UserError, match="--study old: an older version"):
+        open_study(storage, search_of(tmp_path, {}, name="old"), {}, "auto")
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b c", "é"])
