@@ -33,18 +33,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.resume is None:
         train(config, arguments.name)
         return
-<<<<<<< HEAD
     for flag in ("config", "name"):
         if getattr(arguments, flag):
             raise UserError(f"--{flag}: a resumed run keeps its own; leave it out")
-    resume(arguments.resume, {key: get_value(config, key) for key in given})
-=======
-    if arguments.config:
-        raise UserError("--config: a resumed run keeps its configuration; leave it out")
-    if arguments.name:
-        raise UserError("--name: a resumed run keeps its name; leave it out")
     resume(arguments.resume, {key: get_value(config, key) if key in all_keys() else None for key in given})
->>>>>>> c58bd65 (A search refuses foreign folders and lists of one word, gives up surplus trials, and prints its best 40; tokens in addresses are hidden)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,11 @@ def _distribution(key: str, options: Any) -> BaseDistribution:
             "train.*, augment.*, model, init, data.size or data.fit"
         )
     words = set(options) if isinstance(options, dict) else set()
-    if not (words == {"choices"} and isinstance(options["choices"], list)) and not {"low", "high"} <= words <= {"low", "high", "log", "step"}:
+    of_choices = words == {"choices"} and isinstance(options["choices"], list)
+    if not of_choices and not {"low", "high"} <= words <= {"low", "high", "log", "step"}:
         expected = "{low: …, high: …}, perhaps with log or step, or {choices: […]}"
         raise UserError(f"{key}: expected {expected}, not {options}")
-    if "choices" in words:
+    if of_choices:
         choices = [checked(key, choice) for choice in options["choices"]]
         choices = map(canonical_name, choices) if key == "model" else choices
         distribution = CategoricalDistribution(list(dict.fromkeys(choices)))

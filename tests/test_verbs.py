@@ -209,6 +209,7 @@ def test_an_interrupt_prints_no_traceback(
         (["--device", "cuda:77"], ["--device cuda:77"]),
         (["--config", "nope.yaml"], ["nope.yaml"]),
         (["--resume", "/no/run"], ["/no/run"]),
+        (["--resume", "/no/run", "preset=seed"], ["data.path cannot change"]),
         (["--lerning-rate", "3"], ["--lerning-rate", "--learning-rate"]),
     ],
 )

@@ -70,9 +70,10 @@ class Ranks:
         """
         pieces = self.world * train.accumulate
         if train.batch % pieces:
+            near = max(train.batch // pieces, 1) * pieces
             raise UserError(
                 f"--batch {train.batch}: not divisible by {pieces} ({count(self.world, 'rank')} × train.accumulate="
-                f"{train.accumulate}); use a multiple, or change the number of ranks or train.accumulate"
+                f"{train.accumulate}); use --batch {near} or {near + pieces}, or change the ranks or train.accumulate"
             )
         return train.batch // pieces
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import json
@@ -32,13 +31,13 @@ def choose_precision(
     Args:
         shape: of a step's inputs, (n, channels, side, side).
     """
-    file, measured = folder / "precision.json", {}
+    file = folder / "precision.json"
     key = f"{name}, {shape[-1]}px, batch {shape[0]}, {device_name(device)}, torch {torch.__version__}"
-    with contextlib.suppress(OSError, ValueError):  # missing or damaged: measure again
-        measured = json.loads(file.read_text())
+    measured = _read(file)
     if key not in measured:
         log.info("measuring which precision trains faster on this device ...")
-        measured[key] = measure_precisions(model, shape, device)
+        seconds = measure_precisions(model, shape, device)
+        measured = _read(file) | {key: seconds}  # another process may have added to it meanwhile
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, measured)
     seconds = measured[key]
@@ -46,6 +45,15 @@ def choose_precision(
     times = ", ".join(f"{p} {seconds[p] * 1000:.0f} ms" for p in CANDIDATES)
     log.info(f"precision {chosen}: a training step took {times} per image ({key})")
     return chosen
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
+    """Return the valid entries of the file; those that are missing or damaged are measured again."""
+    try:
+        entries = json.loads(file.read_text()).items()
+        return {key: seconds for key, seconds in entries if all(seconds[p] > 0 for p in CANDIDATES)}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {}
 
 
 def measure_precisions(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> dict[str, float]:

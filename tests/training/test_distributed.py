@@ -145,7 +145,8 @@ def test_shares(images: int, world: int, accumulate: int, micro: int) -> None:
 def test_a_batch_that_does_not_divide() -> None:
     train = config_of(Path("x"), Path("x"), "train.batch=30", "train.accumulate=2").train
     assert Ranks(world=3).micro_batch(train) == 5
-    with pytest.raises(UserError, match=r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\); use a multiple, or"):
+    problem = r"--batch 30: .* by 8 \(4 ranks × train.accumulate=2\)"
+    with pytest.raises(UserError, match=problem + "; use --batch 24 or 32, or"):
         Ranks(world=4).micro_batch(train)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -75,8 +74,8 @@ def tracking(training: Training) -> Iterator[Callable[[], None]]:
                 action(training, backend)
         except Exception as error:
             log.warning(
-                f"{option}: {_hide_user(backend.place)} failed ({_line(error)}): {backend.remedy}; training continues "
-                "without it, all numbers are in history.csv"
+                f"{option}: {hide_password(backend.place)} failed ({_line(error)}): {backend.remedy}; training "
+                "continues without it, all numbers are in history.csv"
             )
             backend = None
 
@@ -98,7 +97,7 @@ def _open(training: Training, backend: Backend) -> None:
     for row in training.history:
         if row["epoch"] not in recorded:
             backend.scalars(row)
-    log.info(f"tracking: {_hide_user(backend.view)}")
+    log.info(f"tracking: {hide_password(backend.view)}")
 
 
 def _show_epoch(training: Training, backend: Backend) -> None:
@@ -120,12 +119,7 @@ def _show_cams(training: Training, backend: Backend) -> None:
         backend.image(f"sample Grad-CAM/{name}", pixels, training.best["epoch"])
 
 
-def _hide_user(text: str) -> str:
-    """Replace the user, password or token in the addresses in `text` with `***`."""
-    return re.sub(r"://[^/@\s][^@\s]*@", "://***@", hide_password(text))
-
-
 def _line(error: Exception) -> str:
     """Return the error in one line. Of a long one the ends matter: the action comes first, the reason last."""
-    text = elide(_hide_user(" ".join(str(error).split())), 200)
+    text = elide(hide_password(" ".join(str(error).split())), 200)
     return f"{type(error).__name__}: {text}".removesuffix(": ")

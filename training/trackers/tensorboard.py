@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Tracker:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter, summary
 
+        threading.excepthook = _quiet_hook
         # A resumed run has event files, of which the last may be truncated.
         events, tag = EventAccumulator(str(self.folder), {"scalars": 0}).Reload(), TAGS["seconds"]
         recorded = {event.step for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else set()
@@ -70,3 +72,9 @@ class Tracker:
     def close(self, status: str) -> None:
         """As `Backend.close`."""
         self._writer.close()
+
+
+def _quiet_hook(arguments: threading.ExceptHookArgs) -> None:
+    """Print no traceback for an error in SummaryWriter's thread: the next call to the writer raises it again."""
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(arguments)
