@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -10,12 +11,24 @@ import pytest
 from optuna.trial import TrialState
 
 import search.results
+import search.run
 import search.study
+from search.metric import Metric
 from search.results import format_table, tidy, trial_table
 from search.run import Worker
-from search.study import INTERRUPTED, MADE_WITH, claim, counting, first_number, open_storage, open_study, queue_again
+from search.study import (
+    INTERRUPTED,
+    MADE_WITH,
+    claim,
+    counting,
+    failure,
+    first_number,
+    open_storage,
+    open_study,
+    queue_again,
+)
 from tests.helpers.searches import bowl, open_study_of_bowl, search_of
-from utils import UserError, sqlite_address
+from utils import UserError, log, sqlite_address
 
 
 def test_a_continued_search_draws_what_it_would_have_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +142,24 @@ def test_a_trial_too_many_does_not_count(tmp_path: Path) -> None:
     Worker(study, storage, search_of(tmp_path, {})).run_trial()
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
     assert [trial.number for trial in counting(study)] == [0, 1]
+
+
+def test_a_trial_that_another_worker_has_taken_over_ends_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, storage = open_study_of_bowl(tmp_path, {"x": 0.0, "y": 0.0})
+
+    def train(config: object, name: str, report: Callable[[dict, object], None]) -> None:
+        storage.set_trial_state_values(study.trials[int(name)]._trial_id, TrialState.FAIL)
+        report({"epoch": 1, "valid_loss": 1.0}, None)
+
+    monkeypatch.setattr(search.run, "train", train)
+    monkeypatch.setattr(Metric, "value", lambda self, predictions: 0.5)
+    log.addHandler(caplog.handler)
+    Worker(study, storage, search_of(tmp_path, {})).run_trial()
+    log.removeHandler(caplog.handler)
+    assert "took its parameters over" in caplog.text
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] and failure(study.trials[0]) is None
 
 
 def test_a_long_table_is_that_of_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
