@@ -39,18 +39,20 @@ def write_report(folder: Path, run: Path | None) -> Path:
     return path
 
 
-def try_report(folder: Path, run: Path | None) -> Path | None:
-    """Write the report and return its path; None, with a warning, if a file is missing or broken."""
+def try_report(folder: Path, run: Path | None, *ignored: type[Exception]) -> Path | None:
+    """Write the report and return its path; None, with a warning, if a file is missing or broken, or if an exception of
+    the `ignored` types is raised.
+    """
     try:
         return write_report(folder, run)
-    except (UserError, OSError) as error:
+    except (UserError, *ignored) as error:
         log.warning(f"the report is not written: {error}")
         return None
 
 
 def renew_report(run: Path) -> None:
     """Write the report of the run's test split again, if there is one, so that it shows new maps."""
-    if (run / "test" / "report.html").is_file() and (path := try_report(run / "test", run)):
+    if (run / "test" / "report.html").is_file() and (path := try_report(run / "test", run, OSError)):
         log.info(f"the report now shows the maps: {path}")
 
 

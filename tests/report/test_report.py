@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ from evaluation.figures.plots import precision_recall_figure, roc_figure, shown_
 from evaluation.metrics.curves import class_curves
 from evaluation.metrics.table import compute_metrics
 from evaluation.predictions import Predictions
+from report import page as page_module
 from report.facts import collect_facts
 from report.gallery import error_tiles
 from report.inputs import read_inputs
@@ -558,3 +560,18 @@ def test_colours_reach_wcag_aa(page: Page) -> None:
         tint, ground = ([int(v) for v in colours["tint"].split()], [int(page_colour[i : i + 2], 16) for i in (1, 3, 5)])
         cell = "#" + "".join(f"{round(0.42 * t + 0.58 * g):02x}" for t, g in zip(tint, ground, strict=True))
         assert _contrast(colours["ink"], cell) >= 4.5
+
+
+def test_a_full_disk_fails_an_evaluation_but_not_the_drawing_of_maps(
+    own: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps are whole without the report; an evaluation whose report is missing must not end as a success."""
+
+    def full(folder: Path, run: Path | None) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    (own.folder / "report.html").write_text("before")
+    monkeypatch.setattr(page_module, "write_report", full)
+    page_module.renew_report(own.run)
+    with pytest.raises(OSError, match="No space"):
+        page_module.try_report(own.folder, own.run)
