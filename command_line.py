@@ -32,7 +32,7 @@ class ParsedWords(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What a command line asks for."""
+    """The request that a command line makes."""
 
     arguments: argparse.Namespace
     config: Config

@@ -258,16 +258,16 @@ def _choices(file: Path, folder: Path | None) -> dict[str, list[str]]:
 
     Raises: `UserError` for a folder without groups, or a file that exists in both places (Hydra would take the first).
     """
-    choices, own = (
+    choices, added = (
         {group: sorted(p.stem for p in (parent / group).glob("*.yaml")) if parent else [] for group in GROUPS}
         for parent in (file.parent, folder)
     )
-    if folder and not any(own.values()):
+    if folder and not any(added.values()):
         raise UserError(f"--config-dir {folder}: no such folder with .yaml files in {'/, '.join(GROUPS)}/")
     for group in GROUPS:
-        if twice := sorted(set(own[group]) & set(choices[group])):
+        if twice := sorted(set(added[group]) & set(choices[group])):
             raise UserError(f"--config-dir {folder}: {group}/{twice[0]}.yaml also exists in {file.parent}; rename it")
-    return {group: sorted(choices[group] + own[group]) for group in GROUPS}
+    return {group: sorted(choices[group] + added[group]) for group in GROUPS}
 
 
 def _compose_files(file: Path, folder: Path | None, groups: dict[str, str], where: str) -> dict[str, Any]:

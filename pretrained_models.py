@@ -29,7 +29,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a model expects of its input, and where its head is.
+    """The input that a model expects, and the place of its head.
 
     Attributes:
         name: canonical name (`resnet18`, `timm/NAME`).

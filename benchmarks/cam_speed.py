@@ -185,23 +185,23 @@ def _contests(
     model: str, batches: list[int], size: int, repeats: int, precision: str, folder: Path
 ) -> dict[int, tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, np.ndarray]]]:
     """Return, by batch, everyone's rates, our ratios to them, and the maps."""
-    found = {count: ({}, {}, {}) for count in batches}
+    results = {count: ({}, {}, {}) for count in batches}
     setups = {"forward": (forward, model, size, precision), "family": (family, model, size, precision)}
     setups |= {n: (rival, n, model, size) for n in RIVALS}
     for name, setup in setups.items():  # one at a time, since all together need more memory than the machine has
         with contest(Contestant("ours", ours, model, size, precision), Contestant(name, *setup)) as pair:
-            for count, (rates, against, maps) in found.items():
+            for count, (rates, against, maps) in results.items():
                 new = rounds(f"{model}, batch {count}, {name}", pair, repeats, count, str(folder))
                 against[name] = ratio(new["ours"], new[name])
                 rates |= new | rates  # ours: the rate measured against the first contestant
                 if name in RIVALS:
                     maps[name] = np.load(folder / f"{name}.npy")
     with Contestant("fp32", ours, model, size, "fp32") as full:
-        for count, (rates, _, maps) in found.items():
+        for count, (rates, _, maps) in results.items():
             full.measure(count, str(folder))
             rates["fp32"] = [full.measure(count, str(folder))]
             maps["fp32"] = np.load(folder / "fp32.npy")
-    return found
+    return results
 
 
 def speed_table(models: list[str], batches: list[int], size: int, repeats: int) -> None:
@@ -209,8 +209,8 @@ def speed_table(models: list[str], batches: list[int], size: int, repeats: int) 
     for model in models:
         precision = chosen_precision(model, size)
         with tempfile.TemporaryDirectory() as folder:
-            found = _contests(model, batches, size, repeats, precision, Path(folder))
-        for count, (rates, against, maps) in found.items():
+            results = _contests(model, batches, size, repeats, precision, Path(folder))
+        for count, (rates, against, maps) in results.items():
             differences = {name: _difference(name, maps[name], maps["fp32"]) for name in RIVALS}
             measured[f"{model}, batch {count}"] = {
                 "precision": precision,
@@ -260,11 +260,11 @@ def agreement_table() -> None:
     maps = {"fp32": [], "bf16": []}
     for item in image_set.batches(chosen.device, 32, architecture):
         targets = None
-        for precision, found in maps.items():
+        for precision, cams in maps.items():
             cut = cut_pass(model, layers, item.inputs, targets, precision)
             targets = cut.targets  # both explain the class that fp32 predicts
-            found.append(grad_cam(cut.features[0].activations, cut.features[0].gradients).cpu())
-    full, half = (torch.cat(found).numpy() for found in maps.values())
+            cams.append(grad_cam(cut.features[0].activations, cut.features[0].gradients).cpu())
+    full, half = (torch.cat(cams).numpy() for cams in maps.values())
     seen = full.max((1, 2)) > 0
     flat = [m[seen].reshape(seen.sum(), -1) for m in (full, half)]
     correlation = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(*flat, strict=True)])

@@ -142,8 +142,8 @@ def explain_model(model: ExplainedModel, images: ImageSet, request: ExplanationR
     if request.score:
         _write_scores(output.folder, summary)
     if table := format_summary(summary):
-        known = (images.records["group"] != images.records["path"]).any()
-        unit = "patients" if known else "images, as patients are unknown; see --group-pattern"
+        has_patients = (images.records["group"] != images.records["path"]).any()
+        unit = "patients" if has_patients else "images, as patients are unknown; see --group-pattern"
         log.info(f"Maps of correctly classified or unlabelled images (lift: 1 is chance; 95 % intervals over {unit}):")
         log.info("\n".join([table, *verdict_lines(summary)]))
     if request.sanity:

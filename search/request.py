@@ -1,4 +1,4 @@
-"""What a search was asked for: its flags and its configuration, checked."""
+"""A search as requested: its flags and its configuration, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every room uses: names that fit a file system, elided text, near names, delayed interruptions, kept memory."""
+"""Helpers of every room: names that fit a file system, elided text, near names, delayed interruptions, kept memory."""
 
 from __future__ import annotations
 

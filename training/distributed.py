@@ -60,7 +60,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which alone logs and writes."""
+        """True for rank 0, which alone logs and writes."""
         return self.rank == 0
 
     def micro_batch(self, train: TrainConfig) -> int:

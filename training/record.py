@@ -62,7 +62,7 @@ class Training:
 
     @property
     def improved(self) -> bool:
-        """Whether the newest epoch is the best so far."""
+        """True if the newest epoch is the best so far."""
         return self.best is self.history[-1]
 
     def start(self, name: str | None) -> None:

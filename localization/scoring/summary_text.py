@@ -114,11 +114,11 @@ def _winners(cells: Cells, class_name: str) -> list[str]:
             for (_, name, method), scores in cells.items()
             if name == class_name and f"{mask}_lift" in scores
         }
-        known = [CONTROLS[c] for c in TO_BEAT if any(not np.isnan(row.controls[c]) for row in rows.values())]
-        if known:
+        names = [CONTROLS[c] for c in TO_BEAT if any(not np.isnan(row.controls[c]) for row in rows.values())]
+        if names:
             better = [title for title, row in rows.items() if row.beats_controls] or ["no method"]
             alone = f" (95 % each, not corrected for {len(rows)} methods)" if len(rows) > 1 else ""
-            return [f"Better than the {_join(known)} controls on the {MASKS[mask]}: {_join(better)}{alone}."]
+            return [f"Better than the {_join(names)} controls on the {MASKS[mask]}: {_join(better)}{alone}."]
     return []
 
 

@@ -58,11 +58,11 @@ def explainer() -> Explainer:
 def images() -> torch.Tensor:
     """Four images of noise, with a spot in the first channel and another, elsewhere, in the second."""
     generator = torch.Generator().manual_seed(1)
-    found = 0.3 * torch.randn(4, 2, SIZE, SIZE, generator=generator)
+    noise = 0.3 * torch.randn(4, 2, SIZE, SIZE, generator=generator)
     for i, (y, x) in enumerate([(4, 4), (20, 6), (8, 20), (18, 18)]):
-        found[i, 0, y : y + 9, x : x + 9] += 3
-        found[i, 1, 28 - y : 34 - y, 30 - x : 36 - x] += 2
-    return found
+        noise[i, 0, y : y + 9, x : x + 9] += 3
+        noise[i, 1, 28 - y : 34 - y, 30 - x : 36 - x] += 2
+    return noise
 
 
 def _edges(explanation: Explanation) -> torch.Tensor:
@@ -81,8 +81,8 @@ def _cam(explanation: Explanation) -> torch.Tensor:
 
 def _of_the_batch(explanation: Explanation) -> torch.Tensor:
     """Each image's map minus a share of the batch's mean."""
-    found = _cam(explanation)
-    return F.relu(found - 0.1 * found.mean(0))
+    maps = _cam(explanation)
+    return F.relu(maps - 0.1 * maps.mean(0))
 
 
 def _any_class(explanation: Explanation) -> torch.Tensor:
@@ -99,8 +99,8 @@ def _quiet(explanation: Explanation) -> torch.Tensor:
 def _loud(explanation: Explanation) -> torch.Tensor:
     """Almost pure noise."""
     generator = torch.Generator().manual_seed(explanation.settings.seed)
-    found = _cam(explanation)
-    return found + 20 * found.amax((1, 2), keepdim=True) * torch.rand(8, 8, generator=generator)
+    maps = _cam(explanation)
+    return maps + 20 * maps.amax((1, 2), keepdim=True) * torch.rand(8, 8, generator=generator)
 
 
 def _unseeded(explanation: Explanation) -> torch.Tensor:
@@ -143,9 +143,9 @@ def _run(
 
 
 def _findings(explainer: Explainer, images: torch.Tensor, method: str) -> dict[str, Finding]:
-    found = _run(explainer, images, torch.tensor([0, 1, 0, 1])[: len(images)], [method], seed=0)
-    assert [finding.check for finding in found] == list(CHECKS)
-    return {finding.check: finding for finding in found}
+    findings = _run(explainer, images, torch.tensor([0, 1, 0, 1])[: len(images)], [method], seed=0)
+    assert [finding.check for finding in findings] == list(CHECKS)
+    return {finding.check: finding for finding in findings}
 
 
 FAILS = {
@@ -164,10 +164,10 @@ FAILS = {
 @pytest.mark.usefixtures("methods")
 @pytest.mark.parametrize("method", FAILS)
 def test_each_fault_fails_the_checks_for_it(explainer: Explainer, images: torch.Tensor, method: str) -> None:
-    found = _findings(explainer, images, method)
-    assert {check for check, finding in found.items() if finding.verdict == "fail"} == FAILS[method]
-    assert {finding.verdict for finding in found.values()} <= {"pass", "fail"}
-    assert verdict_of(list(found.values()), method) == ("fail" if FAILS[method] else "pass")
+    findings = _findings(explainer, images, method)
+    assert {check for check, finding in findings.items() if finding.verdict == "fail"} == FAILS[method]
+    assert {finding.verdict for finding in findings.values()} <= {"pass", "fail"}
+    assert verdict_of(list(findings.values()), method) == ("fail" if FAILS[method] else "pass")
 
 
 @pytest.mark.usefixtures("methods")
@@ -213,8 +213,8 @@ def test_costly_methods_are_tried_on_fewer_random_models(
 
     monkeypatch.setitem(METHODS, "costly", Method(title="Costly", function=costly))
     monkeypatch.setitem(METHODS, "cam", Method(title="CAM", function=_cam))
-    found = _run(explainer, images, None, ["cam", "costly"])
-    curves = {finding.method: finding for finding in found if finding.check == "cascade"}
+    findings = _run(explainer, images, None, ["cam", "costly"])
+    curves = {finding.method: finding for finding in findings if finding.check == "cascade"}
     assert [share for share, _ in curves["costly"].curve] == pytest.approx([0, 0.5, 1])
     assert "only stages 2 and 4 of 4" in curves["costly"].note
     assert curves["cam"].note == ""
@@ -224,17 +224,17 @@ def test_costly_methods_are_tried_on_fewer_random_models(
 @pytest.mark.usefixtures("methods")
 def test_the_table_and_the_files(explainer: Explainer, images: torch.Tensor, tmp_path: Path) -> None:
     methods = ["cam", "edges", "empty"]
-    found = _run(explainer, images, None, methods)
-    write_sanity(tmp_path, found)
+    findings = _run(explainer, images, None, methods)
+    write_sanity(tmp_path, findings)
     with open(tmp_path / "sanity.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["check"]) for row in rows] == [(m, c) for m in methods for c in CHECKS]
     assert {row["verdict"] for row in rows if row["method"] == "empty"} == {"n/a"}
-    first = found[0]
+    first = findings[0]
     assert float(rows[0]["value"]) == pytest.approx(first.value, abs=1e-5)
     assert float(rows[0]["area"]) == pytest.approx(first.area, abs=1e-5)
     assert cv2.imread(str(tmp_path / "sanity.png")).shape[1] == pytest.approx(1209, abs=2)
-    heading, *lines = format_sanity(found).splitlines()
+    heading, *lines = format_sanity(findings).splitlines()
     assert heading.split()[:2] == ["method", "verdict"]
     assert lines[0].startswith("CAM     pass")
     assert lines[1].startswith("Edges   FAIL     FAIL 1.00 [1.00, 1.00]")

@@ -20,11 +20,11 @@ ARCHITECTURE = Architecture(name="small", head="fc", size=SIZE, mean=(0.0, 0.0),
 def test_stages_run_from_the_head_to_the_first_layer() -> None:
     model, architecture, _ = build_model("resnet18", 4)
     groups = stages(model, architecture, torch.randn(1, 3, 64, 64))
-    own = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     assert groups[0] == ["fc"]
     assert groups[-1][-1] == "conv1"
     assert len(groups) == STAGES
-    assert sorted(chain(*groups)) == sorted(own)
+    assert sorted(chain(*groups)) == sorted(names)
     assert {len(group) for group in groups[1:]} == {10}  # 20 convolutions and 20 normalisations
     order = list(chain(*groups))
     places = [order.index(f"layer{i}.0.conv1") for i in (4, 3, 2, 1)]
@@ -48,7 +48,7 @@ VIT = Architecture(name="small_vit", head="heads.head", size=32, mean=(0.0,) * 3
 def test_modules_that_are_never_called_have_a_stage() -> None:
     order = list(chain(*stages(_small_vit(), VIT, torch.zeros(1, 3, 32, 32))))
     attention = "encoder.layers.encoder_layer_{}.self_attention"
-    wanted = [
+    expected = [
         "heads.head",
         "encoder.layers.encoder_layer_1.mlp.0",
         attention.format(1) + ".out_proj",  # its weights are read by its parent
@@ -58,7 +58,7 @@ def test_modules_that_are_never_called_have_a_stage() -> None:
         "conv_proj",
         "",  # the class token
     ]
-    assert [name for name in order if name in wanted] == wanted
+    assert [name for name in order if name in expected] == expected
 
 
 def _changed(model: nn.Module, other: nn.Module) -> set[str]:
@@ -130,7 +130,7 @@ def test_a_random_network_without_normalisation_still_distinguishes_images() -> 
         return float(scores.std(0).mean() / scores.abs().mean())
 
     assert variety(fresh) > 0.03
-    assert variety(model) < 1e-3  # the modules' own initialisation, which is why it is not used
+    assert variety(model) < 1e-3  # the modules' names initialisation, which is why it is not used
 
 
 def test_parameters_without_fan_in_are_shuffled() -> None:

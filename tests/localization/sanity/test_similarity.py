@@ -28,7 +28,7 @@ def test_similarity_equals_scipy_s_and_is_0_for_a_lost_map() -> None:
 
 def test_the_common_grid_averages_areas() -> None:
     fine = torch.arange(28.0).expand(1, 42, 28)
-    found = on_common_grid(fine)
-    assert found.shape == (1, 14, 14)
-    np.testing.assert_allclose(found[0, 0], np.arange(28).reshape(14, 2).mean(1))
+    coarse = on_common_grid(fine)
+    assert coarse.shape == (1, 14, 14)
+    np.testing.assert_allclose(coarse[0, 0], np.arange(28).reshape(14, 2).mean(1))
     assert on_common_grid(torch.rand(2, 7, 5)).shape == (2, 7, 5)

@@ -109,7 +109,7 @@ def test_imputation_agrees_with_the_rival() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3), (37, 22)])
 def test_a_plane_is_imputed_as_it_is(shape: tuple[int, int]) -> None:
-    """Where all but the border is removed, a plane is its own neighbours' mean; a constant is so at the border too."""
+    """With all but the border removed, a plane is its neighbours' mean; a constant is so at the border too."""
     height, width = shape
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     plane = (2.0 * rows - 3 * columns)[None, None]
@@ -249,7 +249,7 @@ def test_plateaus_are_ties() -> None:
 
 
 def test_zeros_come_last() -> None:
-    """What a ReLU left at 0 is a tie as well, and is removed after the rest."""
+    """Pixels that a ReLU left at 0 tie as well, and are removed after the rest."""
     white, targets = torch.ones(1, 1, SIDE, SIDE), torch.tensor([1])
     half = torch.zeros(1, SIDE, SIDE)
     half[:, :, 16:] = 1

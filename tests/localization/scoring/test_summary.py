@@ -137,7 +137,7 @@ def test_better_is_the_paired_t_interval(score: str) -> None:
 
 
 def test_differences_are_of_the_images_that_have_both() -> None:
-    """Where the control is missing its image counts for the value, not for the difference."""
+    """An image without the control counts for the value, not for the difference."""
     line = _only(_rows([2, 2.1, 2.2, 0], "randomised", [1, 1, 1.1, NAN]))
     assert (line.n, line.value) == (4, pytest.approx(1.575))
     assert line.controls["randomised"] == pytest.approx(3.1 / 3)
