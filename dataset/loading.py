@@ -158,8 +158,8 @@ def _match_run(records: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
     unknown = int((split == "").sum())
     new = unknown > len(records) / 2
     if unknown:
-        action = "new split" if new else "left out"
-        log.info(f"{action}: {unknown} of {count(len(records), 'image')}, which are not in the run's split.csv")
+        action = "a new split is drawn" if new else "left out"
+        log.info(f"not in the run's split.csv: {unknown} of {count(len(records), 'image')}; {action}")
     return records if new else records.assign(split=split)
 
 

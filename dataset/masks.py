@@ -60,10 +60,10 @@ def _match(stems: list[str], named: NamedMasks) -> list[str]:
     """Return the named mask of each image stem, as a path; empty if there is none."""
     path, boxes = Path(named.path), named.flag == "--boxes"
     if not (path.is_file() and is_boxes(named.path) if boxes else path.is_dir()):
-        raise UserError(f"{named}: no such {'.csv file of image, x, y, width and height' if boxes else 'folder'}")
+        raise UserError(f"{named}: no such {'file, or no .csv of image, x, y, width, height' if boxes else 'folder'}")
     masks = match_boxes(stems, path) if boxes else match_masks(stems, path)
     if not any(masks):
-        raise UserError(f"{named}: no {'box' if boxes else 'mask'} for any image's file name or stem, like {stems[0]}")
+        raise UserError(f"{named}: no {'box' if boxes else 'mask'} has the name of an image, such as {stems[0]}")
     return masks
 
 
@@ -103,7 +103,7 @@ class _Plan:
         boxes = read_boxes(file).get(Path(image).stem, ()) if Path(file).is_file() else ()
         if not boxes:
             self.broken[f"{file} of {image}"] = "no such file, or no box for this image"
-        outside = f"the box is outside {image} ({_shown(size)})"
+        outside = f"the box is outside {image}, {_shown(size)}"
         self.misfits |= {f"{file}, line {box.line}": outside for box in boxes if not box.meets(*size)}
         if inside := tuple(box for box in boxes if box.meets(*size)):
             self.masks[image] = _Mask(boxes_key(sha, inside), inside, size)

@@ -58,10 +58,10 @@ def _about_sample(predictions: Predictions, metrics: dict[str, Any]) -> Iterator
     if absent := [name for name, number in support.items() if not number]:
         yield CAUTION, f"No images of {', '.join(absent)}: nothing can be said about recognising them."
     if unknown := predictions.unknown_patients:
-        which = "any image" if unknown == n else f"{unknown} of {n} images"
+        which = "all images" if unknown == n else f"{unknown} of {n} images"
         yield (
             CAUTION,
-            f"The patient of {which} is unknown: each counts as a patient of its own. If patients have several "
+            f"The patients of {which} are unknown: each image counts as one patient. If patients have several "
             "images, the intervals are too narrow and the split may leak (--group-pattern).",
         )
     known = table[table["source"] != ""]

@@ -304,4 +304,4 @@ def test_other_data_are_split_again_even_if_some_images_are_known(
     known = next((phantom / "COVID" / "images").iterdir())
     shutil.copy(known, other / "COVID" / "images" / "COVID-P9999-1.png")
     out = ok(verb("test.py", "--weights", tiny_run, "--data", other))
-    assert "new split: 80 of 81 images" in out
+    assert "not in the run's split.csv: 80 of 81 images; a new split is drawn" in out

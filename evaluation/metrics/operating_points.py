@@ -64,7 +64,7 @@ def read_prevalences(words: list[str], classes: list[str]) -> dict[str, float]:
         except ValueError:
             prevalences[name] = math.nan
         if name not in classes or not 0 < prevalences[name] < 1:
-            raise UserError(f"--prevalence {word}: give CLASS=P, a class from {', '.join(classes)} and P in (0, 1)")
+            raise UserError(f"--prevalence {word}: pass CLASS=P with a class from {', '.join(classes)} and P in (0, 1)")
     return prevalences
 
 

@@ -306,7 +306,7 @@ def test_a_named_box_outside_its_image_is_reported_with_its_line(
 ) -> None:
     boxes = tmp_path / "given.csv"
     boxes.write_text(HEADER + f"A0,x,1,1,5,5\n\n{row}\n")
-    with pytest.raises(UserError, match=rf"--boxes {boxes}, line 4 \(the box is outside .*A1\.png \(64×64 pixels\)"):
+    with pytest.raises(UserError, match=rf"--boxes {boxes}, line 4 \(the box is outside .*A1\.png, 64×64 pixels\)"):
         _explained(sorted(folder.glob("*/images/*")), cache_dir, boxes=boxes)
 
 
@@ -336,10 +336,10 @@ def test_missing_boxes_are_reported(folder: Path, cache_dir: Path, log: Callable
 @pytest.mark.parametrize(
     ("content", "keys", "words"),
     [
-        ("Z9,x,1,1,5,5", {}, "--boxes .*: no box for any image's file name or stem"),
+        ("Z9,x,1,1,5,5", {}, "--boxes .*: no box has the name of an image"),
         ("A0,x,1,1,5,5", {"lesion_masks": "A/lesion_masks"}, "--boxes .*--lesion-masks .*pass only one of them"),
-        ("A0,x,1,1,5,5", {"boxes": "nope.csv"}, "--boxes .*nope.csv: no such .csv file"),
-        ("A0,x,1,1,5,5", {"boxes": "A/images/A0.png"}, "--boxes .*A0.png: no such .csv file"),
+        ("A0,x,1,1,5,5", {"boxes": "nope.csv"}, "--boxes .*nope.csv: no such file, or no .csv"),
+        ("A0,x,1,1,5,5", {"boxes": "A/images/A0.png"}, "--boxes .*A0.png: no such file, or no .csv"),
         ("A0,x,1,1,0,5", {}, "given.csv, line 2: the image or a number is missing"),
         (",x,1,1,5,5", {}, "given.csv, line 2: the image or a number is missing"),
     ],

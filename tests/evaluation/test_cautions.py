@@ -52,8 +52,8 @@ def test_the_sample() -> None:
     unknown = _predictions(400, 0.9, 0.9)
     half = [path if i % 2 else "one" for i, path in enumerate(unknown.table["path"])]
     unknown_to_all = _predictions(400, 0.9, 0.9, group=unknown.table["path"])
-    assert "The patient of any image is unknown" in " ".join(_texts(unknown_to_all))
-    assert "The patient of 200 of 400 images" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=half)))
+    assert "The patients of all images are unknown" in " ".join(_texts(unknown_to_all))
+    assert "The patients of 200 of 400 images are unknown" in " ".join(_texts(_predictions(400, 0.9, 0.9, group=half)))
     only = unknown.subset(unknown.labels == 0)
     assert "No images of b" in " ".join(_texts(only))
 

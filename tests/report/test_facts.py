@@ -17,6 +17,7 @@ from report.checklist import fill
 from report.facts import collect_facts
 from report.inputs import read_inputs
 from tests.helpers.report_case import CHECKLIST, Case, Page, make_case
+from tests.helpers.verbs import ROOT
 
 
 @pytest.fixture
@@ -180,4 +181,5 @@ def test_facts_are_phrases(own: Case) -> None:
     (own.run / "cams" / "cams.json").write_text('{"weights": "others", "kind": "test"}')
     assert collect_facts(read_inputs(own.folder, own.run))["explainability"] is None
     templates = " ".join(item.get("fill", "") for standard in CHECKLIST for item in standard["items"])
-    assert set(re.findall(r"\{(\w+)\}", templates)) <= set(facts)
+    card = (ROOT / "report" / "templates" / "run.html.j2").read_text()
+    assert {*re.findall(r"\{(\w+)\}", templates), *re.findall(r"facts\.(\w+)", card)} <= set(facts)
