@@ -129,8 +129,8 @@ def write_results(study: Study, search: Search) -> None:
     commands += [["test.py", "--weights", run] for run in runs.values()]
     commands += [["compare.py", *runs.values()]] * (len(runs) > 1)
     log.info("next:\n  " + "\n  ".join(shlex.join(["python", *command]) for command in commands))
-    for trial in (best, default):
-        if trial is not None and not (run_of(trial, folder) / "best.pt").is_file():
+    for trial in (best, default)[: len(runs)]:  # the same one, if the default is the best
+        if not (run_of(trial, folder) / "best.pt").is_file():
             log.info(f"the weights of trial {trial.number} are where it was trained: {trial.user_attrs.get('worker')}")
 
 
