@@ -47,12 +47,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(
-            allow_abbrev=False,
-            epilog="key=value words set any key of configs/ (train.lr=1e-4 augment.rotation=10) or choose a group's "
-            "file (preset=seed).\nAll keys and files: configs/README.md.",
-            **kwargs,
-        )
+        epilog = "key=value words set any key of configs/ (train.lr=1e-4 augment.rotation=10) or choose a group's file "
+        epilog += "(preset=seed).\nAll keys and files: configs/README.md."
+        super().__init__(allow_abbrev=False, epilog=epilog, **kwargs)
         self.config_keys: dict[str, str] = {}
         file_help = "YAML file to start from (default configs/configs.yaml)"
         self.add_argument("--config", "--connfig", type=Path, metavar="FILE", help=file_help)

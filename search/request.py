@@ -57,17 +57,10 @@ def read_search(command: Command) -> Search:
         raise UserError(f"--study {name}: it names a folder and a preset, so use only letters, digits and . + - _")
     folder, track = runs_folder(config) / f"tune-{name}", config.track if "track" in given else "none"
     config = replace(config, model=model, save=str(folder / "trials"), track=track)
-    return Search(
-        name=name,
-        folder=folder,
-        config=config,
-        arguments=arguments,
-        # Naming an image folder chooses its own file of the data group.
-        plain=compose_config((), {"data.path": config.data.path} if config.data.path else {}, arguments.config),
-        metric=metric,
-        space=space,
-        default=default_values(space, config, str(file)),
-    )
+    # Naming an image folder chooses its own file of the data group.
+    plain = compose_config((), {"data.path": config.data.path} if config.data.path else {}, arguments.config)
+    configs = {"config": config, "plain": plain, "default": default_values(space, config, str(file))}
+    return Search(name=name, folder=folder, arguments=arguments, metric=metric, space=space, **configs)
 
 
 def fixed_keys(search: Search) -> dict[str, Any]:

@@ -65,15 +65,11 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
     """
     # Workers wait for each other's locks on an SQLite file; a server may have restarted since the last query.
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    patience = {"heartbeat_interval": heartbeat, "grace_period": ALIVE * heartbeat}
+    retry = RetryHeartbeatStaleTrialCallback(max_retry=MOST_DEATHS - 1)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _Storage(
-                url,
-                engine_kwargs=options,
-                heartbeat_interval=heartbeat,
-                grace_period=ALIVE * heartbeat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_DEATHS - 1),
-            )
+            return _Storage(url, engine_kwargs=options, heartbeat_stale_trial_callback=retry, **patience)
         except (ImportError, SQLAlchemyError, RuntimeError) as error:
             # Workers that start together all create the tables; all but one fail, and find them at the next attempt.
             reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
@@ -163,11 +159,6 @@ def counting(study: Study) -> list[FrozenTrial]:
 def queue_again(study: Study, number: int) -> None:
     """Queue the parameters of a trial again that was interrupted; this is not counted as a death of its process."""
     trial = study.get_trials(deepcopy=False)[number]
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            system_attrs={"failed_trial": number, **trial.system_attrs},
-        )
-    )
+    parameters = {"params": trial.params, "distributions": trial.distributions}
+    history = {"failed_trial": number, **trial.system_attrs}
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, system_attrs=history, **parameters))

@@ -119,17 +119,10 @@ class Training:
         Ctrl-C waits for all of them.
         """
         learner, history, run = self.learner, self.history, self.run
-        checkpoint = Checkpoint(
-            classes=self.dataset.classes,
-            fit=learner.config.data.fit,
-            epoch=history[-1]["epoch"],
-            train_hashes=self.train_hashes,
-            config=asdict(learner.config),
-            state=learner.model.state_dict(),
-            resume={},
-            path=run.path / "best.pt",
-            **{name: getattr(learner, name) for name in SAVED},
-        )
+        saved = {name: getattr(learner, name) for name in SAVED} | {"epoch": history[-1]["epoch"]}
+        saved |= {"classes": self.dataset.classes, "fit": learner.config.data.fit, "train_hashes": self.train_hashes}
+        saved |= {"config": asdict(learner.config), "state": learner.model.state_dict()}
+        checkpoint = Checkpoint(**saved, resume={}, path=run.path / "best.pt")
         if self.improved:
             save_checkpoint(checkpoint)
         resume = {"optimizer": learner.optimizer.state_dict(), "history": history}

@@ -186,13 +186,9 @@ def draw_differences(
         title: the method's.
         colormap: of A and B, a name of matplotlib's.
     """
-    rows = [
-        Comparison(
-            title=name,
-            pixels=next(means for means in pair if name in means.counts).image(name),
-            maps=tuple(means.map(name) for means in pair),
-            notes=tuple(count(means.counts[name], "map") for means in pair),
-        )
-        for name in sorted({*pair[0].counts, *pair[1].counts})
-    ]
+    rows = []
+    for name in sorted({*pair[0].counts, *pair[1].counts}):
+        pixels = next(means for means in pair if name in means.counts).image(name)
+        maps, notes = zip(*((means.map(name), count(means.counts[name], "map")) for means in pair), strict=True)
+        rows.append(Comparison(title=name, pixels=pixels, maps=maps, notes=notes))
     return draw_comparisons([f"{title}: mean maps"], names, rows, colormap)

@@ -125,13 +125,11 @@ def record_attention(
     selected = F.one_hot(targets.to(scores.device), scores.shape[1]).to(scores)
     gradients = torch.autograd.grad(scores, recorder.weights, selected)
     prefix, grid = recorder.grid_of(recorder.shapes[-1][-1])
-    return RecordedAttention(
-        weights=[_by_head(block.detach(), len(inputs)).float() for block in recorder.weights],
-        gradients=[_by_head(block, len(inputs)).float() for block in gradients],
-        readout=read / read.sum(1, keepdim=True),
-        prefix=prefix,
-        grid=grid,
+    weights, gradients = (
+        [_by_head(block.detach(), len(inputs)).float() for block in blocks] for blocks in (recorder.weights, gradients)
     )
+    readout = read / read.sum(1, keepdim=True)
+    return RecordedAttention(weights=weights, gradients=gradients, readout=readout, prefix=prefix, grid=grid)
 
 
 def why_not(model: nn.Module, architecture: Architecture, size: int) -> str:

@@ -175,19 +175,10 @@ class _MeasuredBatch:
             }
             record, target = self.records.iloc[index], self.classes[self.targets[i]]
             name = f"{numbered(index, record['path'])}__{method}__{shortened_name(target.replace('/', '_'), limit=80)}"
-            row = MapRow(
-                model=self.name,
-                **{column: record[column] for column in ("path", "group", "label")},
-                predicted=self.classes[self.predicted[i]],
-                target=target,
-                method=method,
-                state=image.state(cam),
-                peak=float(cam.max()),
-                control=control,
-                file="" if control else f"{name}.png",
-                scores=scores,
-            )
-            rows.append(row)
+            classes = {"predicted": self.classes[self.predicted[i]], "target": target}
+            origin = {"model": self.name, **record[["path", "group", "label"]], **classes}
+            about_map = {"method": method, "control": control, "file": "" if control else f"{name}.png"}
+            rows.append(MapRow(**origin, **about_map, state=image.state(cam), peak=float(cam.max()), scores=scores))
         if len(self.faithful):
             lesion, lung = maps["lesion"], maps["lung"]
             cams = np.where(lesion.any((1, 2), keepdims=True), lesion, lung)[self.faithful]

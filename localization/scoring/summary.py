@@ -79,24 +79,18 @@ def summarise(rows: Sequence[MapRow]) -> list[SummaryRow]:
     summarised by the class explained, in parentheses. Scores that no map has make no row.
     """
     counted = [(row, name) for row in rows if not row.control and (name := _class_of(row))]
-    others = {_key(row, row.control): row.scores for row in rows if row.control}
+    scores = {_key(row, row.control): row.scores for row in rows if row.control}
     values = _matrix([row.scores if row.state.scored else {} for row, _ in counted])
-    controls = {name: _matrix([others.get(_key(row, name), {}) for row, _ in counted]) for name in CONTROLS}
+    controls = {name: _matrix([scores.get(_key(row, name), {}) for row, _ in counted]) for name in CONTROLS}
     frame = pd.DataFrame([{**vars(row), "class_name": name} for row, name in counted], columns=FIELDS)
     patients = np.unique(frame["group"], return_inverse=True)[1]
-    return [
-        _summary_row(
-            SCORES[column],
-            values[members, column],
-            {control: matrix[members, column] for control, matrix in controls.items()},
-            patients[members],
-            **cell,
-            maps=len(members),
-            states=dict(Counter(frame["state"][members])),
-        )
-        for cell, members in _cells(frame)
-        for column in np.flatnonzero(~np.isnan(values).all(0))
-    ]
+    summary = []
+    for cell, members in _cells(frame):
+        cell |= {"maps": len(members), "states": dict(Counter(frame["state"][members]))}
+        for column in np.flatnonzero(~np.isnan(values).all(0)):
+            others = {control: matrix[members, column] for control, matrix in controls.items()}
+            summary.append(_summary_row(SCORES[column], values[members, column], others, patients[members], **cell))
+    return summary
 
 
 def _class_of(row: MapRow) -> str | None:
@@ -115,7 +109,7 @@ def _matrix(scores: Sequence[dict[str, float]]) -> np.ndarray:
     return np.array([[row.get(score, np.nan) for score in SCORES] for row in scores]).reshape(-1, len(SCORES))
 
 
-def _cells(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.Index]]:
+def _cells(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.Index]]:
     """Yield each model, class and method, in the order of the table, and the rows that belong to them."""
     for model, of_model in frame.groupby("model", sort=False):
         classes = sorted(of_model["class_name"].unique())
@@ -132,7 +126,7 @@ def _summary_row(
 ) -> SummaryRow:
     """Return the mean of a score's (n,) values, with the same images' controls beside it; `cell`: the other fields."""
     valid = ~np.isnan(values)
-    value, low, high = _interval(score, values[valid], patients[valid])
+    interval = dict(zip(("value", "low", "high"), _interval(score, values[valid], patients[valid]), strict=True))
     both = {control: valid & ~np.isnan(control_values) for control, control_values in controls.items()}
     means = {control: float(controls[control][b].mean()) if b.any() else np.nan for control, b in both.items()}
     better = (
@@ -143,19 +137,11 @@ def _summary_row(
         and _beats(score, values[b], controls[control][b], patients[b])
     )
     has_oracle = score in OF_ORACLE and means["oracle"] > 0
-    return SummaryRow(
-        **cell,
-        score=score,
-        value=value,
-        low=low,
-        high=high,
-        n=int(valid.sum()),
-        patients=len(np.unique(patients[valid])),
-        controls=means,
-        n_randomised=int(both["randomised"].sum()),
-        of_oracle=float(values[both["oracle"]].mean() / means["oracle"]) if has_oracle else np.nan,
-        better_than=tuple(better),
-    )
+    of_oracle = float(values[both["oracle"]].mean() / means["oracle"]) if has_oracle else np.nan
+    counts = {"n": int(valid.sum()), "patients": len(np.unique(patients[valid]))}
+    counts["n_randomised"] = int(both["randomised"].sum())
+    beside = {"controls": means, "of_oracle": of_oracle, "better_than": tuple(better)}
+    return SummaryRow(score=score, **cell, **interval, **counts, **beside)
 
 
 def _interval(score: str, values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
