@@ -1,4 +1,4 @@
-"""How many Grad-CAM maps per second, and are they the same maps?
+"""Grad-CAM maps per second beside grad-cam and torchcam, and whether the maps are the same.
 
     python benchmarks/cam_speed.py [--models resnet18,vgg16,densenet121] [--batches 1,8,32] [--repeats 5]
 

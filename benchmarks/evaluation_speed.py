@@ -1,4 +1,4 @@
-"""How long do metrics with intervals and the report take for the whole COVID-19 Radiography Database?
+"""The time that metrics with intervals and the report take for the whole COVID-19 Radiography Database.
 
     python benchmarks/evaluation_speed.py [--images 21165]
 

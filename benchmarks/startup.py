@@ -1,4 +1,4 @@
-"""How long does it take to start: `--help`, and from the command to the end of the first training step?
+"""The time to start: `--help`, and from the command to the end of the first training step.
 
     python benchmarks/startup.py [--repeats 5]
 

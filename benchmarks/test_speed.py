@@ -1,4 +1,4 @@
-"""How fast are an evaluation and the building of the cache that it reads?
+"""The speed of an evaluation and of building the cache that it reads.
 
     python benchmarks/test_speed.py [--images 320] [--repeats 5]
 

@@ -1,4 +1,4 @@
-"""How fast is a training epoch compared with the usual recipe and with the bare step?
+"""The speed of a training epoch beside the usual recipe and the bare step.
 
     python benchmarks/train_speed.py [--models resnet18,vgg16,densenet121] [--repeats 5]
 

@@ -204,3 +204,15 @@ def test_functions_and_modules_are_short() -> None:
             if length > MOST_LINES_OF_A_FUNCTION:
                 offences.append(f"{place(module, node)} {node.name} has {length} lines")
     report(offences)
+
+
+def test_docstrings_state_what_a_thing_does() -> None:
+    """A docstring that begins with a question word describes a question, not the thing."""
+    offences = []
+    for module in modules():
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                first = (ast.get_docstring(node) or "").split(" ")[0]
+                if first in ("What", "Whether", "Who", "Whose", "How", "Where", "Which", "Why"):
+                    offences.append(f"{modules()[module].relative_to(ROOT)}: '{ast.get_docstring(node)[:60]}'")
+    report(offences)

@@ -1,4 +1,4 @@
-"""What metrics.json records of an evaluation: written and read back without a change."""
+"""The record of an evaluation in metrics.json, written and read back without a change."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_facts_of_leaking_and_ready_made_splits(own: Case) -> None:
 
 
 def test_validation_images_from_the_training_folder(own: Case) -> None:
-    """Where every path shows its folder the source is reported; otherwise nothing is claimed."""
+    """The source is reported if every path shows its folder; otherwise nothing is claimed."""
     split = pd.read_csv(own.run / "split.csv", dtype=str, keep_default_na=False)
     split["path"] = ["/data/x/" + s + f"/COVID/{i}.png" for i, s in enumerate(split["split"])]
     record = json.loads((own.run / "run.json").read_text()) | {"data": "/data/x"}
