@@ -96,17 +96,17 @@ class Worker:
 
         At the end, wait for the trials of other workers, to take over those whose worker dies.
         """
-        timeout, target = self.search.arguments.timeout, self.search.arguments.trials
-        stop = time.monotonic() + (math.inf if timeout is None else timeout)
+        arguments, words = self.search.arguments, self.search.metric.words
+        stop = time.monotonic() + (math.inf if arguments.timeout is None else arguments.timeout)
         seen: set[int] = set()
-        with tqdm(total=target, desc="trials", unit="trial") as bar:
+        with tqdm(total=arguments.trials, desc="trials", unit="trial") as bar:
             while time.monotonic() < stop:
                 self.retry_dead_trials(seen)
                 states = [trial.state for trial in counting(self.study)]
-                bar.n = min(sum(state.is_finished() for state in states), target)
-                if best := best_and_default(self.study, self.study.get_trials(deepcopy=False))[0]:
-                    bar.set_postfix_str(f"best {self.search.metric.words} {best.value:.4f}, trial {best.number}")
-                if len(states) < target or TrialState.WAITING in states:
+                bar.n = min(sum(state.is_finished() for state in states), arguments.trials)
+                best, _ = best_and_default(self.study, self.study.get_trials(deepcopy=False))
+                bar.set_postfix_str(f"best {words} {best.value:.4f}, trial {best.number}" if best else "")
+                if len(states) < arguments.trials or TrialState.WAITING in states:
                     self.run_trial()
                 elif waiting := states.count(TrialState.RUNNING):
                     bar.set_description(f"waiting for {count(waiting, 'trial')} of other workers")
