@@ -88,10 +88,10 @@ def test_against_torchvision(monkeypatch: pytest.MonkeyPatch, keys: dict, column
         )[:, 0]
         / 255
     )
-    ours = Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE)._resample(
+    resampled = Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE)._resample(
         smooth / 255, Augment(AugmentConfig(**{**OFF, **keys}), 0, SIDE, SIDE).matrices(1, POSITIONS), "bilinear"
     )[:, 0]
-    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(resampled, expected, atol=2e-3, rtol=0)
 
 
 def test_random_crop_cuts_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:

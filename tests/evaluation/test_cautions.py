@@ -22,11 +22,12 @@ def _predictions(n: int, confidence: float, right: float, **columns: object) -> 
     return Predictions(table.assign(group=[f"g{i}" for i in number]).assign(**columns), ["a", "b"])
 
 
-def _texts(found: Predictions, about: dict | None = None, temperature: dict | None = None) -> dict[str, str]:
-    metrics = compute_metrics(found, resamples=0)
-    mean, p95 = perfect_error(found.confidence, equal_width(found.confidence))
+def _texts(predictions: Predictions, about: dict | None = None, temperature: dict | None = None) -> dict[str, str]:
+    metrics = compute_metrics(predictions, resamples=0)
+    mean, p95 = perfect_error(predictions.confidence, equal_width(predictions.confidence))
     metrics |= {"ece_if_perfect": {"mean": mean, "p95": p95}, "temperature": temperature}
-    return {warning["text"]: warning["level"] for warning in cautions(found, metrics, Provenance.from_json(about))}
+    warnings = cautions(predictions, metrics, Provenance.from_json(about))
+    return {warning["text"]: warning["level"] for warning in warnings}
 
 
 def test_nothing_is_said_of_a_sound_evaluation() -> None:
@@ -34,15 +35,15 @@ def test_nothing_is_said_of_a_sound_evaluation() -> None:
 
 
 def test_the_images() -> None:
-    found = _predictions(400, 0.9, 0.9)
-    (text, level), *_ = _texts(found, {"kind": "test", "overlap": {"trained_on": 7, "validated_on": 0}}).items()
+    predictions = _predictions(400, 0.9, 0.9)
+    (text, level), *_ = _texts(predictions, {"kind": "test", "overlap": {"trained_on": 7, "validated_on": 0}}).items()
     assert (level, "trained on 7 of these 400" in text) == ("severe", True)
-    texts = _texts(found, {"kind": "external", "overlap": {"validated_on": 3}, "unknown_classes": {"TB": 12}})
+    texts = _texts(predictions, {"kind": "external", "overlap": {"validated_on": 3}, "unknown_classes": {"TB": 12}})
     assert any("include 3 validation images of the run" in t for t in texts)
     assert any("12 images of class 'TB'" in t for t in texts)
-    assert "severe" in _texts(found, {"kind": "train"}).values()
-    assert list(_texts(found, {"kind": "external", "synthetic": True}).values()) == ["severe"]
-    assert list(_texts(found, {"kind": "test", "synthetic": True}).values()) == ["caution"]
+    assert "severe" in _texts(predictions, {"kind": "train"}).values()
+    assert list(_texts(predictions, {"kind": "external", "synthetic": True}).values()) == ["severe"]
+    assert list(_texts(predictions, {"kind": "test", "synthetic": True}).values()) == ["caution"]
 
 
 def test_the_sample() -> None:

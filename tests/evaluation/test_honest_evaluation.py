@@ -58,11 +58,11 @@ def test_images_that_were_trained_on_are_refused(verb: Verb, run: Path, phantom:
     assert set(hash_files(named, tmp_path, 1)) <= trained
     assert not (tmp_path / "model-test-phantom").exists()
     out = ok(verb("test.py", *split, "--allow-overlap"))
-    found = _metrics(tmp_path / "model-test-phantom")
+    metrics = _metrics(tmp_path / "model-test-phantom")
     table = pd.read_csv(tmp_path / "model-test-phantom" / "predictions.csv")
-    assert found["evaluation"]["overlap"]["trained_on"] == table["sha256"].isin(trained).sum() > 0
-    assert found["warnings"][0]["level"] == "severe"
-    assert "trained on" in found["warnings"][0]["text"]
+    assert metrics["evaluation"]["overlap"]["trained_on"] == table["sha256"].isin(trained).sum() > 0
+    assert metrics["warnings"][0]["level"] == "severe"
+    assert "trained on" in metrics["warnings"][0]["text"]
     assert "WARNING: The model was trained on" in out
     refused(verb("test.py", "--weights", run, "--external", phantom), "TRAINED", "--external")
     ok(verb("test.py", "--weights", run, "--kind", "train", *QUICK))
@@ -74,17 +74,17 @@ def test_another_hospital(verb: Verb, run: Path, other: Path, tmp_path: Path) ->
     (tmp_path / "names.yaml").write_text("Healthy: Normal\n")
     out = ok(verb("test.py", "--weights", run, "--external", other, "--map", tmp_path / "names.yaml"))
     folder = run / "external-hospital"
-    found, table = _metrics(folder), pd.read_csv(folder / "predictions.csv")
+    metrics, table = _metrics(folder), pd.read_csv(folder / "predictions.csv")
     flu = len(list((other / "Influenza" / "images").iterdir()))
-    assert found["evaluation"]["unknown_classes"] == {"Influenza": flu}
+    assert metrics["evaluation"]["unknown_classes"] == {"Influenza": flu}
     assert f"{flu} images of class 'Influenza'" in out
     assert sorted(table["label"].unique()) == ["COVID", "Lung_Opacity", "Normal"]
     assert (table["label"] == "Normal").sum() == len(list((other / "Healthy" / "images").iterdir()))
     assert len(table) == 60 - flu
-    assert found["per_class"]["Viral Pneumonia"]["support"] == 0
-    assert found["per_class"]["Viral Pneumonia"]["recall"]["value"] is None
+    assert metrics["per_class"]["Viral Pneumonia"]["support"] == 0
+    assert metrics["per_class"]["Viral Pneumonia"]["recall"]["value"] is None
     assert (folder / "report.html").is_file()
-    assert found["patients"] == len(table)  # the run's pattern of patients is not this hospital's
+    assert metrics["patients"] == len(table)  # the run's pattern of patients is not this hospital's
     pattern = r"^(.+-P\d+)-\d+$"
     words = ("--map", "Healthy=Normal", "--map", "Influenza=Viral Pneumonia", "--group-pattern", pattern)
     ok(verb("test.py", "--weights", run, "--external", other, *words, *QUICK))
@@ -173,7 +173,7 @@ def test_mirrored_views_are_averaged(verb: Verb, run: Path) -> None:
     from inference.predict import softmax
 
     ok(verb("test.py", "--weights", run, "--tta", *QUICK))
-    found = read_predictions(run / "test-tta" / "predictions.csv")
+    averaged = read_predictions(run / "test-tta" / "predictions.csv")
     checkpoint = load_checkpoint(run / "best.pt")
     part = load_dataset(load_run_config(run / "config.yaml").data, 64, run_split=run / "split.csv").images("test")
     model = checkpoint.model()
@@ -181,7 +181,7 @@ def test_mirrored_views_are_averaged(verb: Verb, run: Path) -> None:
     with torch.inference_mode():
         views = [model(x).numpy() for x in (batch.inputs, batch.inputs.flip(-1))]
     expected = np.mean([softmax(v, part.records) for v in views], axis=0)
-    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(averaged.probabilities, expected, atol=1e-5)
     assert _metrics(run / "test-tta")["evaluation"]["tta"]
 
 
@@ -209,9 +209,9 @@ def test_the_temperature_comes_from_validation_alone(verb: Verb, run: Path) -> N
     sharp = calibrated(validation, stored["value"])
     for row in _metrics(run / "test-calibrated")["operating_points"]:
         number = sharp.classes.index(row["class"])
-        own = np.sort(sharp.probabilities[sharp.labels == number, number])
-        assert row["threshold"] in own
-        assert (own >= row["threshold"]).mean() >= row["wanted_sensitivity"]
+        reference = np.sort(sharp.probabilities[sharp.labels == number, number])
+        assert row["threshold"] in reference
+        assert (reference >= row["threshold"]).mean() >= row["wanted_sensitivity"]
     ok(verb("test.py", "--weights", run, "--kind", "val"))
     assert _metrics(run / "val")["operating_points"] == []
     ok(verb("test.py", "--weights", run, "--precision", "bf16"))
@@ -237,34 +237,36 @@ def test_a_temperature_of_other_weights_is_not_used(verb: Verb, run: Path, phant
 
 def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> None:
     ok(verb("test.py", "--weights", run))
-    ours = pd.read_csv(run / "test" / "predictions.csv")
-    table = ours.drop(columns=["sha256", "predicted", "confidence", "source"]).assign(sex=["f", "m"] * (len(ours) // 2))
+    recorded = pd.read_csv(run / "test" / "predictions.csv")
+    table = recorded.drop(columns=["sha256", "predicted", "confidence", "source"])
+    table = table.assign(sex=["f", "m"] * (len(recorded) // 2))
     table.to_csv(tmp_path / "theirs.csv", index=False)
     validation = pd.read_csv(run / "best.validation.csv")
     validation.to_csv(tmp_path / "val.csv", index=False)
     out = ok(verb("test.py", "--predictions", tmp_path / "theirs.csv", "--validation", tmp_path / "val.csv"))
     folder = tmp_path / "theirs-evaluation"
-    found, own = _metrics(folder), _metrics(run / "test")
+    metrics, reference = _metrics(folder), _metrics(run / "test")
     assert str(folder / "report.html") in out
     for name in ("accuracy", "macro_f1", "macro_auroc", "ece", "brier"):
-        assert found[name] == pytest.approx(own[name])
-    assert found["temperature"]["value"] == pytest.approx(own["temperature"]["value"], rel=1e-4)
-    assert [row["threshold"] for row in found["operating_points"]] == [r["threshold"] for r in own["operating_points"]]
-    assert [row["value"] for row in found["subgroups"]["sex"]] == ["f", "m"]
+        assert metrics[name] == pytest.approx(reference[name])
+    assert metrics["temperature"]["value"] == pytest.approx(reference["temperature"]["value"], rel=1e-4)
+    thresholds, expected = ([row["threshold"] for row in x["operating_points"]] for x in (metrics, reference))
+    assert thresholds == expected
+    assert [row["value"] for row in metrics["subgroups"]["sex"]] == ["f", "m"]
     # a folder of ours is computed anew from its table, and keeps what is known of it
     ok(verb("test.py", "--predictions", run / "test" / "predictions.csv"))
     again = _metrics(run / "test")
-    assert again["operating_points"] == own["operating_points"]
+    assert again["operating_points"] == reference["operating_points"]
     rebuild = ("--predictions", folder / "predictions.csv")
     ok(verb("test.py", *rebuild, "--sensitivity", 0.8))
     ok(verb("test.py", *rebuild))  # and what was given stays
     assert {row["wanted_sensitivity"] for row in _metrics(folder)["operating_points"]} == {0.8}
-    assert found["temperature"]["value"] == _metrics(folder)["temperature"]["value"]
+    assert metrics["temperature"]["value"] == _metrics(folder)["temperature"]["value"]
     shutil.copy(run / "best.pt", tmp_path / "val.csv")
     assert "has changed" in ok(verb("test.py", *rebuild))
     assert _metrics(folder)["operating_points"] == []
-    assert again["evaluation"] == own["evaluation"]
-    assert again["accuracy"] == own["accuracy"]
+    assert again["evaluation"] == reference["evaluation"]
+    assert again["accuracy"] == reference["accuracy"]
     table.drop(columns="label").to_csv(tmp_path / "bad.csv", index=False)
     refused(verb("test.py", "--predictions", tmp_path / "bad.csv"), "bad.csv", "label")
     refused(verb("test.py", "--predictions", tmp_path / "none.csv"), "none.csv")
@@ -287,8 +289,8 @@ def test_a_table_of_another_program(verb: Verb, run: Path, tmp_path: Path) -> No
 def test_the_most_confident_errors_are_drawn(verb: Verb, run: Path) -> None:
     refused(verb("draw_cam.py", "--weights", run, "--errors", 3), "--errors 3", "test.py")
     ok(verb("test.py", "--weights", run))
-    found: Predictions = read_predictions(run / "test" / "predictions.csv")
-    wrong = found.table[~found.correct].sort_values("confidence", ascending=False).head(3)
+    predictions: Predictions = read_predictions(run / "test" / "predictions.csv")
+    wrong = predictions.table[~predictions.correct].sort_values("confidence", ascending=False).head(3)
     before = (run / "test" / "report.html").read_text()
     out = ok(verb("draw_cam.py", "--weights", run, "--count", 1, "--errors", 3))
     cams = pd.read_csv(run / "cams" / "cams.csv")
@@ -329,10 +331,10 @@ def test_moved_images_keep_their_patients_and_validation(
         shutil.copy(row.path, target)
     split.assign(path=split["path"].str.replace("/", "/gone/", n=1)).to_csv(run / "split.csv", index=False)
     ok(verb("test.py", "--weights", run, "--data", tmp_path / "moved"))
-    found = _metrics(run / "test-moved")
+    metrics = _metrics(run / "test-moved")
     test = split[split["split"] == "test"]
-    assert (found["n"], found["patients"]) == (len(test), test["group"].nunique())
-    assert found["operating_points"]
+    assert (metrics["n"], metrics["patients"]) == (len(test), test["group"].nunique())
+    assert metrics["operating_points"]
     assert (run / "best.validation.csv").is_file()
 
 
@@ -340,7 +342,7 @@ def test_an_ensemble_is_computed_anew_with_its_thresholds(verb: Verb, run: Path,
     second = Path(shutil.copytree(run, tmp_path / "second"))
     ok(verb("test.py", "--weights", run, second, "--save", tmp_path))
     (folder,) = tmp_path.glob("ensemble-*/test")
-    own = _metrics(folder)
-    assert own["operating_points"]
+    reference = _metrics(folder)
+    assert reference["operating_points"]
     ok(verb("test.py", "--predictions", folder / "predictions.csv"))
-    assert _metrics(folder)["operating_points"] == own["operating_points"]
+    assert _metrics(folder)["operating_points"] == reference["operating_points"]

@@ -32,11 +32,11 @@ def test_reading_and_writing_change_nothing(entry: dict) -> None:
 
 
 def test_fields_have_their_types_and_defaults() -> None:
-    found = Provenance.from_json(MODEL)
-    assert found.overlap == Overlap(trained_on=0, allowed=True, validated_on=None)
-    assert found.validation == FileNote("../best.validation.csv", "ab")
-    assert found.size is None and "size" in found.recorded  # known to differ
-    assert found.epoch is None and "epoch" not in found.recorded  # unknown
+    provenance = Provenance.from_json(MODEL)
+    assert provenance.overlap == Overlap(trained_on=0, allowed=True, validated_on=None)
+    assert provenance.validation == FileNote("../best.validation.csv", "ab")
+    assert provenance.size is None and "size" in provenance.recorded  # known to differ
+    assert provenance.epoch is None and "epoch" not in provenance.recorded  # unknown
     assert Provenance.from_json(None) == Provenance() and Provenance().weights == ()
 
 

@@ -44,10 +44,10 @@ def test_files_folders_and_arrays_are_predicted_alike(ensemble: Ensemble, files:
     given += [
         ensemble.predict_arrays(arrays) for arrays in (pixels, np.stack(pixels), torch.from_numpy(np.stack(pixels)))
     ]
-    for found in given:
-        assert found.values.shape == (3, 4)
-        np.testing.assert_array_equal(found.values, given[0].values)
-        np.testing.assert_allclose(found.values.sum(1), 1)
+    for probabilities in given:
+        assert probabilities.values.shape == (3, 4)
+        np.testing.assert_array_equal(probabilities.values, given[0].values)
+        np.testing.assert_allclose(probabilities.values.sum(1), 1)
     np.testing.assert_allclose(ensemble.predict_arrays(pixels[0]).values, given[0].values[:1], atol=1e-5)
     table = given[0].table()
     assert list(table.columns[:5]) == ["path", "sha256", "label", "predicted", "confidence"]
@@ -61,12 +61,12 @@ def test_images_without_a_label_are_predicted(ensemble: Ensemble, tmp_path: Path
     noise = np.random.default_rng(0).integers(0, 256, (90, 61), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), noise)
     (tmp_path / "b.png").write_bytes(b"broken")
-    found = ensemble.predict(image_records(ensemble.first, [tmp_path]), ensemble.first.data)
-    assert found.table()["label"].tolist() == [""]
-    assert found.table()["predicted"].isin(ensemble.classes).all()
-    assert list(found.unreadable) == [str(tmp_path / "b.png")]
+    probabilities = ensemble.predict(image_records(ensemble.first, [tmp_path]), ensemble.first.data)
+    assert probabilities.table()["label"].tolist() == [""]
+    assert probabilities.table()["predicted"].isin(ensemble.classes).all()
+    assert list(probabilities.unreadable) == [str(tmp_path / "b.png")]
     with pytest.raises(UserError, match="label ''"):
-        found.labelled()
+        probabilities.labelled()
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="none of 1 images can be read"):
         ensemble.predict(image_records(ensemble.first, [tmp_path]), ensemble.first.data)

@@ -52,7 +52,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.fixture
-def own(case: Case, tmp_path: Path) -> Case:
+def editable(case: Case, tmp_path: Path) -> Case:
     """A copy of the case that a test may change."""
     run = tmp_path / "case"
     shutil.copytree(case.run, run)
@@ -105,17 +105,17 @@ def test_headline_is_recounted(case: Case, page: Page) -> None:
 
 def test_confusion_and_recall_are_scikit_learns(case: Case, page: Page) -> None:
     predicted = case.table[[f"p_{c}" for c in CLASSES]].idxmax(axis=1).str.removeprefix("p_")
-    wanted = sk.confusion_matrix(case.table["label"], predicted, labels=CLASSES)
+    expected = sk.confusion_matrix(case.table["label"], predicted, labels=CLASSES)
     body = page.root.find("table", class_="confusion")[0].find("tbody")[0]
     rows = [[cell.find("b")[0].words() for cell in row.find("td")] for row in body.find("tr")]
-    assert np.array_equal(np.array(rows, int), wanted)
+    assert np.array_equal(np.array(rows, int), expected)
     shares = [[cell.find("small")[0].words() for cell in row.find("td")] for row in body.find("tr")]
-    assert shares == [[f"{100 * v:.1f} %" for v in row] for row in wanted / wanted.sum(1, keepdims=True)]
+    assert shares == [[f"{100 * v:.1f} %" for v in row] for row in expected / expected.sum(1, keepdims=True)]
     table = page.root.find("section", id="classes")[0].find("table")[0]
     column = [h.words() for h in table.find("thead")[0].find("th")].index("recall") - 1
-    found = [row.find("td")[column].find("b")[0].words() for row in table.find("tbody")[0].find("tr")]
+    shown = [row.find("td")[column].find("b")[0].words() for row in table.find("tbody")[0].find("tr")]
     recalls = sk.recall_score(case.table["label"], predicted, labels=CLASSES, average=None)
-    assert found == [f"{recall:.3f}" for recall in recalls]
+    assert shown == [f"{recall:.3f}" for recall in recalls]
 
 
 def test_checklist_counts_are_those_of_its_items(page: Page) -> None:
@@ -151,11 +151,11 @@ def test_run_card_tells_the_records(page: Page) -> None:
 
 
 def test_gallery_shows_the_surest_errors(case: Case, page: Page) -> None:
-    wanted = wrong_rows(case.table)
-    assert len(wanted) > 12
+    expected = wrong_rows(case.table)
+    assert len(expected) > 12
     tiles = page.root.find("ul", class_="gallery")[0].find("li")
     assert len(tiles) == 12
-    for tile, (_, row) in zip(tiles, wanted.iterrows(), strict=False):
+    for tile, (_, row) in zip(tiles, expected.iterrows(), strict=False):
         words = tile.words()
         assert f"{row['label']} predicted as {row['predicted']}" in words
         assert f"{row['confidence']:.3f}" in words
@@ -178,19 +178,19 @@ def test_raw_and_overlay_lie_exactly_on_each_other(page: Page) -> None:
         assert button.attributes["aria-pressed"] == "false"
 
 
-def test_maps_that_cannot_be_laid_over(own: Case) -> None:
+def test_maps_that_cannot_be_laid_over(editable: Case) -> None:
     """Without a box the overlay stands alone; an empty map, or a missing image or map, gets a note and no switch."""
-    maps = pd.read_csv(own.run / "cams" / "cams.csv")
-    unboxed, empty, gone, mapless = wrong_rows(own.table)["path"][:4]
-    (own.run / "cams" / maps.loc[maps["path"] == mapless, "file"].item()).unlink()
+    maps = pd.read_csv(editable.run / "cams" / "cams.csv")
+    unboxed, empty, gone, mapless = wrong_rows(editable.table)["path"][:4]
+    (editable.run / "cams" / maps.loc[maps["path"] == mapless, "file"].item()).unlink()
     pixels = np.full((64, 96), 90, np.uint8)
-    draw_overlay(own.run / "cams" / maps.loc[maps["path"] == unboxed, "file"].item(), pixels, boxed=False)
+    draw_overlay(editable.run / "cams" / maps.loc[maps["path"] == unboxed, "file"].item(), pixels, boxed=False)
     maps.loc[maps["path"] == empty, "status"] = "empty"
     elsewhere = "C:\\images\\" + Path(gone).name
     for name in ("cams/cams.csv", "test/predictions.csv"):
-        table = pd.read_csv(own.run / name) if name.startswith("test") else maps
-        table.replace({"path": {gone: elsewhere}}).to_csv(own.run / name, index=False)
-    tiles = own.report().root.find("ul", class_="gallery")[0].find("li")
+        table = pd.read_csv(editable.run / name) if name.startswith("test") else maps
+        table.replace({"path": {gone: elsewhere}}).to_csv(editable.run / name, index=False)
+    tiles = editable.report().root.find("ul", class_="gallery")[0].find("li")
     assert [bool(tile.find("button")) for tile in tiles[:5]] == [False, False, False, False, True]
     assert _image(tiles[0].find("img")[0]).size == (2 * 96 + 130, 2 * 64 + 50)
     assert "no positive evidence" in tiles[1].words()
@@ -199,58 +199,58 @@ def test_maps_that_cannot_be_laid_over(own: Case) -> None:
     assert "its map cannot be read" in tiles[3].words() and len(tiles[3].find("img")) == 1
 
 
-def test_an_image_that_a_map_explains_for_another_class(own: Case) -> None:
+def test_an_image_that_a_map_explains_for_another_class(editable: Case) -> None:
     """The map of the predicted class is preferred; a map of another class is labelled."""
-    first = wrong_rows(own.table).iloc[0]
-    maps = pd.read_csv(own.run / "cams" / "cams.csv")
+    first = wrong_rows(editable.table).iloc[0]
+    maps = pd.read_csv(editable.run / "cams" / "cams.csv")
     other = next(c for c in CLASSES if c not in (first["label"], first["predicted"]))
     maps.loc[maps["path"] == first["path"], "target"] = other
-    maps.to_csv(own.run / "cams" / "cams.csv", index=False)
-    assert f"map of {other}" in own.report().root.find("ul", class_="gallery")[0].find("li")[0].words()
+    maps.to_csv(editable.run / "cams" / "cams.csv", index=False)
+    assert f"map of {other}" in editable.report().root.find("ul", class_="gallery")[0].find("li")[0].words()
 
 
-def test_a_doubtful_map_is_shown_with_a_word_of_caution(own: Case) -> None:
-    maps = pd.read_csv(own.run / "cams" / "cams.csv").set_index("path")
+def test_a_doubtful_map_is_shown_with_a_word_of_caution(editable: Case) -> None:
+    maps = pd.read_csv(editable.run / "cams" / "cams.csv").set_index("path")
     states = ["ok", "diffuse", "border", "nan", "of a later version"]
-    first = wrong_rows(own.table).iloc[: len(states)]
+    first = wrong_rows(editable.table).iloc[: len(states)]
     maps.loc[first["path"], "status"] = states
-    maps.reset_index().to_csv(own.run / "cams" / "cams.csv", index=False)
-    tiles = own.report().root.find("ul", class_="gallery")[0].find("li")[: len(states)]
+    maps.reset_index().to_csv(editable.run / "cams" / "cams.csv", index=False)
+    tiles = editable.report().root.find("ul", class_="gallery")[0].find("li")[: len(states)]
     assert [bool(tile.find("button")) for tile in tiles] == [True, True, True, False, False]
-    said = ["", "is spread out like a uniform one", "lies at the image's edge", "is not finite", "no map"]
-    for tile, words, target in zip(tiles, said, first["predicted"], strict=True):
+    notes = ["", "is spread out like a uniform one", "lies at the image's edge", "is not finite", "no map"]
+    for tile, words, target in zip(tiles, notes, first["predicted"], strict=True):
         assert words in tile.words()
         assert (f"map of {target}" in tile.words()) == (words not in ("", "no map"))
 
 
-def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(own: Case) -> None:
+def test_of_several_maps_that_of_the_wrong_answer_by_grad_cam_is_shown(editable: Case) -> None:
     """The overlays differ in grey; the order of the file only decides between other methods."""
-    path = own.run / "cams" / "cams.csv"
-    maps, first = pd.read_csv(path), wrong_rows(own.table).iloc[0]
+    path = editable.run / "cams" / "cams.csv"
+    maps, first = pd.read_csv(path), wrong_rows(editable.table).iloc[0]
     other = next(c for c in CLASSES if c not in (first["label"], first["predicted"]))
     greys = {(other, "gradcam"): 40, (first["predicted"], "layercam"): 90, (first["predicted"], "gradcam"): 140}
     rows = []
     for (target, method), grey in greys.items():
         name = f"{target}-{method}.png"
-        draw_overlay(own.run / "cams" / name, np.full((64, 96), grey, np.uint8))
+        draw_overlay(editable.run / "cams" / name, np.full((64, 96), grey, np.uint8))
         rows.append({"file": name, "path": first["path"], "target": target, "method": method, "status": "ok"})
     rest = maps[maps["path"] != first["path"]]
-    for left_out, wanted in ((None, 140), ("gradcam", 90)):
+    for left_out, expected in ((None, 140), ("gradcam", 90)):
         kept = [row for row in rows if (row["target"], row["method"]) != (first["predicted"], left_out)]
         pd.concat([pd.DataFrame(kept), rest]).to_csv(path, index=False)
-        inputs = read_inputs(own.folder, own.run)
+        inputs = read_inputs(editable.folder, editable.run)
         overlay = error_tiles(inputs.predictions, inputs.maps, [])[0].overlay
         with Image.open(BytesIO(base64.b64decode(overlay.split(",")[1]))) as image:
-            assert np.asarray(image.convert("L")).mean() == pytest.approx(wanted, abs=2)
+            assert np.asarray(image.convert("L")).mean() == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.slow
-def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
+def test_maps_of_other_weights_or_images_are_left_out(editable: Case) -> None:
     """With a sentence that says why. The maps of errors match by path, so `kind` does not matter to them."""
-    record = own.run / "cams" / "cams.json"
+    record = editable.run / "cams" / "cams.json"
 
     def shown() -> tuple[bool, bool, str, str]:
-        root = own.report().root
+        root = editable.report().root
         errors, means = (root.find("section", id=name)[0] for name in ("errors", "maps"))
         return bool(errors.find("button")), bool(means.find("img")), errors.words(), means.words()
 
@@ -269,39 +269,39 @@ def test_maps_of_other_weights_or_images_are_left_out(own: Case) -> None:
     assert with_map and not mean and "left out" not in errors
     assert "they show other images" in means
     record.write_text('{"weights": "f1", "kind": "test"}')
-    own.metrics(evaluation={"kind": "external", "data": "/elsewhere"})
+    editable.metrics(evaluation={"kind": "external", "data": "/elsewhere"})
     assert shown()[:2] == (True, False)
     for fingerprints in (["f1", "f2"], []):
-        own.metrics(evaluation={"kind": "test", "fingerprints": fingerprints})
+        editable.metrics(evaluation={"kind": "test", "fingerprints": fingerprints})
         assert shown()[:2] == (False, False)
-    shutil.rmtree(own.run / "cams")
+    shutil.rmtree(editable.run / "cams")
     assert "left out" not in " ".join(shown()[2:])
 
 
 @pytest.mark.slow
 def test_images_at_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images beside the table are shown, never those in the working folder or others of the same name."""
-    theirs, work = tmp_path / "theirs", tmp_path / "work"
+    elsewhere, work = tmp_path / "theirs", tmp_path / "work"
     table = make_table(40, CLASSES).drop(columns="sha256")
     beside, decoy, changed = wrong_rows(table).index[:3]
     for row in (beside, decoy, changed):
         table.loc[row, "path"] = f"{row}.png"
-        draw_image((work if row == decoy else theirs) / f"{row}.png", row, 96, 64)
-    table["sha256"] = [sha256(theirs / f"{row}.png") if row == beside else f"{row:064x}" for row in table.index]
+        draw_image((work if row == decoy else elsewhere) / f"{row}.png", row, 96, 64)
+    table["sha256"] = [sha256(elsewhere / f"{row}.png") if row == beside else f"{row:064x}" for row in table.index]
     monkeypatch.chdir(work)
-    folder = theirs / "theirs-evaluation"
+    folder = elsewhere / "theirs-evaluation"
     folder.mkdir()
-    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
+    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(elsewhere / "theirs.csv")})
     tiles = Page(write_report(folder, None)).root.find("ul", class_="gallery")[0].find("li")
     assert [len(tile.find("img")) for tile in tiles[:3]] == [1, 0, 0]
     assert "cannot be read here" in tiles[1].words() and "another image" in tiles[2].words()
     draw_image(folder / f"{changed}.png", 1, 96, 64)  # the folder of the evaluation comes first
     table["sha256"] = ""
-    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(theirs / "theirs.csv")})
+    write_evaluation(Predictions(table, CLASSES), folder, {"title": "t", "data": str(elsewhere / "theirs.csv")})
     page = Page(write_report(folder, None))
     tile = page.root.find("ul", class_="gallery")[0].find("li")[2]
-    wanted = np.asarray(Image.open(folder / f"{changed}.png"), float)
-    assert np.abs(np.asarray(_image(tile.find("img")[0]).convert("L"), float) - wanted).max() < 12
+    expected = np.asarray(Image.open(folder / f"{changed}.png"), float)
+    assert np.abs(np.asarray(_image(tile.find("img")[0]).convert("L"), float) - expected).max() < 12
 
 
 @pytest.mark.slow
@@ -355,30 +355,30 @@ def test_curves_that_are_left_out_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_calibration_error_has_that_of_a_calibrated_model_beside_it(own: Case) -> None:
-    found = own.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
+def test_the_calibration_error_has_that_of_a_calibrated_model_beside_it(editable: Case) -> None:
+    metrics = editable.metrics(ece_if_perfect={"mean": 0.0312, "p95": 0.0567})
     text = "0.031 if perfectly calibrated (at most 0.057 in 95 % of samples)"
-    header = own.report().root.find("header")[0].find("dl")[0]
-    assert text in header.words() and f"{found['ece']['value']:.3f}" in header.words()
+    header = editable.report().root.find("header")[0].find("dl")[0]
+    assert text in header.words() and f"{metrics['ece']['value']:.3f}" in header.words()
     for unknown in (None, {"mean": None, "p95": None}):
-        own.metrics(ece_if_perfect=unknown)
-        assert "if perfectly" not in own.report().source
+        editable.metrics(ece_if_perfect=unknown)
+        assert "if perfectly" not in editable.report().source
 
 
 @pytest.mark.slow
-def test_validation_images_do_not_assess_their_own_thresholds(own: Case) -> None:
-    assert own.report().root.find("section", id="thresholds")
-    own.metrics(evaluation={"kind": "val"})
-    page = own.report()
+def test_validation_images_do_not_assess_their_own_thresholds(editable: Case) -> None:
+    assert editable.report().root.find("section", id="thresholds")
+    editable.metrics(evaluation={"kind": "val"})
+    page = editable.report()
     assert not page.root.find("section", id="thresholds")
     assert not page.root.find("a", href="#thresholds")
-    own.metrics(operating_points=[])
-    assert own.report().source == page.source
+    editable.metrics(operating_points=[])
+    assert editable.report().source == page.source
 
 
-def test_metrics_of_an_older_version_are_named(own: Case) -> None:
+def test_metrics_of_an_older_version_are_named(editable: Case) -> None:
     """Every part that the report needs from metrics.json, one at a time."""
-    file = own.folder / "metrics.json"
+    file = editable.folder / "metrics.json"
     whole = json.loads(file.read_text())
     parts = [
         (name,) for name in ("n", "classes", "confusion", "ece_bins", "methods", "per_class", "macro_auroc", "ece")
@@ -394,15 +394,15 @@ def test_metrics_of_an_older_version_are_named(own: Case) -> None:
         del part[last]
         file.write_text(json.dumps(broken))
         with pytest.raises(UserError, match=f"metrics.json: no '{last}' in it .*python test.py again") as error:
-            write_report(own.folder, own.run)
+            write_report(editable.folder, editable.run)
         assert "\n" not in str(error.value)
     for text in ("[]", "3", '"x"', "null"):
         file.write_text(text)
         with pytest.raises(UserError, match=r"metrics\.json: not a JSON mapping; run python test\.py again"):
-            write_report(own.folder, own.run)
+            write_report(editable.folder, editable.run)
     file.write_text(json.dumps(whole | {"accuracy": 0.9}))
     with pytest.raises(UserError, match=r"no 'low'"):
-        write_report(own.folder, own.run)
+        write_report(editable.folder, editable.run)
 
 
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     assert "patients" not in words and "of 80 images correct" in words
     assert "the sampling unit is the image (patients unknown)" in page.root.find("header")[0].words()
     assert len(page.root.find("svg")) == 3  # no learning curves, no diagram after scaling
-    assert "each counts as a patient of its own" in page.root.find("header")[0].words()
+    assert "each image counts as one patient" in page.root.find("header")[0].words()
     assert not page.root.find("button", class_="switch")
     facts = collect_facts(read_inputs(tmp_path, None))
     for name in ("data", "split", "disjoint", "model", "init", "code", "overlap", "internal", "synthetic", "commit"):
@@ -457,47 +457,47 @@ def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     assert "this toolkit" not in answers
 
 
-def test_warnings_are_shown_by_level(own: Case) -> None:
-    own.metrics(warnings=[{"level": "severe", "text": "Trained on 3."}, {"level": "caution", "text": "Small."}])
-    header = own.report().root.find("header")[0]
+def test_warnings_are_shown_by_level(editable: Case) -> None:
+    editable.metrics(warnings=[{"level": "severe", "text": "Trained on 3."}, {"level": "caution", "text": "Small."}])
+    header = editable.report().root.find("header")[0]
     assert "Trained on 3." in header.find("p", class_="severe")[0].words()
     assert "Small." in header.find("p", class_="caution")[0].words()
 
 
 @pytest.mark.slow
-def test_temperature_that_is_applied(own: Case) -> None:
+def test_temperature_that_is_applied(editable: Case) -> None:
     """The diagram without scaling always comes first; which of the two shows predictions.csv depends on `applied`."""
 
     def errors() -> list[float]:
-        headings = own.report().root.find("section", id="calibration")[0].find("h3")
+        headings = editable.report().root.find("section", id="calibration")[0].find("h3")
         return [float(h.words().rsplit("ECE ", 1)[1]) for h in headings]
 
-    ece = own.metrics()["ece"]["value"]
+    ece = editable.metrics()["ece"]["value"]
     assert errors()[0] == pytest.approx(ece, abs=6e-4)
-    own.metrics(temperature={"value": 1.31, "fitted_on": "val", "n": 40, "applied": True, "ece_here": ece})
+    editable.metrics(temperature={"value": 1.31, "fitted_on": "val", "n": 40, "applied": True, "ece_here": ece})
     assert errors()[1] == pytest.approx(ece, abs=6e-4)
 
 
 @pytest.mark.slow
-def test_a_report_is_a_function_of_its_files(own: Case) -> None:
-    first = write_report(own.folder, own.run).read_bytes()
-    assert write_report(own.folder, own.run).read_bytes() == first
-    shutil.rmtree(own.run / "cams")
-    assert not own.report().root.find("button", class_="switch")
+def test_a_report_is_a_function_of_its_files(editable: Case) -> None:
+    first = write_report(editable.folder, editable.run).read_bytes()
+    assert write_report(editable.folder, editable.run).read_bytes() == first
+    shutil.rmtree(editable.run / "cams")
+    assert not editable.report().root.find("button", class_="switch")
     for name in ("history.csv", "config.yaml", "run.json", "split.csv"):
-        (own.run / name).unlink()
-    assert "No learning curves" in own.report().root.find("section", id="training")[0].words()
+        (editable.run / name).unlink()
+    assert "No learning curves" in editable.report().root.find("section", id="training")[0].words()
 
 
-def test_broken_folders_are_named(own: Case, tmp_path: Path) -> None:
+def test_broken_folders_are_named(editable: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no metrics\.json"):
         write_report(tmp_path, None)
-    own.metrics(n=81)
+    editable.metrics(n=81)
     with pytest.raises(UserError, match=r"of 81 images and predictions\.csv of 80"):
-        write_report(own.folder, own.run)
-    (own.folder / "metrics.json").write_text("{")
+        write_report(editable.folder, editable.run)
+    (editable.folder / "metrics.json").write_text("{")
     with pytest.raises(UserError, match=r"metrics\.json: cannot be read"):
-        write_report(own.folder, own.run)
+        write_report(editable.folder, editable.run)
 
 
 @pytest.mark.slow
@@ -563,15 +563,15 @@ def test_colours_reach_wcag_aa(page: Page) -> None:
 
 
 def test_a_full_disk_fails_an_evaluation_but_not_the_drawing_of_maps(
-    own: Case, monkeypatch: pytest.MonkeyPatch
+    editable: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Maps are whole without the report; an evaluation whose report is missing must not end as a success."""
 
     def full(folder: Path, run: Path | None) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    (own.folder / "report.html").write_text("before")
+    (editable.folder / "report.html").write_text("before")
     monkeypatch.setattr(page_module, "write_report", full)
-    page_module.renew_report(own.run)
+    page_module.renew_report(editable.run)
     with pytest.raises(OSError, match="No space"):
-        page_module.try_report(own.folder, own.run)
+        page_module.try_report(editable.folder, editable.run)

@@ -109,17 +109,17 @@ def test_the_keyboard_switches_the_image(browser: Any, report: Path) -> None:
     with Visit(browser, report) as visit:
         button = visit.page.locator("button.switch").first
         button.focus()
-        for key, wanted in (("Enter", 1), ("Enter", 0), ("Space", 1)):
+        for key, expected in (("Enter", 1), ("Enter", 0), ("Space", 1)):
             visit.page.keyboard.press(key)
-            assert visit.opacity() == wanted
+            assert visit.opacity() == expected
 
 
 def test_a_finger_switches_the_image(browser: Any, report: Path) -> None:
     with Visit(browser, report, PHONE, has_touch=True, is_mobile=True) as visit:
         button = visit.page.locator("button.switch").first
-        for wanted in (1, 0, 1):
+        for expected in (1, 0, 1):
             button.tap()
-            assert visit.opacity() == wanted
+            assert visit.opacity() == expected
 
 
 def test_light_and_dark_can_be_chosen(browser: Any, report: Path) -> None:
