@@ -127,7 +127,7 @@ def _mark(file: Path, split: str | None = None) -> tuple[str, int | None]:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         table = table[table["split"] == split] if split else table
         lines = sorted(table["sha256"] + " " + table["label"])
-    except (OSError, ValueError, KeyError, TypeError):  # TypeError: a row without all its cells
+    except (OSError, ValueError, KeyError):
         return "", None
     if not lines or (table["sha256"] == "").any():
         return "", None

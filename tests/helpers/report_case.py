@@ -39,16 +39,16 @@ class Element:
 
     def find(self, tag: str = "", class_: str = "", **attributes: str) -> list[Element]:
         """Return all descendants with this tag, this class and these attributes."""
-        found = []
+        elements = []
         for child in self.children:
             if (
                 tag in ("", child.tag)
                 and class_ in ("", *child.attributes.get("class", "").split())
                 and attributes.items() <= child.attributes.items()
             ):
-                found.append(child)
-            found += child.find(tag, class_, **attributes)
-        return found
+                elements.append(child)
+            elements += child.find(tag, class_, **attributes)
+        return elements
 
     def words(self) -> str:
         return " ".join(self.text.split())
@@ -125,11 +125,11 @@ class Case:
 
     def metrics(self, **changes: Any) -> dict[str, Any]:
         """Change metrics.json and return it."""
-        found = json.loads((self.folder / "metrics.json").read_text())
-        found |= {name: value for name, value in changes.items() if name != "evaluation"}
-        found["evaluation"] = found["evaluation"] | changes.get("evaluation", {})
-        (self.folder / "metrics.json").write_text(json.dumps(found))
-        return found
+        metrics = json.loads((self.folder / "metrics.json").read_text())
+        metrics |= {name: value for name, value in changes.items() if name != "evaluation"}
+        metrics["evaluation"] = metrics["evaluation"] | changes.get("evaluation", {})
+        (self.folder / "metrics.json").write_text(json.dumps(metrics))
+        return metrics
 
 
 def make_table(n: int, classes: list[str], seed: int = 0, skill: float = 1.5) -> pd.DataFrame:
