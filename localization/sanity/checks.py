@@ -7,6 +7,9 @@
 - batch: the map of an image on its own against its map within the batch.
 - seed: the maps with another seed for the methods' noise. A method that draws none must give identical maps.
 - class: the map for the class with the lowest score against the map for the class explained.
+
+Maps are compared by Spearman's rank correlation, which needs no common scale, on a grid of at most 14 × 14 cells of
+averaged area: finer maps would agree or differ by single pixels, which nobody sees.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import nn
 from tqdm import tqdm
 
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
 from localization.sanity.randomise import randomised, stages
-from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
+from localization.scoring.overlap import COARSE, average
 from pretrained_models import Architecture
 
 # check → how its value must compare with its threshold
@@ -37,6 +41,7 @@ LEAST_MIRRORED = 0.5  # flip
 LEAST_RESEEDED = 0.9  # seed
 MOST_ALIKE = 0.9  # class: above it the two maps look the same
 BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the peak: the order of sums depends on the batch size
+FLAT = 1e-6  # share of the peak: a map that varies by no more has no ranks
 DRAWS = 3  # random models of the last stage: the sign of a single one moved Eigen-Grad-CAM's mean by 0.25
 MOST_PASSES = 8  # forward passes per map: a costlier method is tried on two stages with one random model each
 
@@ -82,6 +87,43 @@ def verdict_of(findings: Sequence[Finding], method: str) -> str:
     """Return `fail` if any check of the method fails, else `pass`, or `n/a` if no check has a verdict."""
     verdicts = {finding.verdict for finding in findings if finding.method == method}
     return next((verdict for verdict in ("fail", "pass") if verdict in verdicts), "n/a")
+
+
+def on_common_grid(maps: torch.Tensor) -> np.ndarray:
+    """Return maps (n, h, w) as (n, h', w') float64, area averages on at most `COARSE` cells along each side."""
+    grid = min(COARSE, maps.shape[1]), min(COARSE, maps.shape[2])
+    return average(maps.detach().double().cpu().numpy(), *grid)
+
+
+def has_ranks(maps: np.ndarray) -> np.ndarray:
+    """Return for maps (n, h, w) whether each is finite and not the same everywhere (an empty map is): (n,) bool."""
+    finite = np.isfinite(maps).all((1, 2))
+    spread = np.where(finite[:, None, None], maps, 0)
+    return finite & (np.ptp(spread, axis=(1, 2)) > FLAT * spread.max((1, 2)))
+
+
+def similarity(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation of maps (n, h, w), cell by cell, with mean ranks for ties: (n,) in [-1, 1].
+
+    It is 0 if either map has no ranks: a map that is lost resembles no map.
+    """
+    both = has_ranks(maps) & has_ranks(others)
+    correlations = np.zeros(len(maps))
+    if both.any():
+        a, b = (rankdata(m[both].reshape(both.sum(), -1), axis=1) for m in (maps, others))
+        a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
+        correlations[both] = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return correlations
+
+
+def differences(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the largest difference between maps (n, h, w) and others, as a share of each map's peak: (n,) ≥ 0.
+
+    It is infinite if a map is not finite, or its peak is 0.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.abs(maps - others).max((1, 2)) / maps.max((1, 2))
+    return np.where(np.isnan(shares), np.inf, shares)
 
 
 class SanitySuite:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from localization.sanity.similarity import differences, has_ranks, on_common_grid, similarity
+from localization.sanity.checks import differences, has_ranks, on_common_grid, similarity
 
 
 def test_similarity_equals_scipy_s_and_is_0_for_a_lost_map() -> None:
