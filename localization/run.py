@@ -21,7 +21,7 @@ from localization.explainer import Explainer
 from localization.methods.table import METHODS
 from localization.request import ExplanationRequest, Output
 from localization.sanity.checks import SanitySuite
-from localization.sanity.randomise import MOST_IMAGES, randomised
+from localization.sanity.random_weights import MOST_IMAGES, randomised
 from localization.sanity.verdicts import format_sanity, write_sanity
 from localization.scoring.measure import Controls
 from localization.scoring.summary import SummaryRow, summarise, write_summary

@@ -1,6 +1,6 @@
 """Five checks of whether a method's maps can be trusted, on a few images, each with a number and a verdict.
 
-- cascade: the maps of models with more and more random weights (`localization/sanity/randomise.py`) against the trained
+- cascade: the maps of models with more and more random weights (`localization/sanity/random_weights.py`) against the trained
   model's. A map that stays the same does not depend on training (Adebayo 2018).
 - flip: the map of the mirrored image, mirrored back, against the map. A property of model and method together: a model
   that was never trained on mirrored images may well look elsewhere in one.
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from localization.methods.explanation import Explanation
 from localization.methods.table import METHODS
-from localization.sanity.randomise import randomised, stages
+from localization.sanity.random_weights import randomised, stages
 from localization.scoring.overlap import COARSE, average
 from pretrained_models import Architecture
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from localization.sanity.randomise import STAGES, randomised, stages
+from localization.sanity.random_weights import STAGES, randomised, stages
 from pretrained_models import Architecture, build_model
 
 SIZE = 32
