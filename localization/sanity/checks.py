@@ -1,7 +1,7 @@
 """Five checks of whether a method's maps can be trusted, on a few images, each with a number and a verdict.
 
-- cascade: the maps of models with more and more random weights (`localization/sanity/random_weights.py`) against the trained
-  model's. A map that stays the same does not depend on training (Adebayo 2018).
+- cascade: the maps of models with more and more random weights (`localization/sanity/random_weights.py`) against the
+  trained model's. A map that stays the same does not depend on training (Adebayo 2018).
 - flip: the map of the mirrored image, mirrored back, against the map. A property of model and method together: a model
   that was never trained on mirrored images may well look elsewhere in one.
 - batch: the map of an image on its own against its map within the batch.
