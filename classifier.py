@@ -25,7 +25,7 @@ from localization.methods.table import METHODS, method_name
 from localization.scoring.measure import Measurer
 from localization.scoring.rows import MapRow
 from localization.states import MapState
-from utils import UserError, did_you_mean
+from utils import UserError, did_you_mean, log
 
 Images = str | Path | np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]
 
@@ -65,6 +65,11 @@ class ImageMap:
 class Classifier:
     """One trained checkpoint, or several that predict the mean of their probabilities. `load_classifier` makes it.
 
+    Attributes
+    ----------
+    classes : list of str
+        The class names, in the order of the columns `p_CLASS`.
+
     Examples
     --------
     >>> from classifier import load_classifier
@@ -82,7 +87,18 @@ class Classifier:
 
     @property
     def classes(self) -> list[str]:
-        """The class names, in the order of the columns `p_CLASS`."""
+        """The class names, in the order of the columns `p_CLASS`.
+
+        Returns
+        -------
+        list of str
+
+        Examples
+        --------
+        >>> from classifier import load_classifier
+        >>> load_classifier("runs/NAME").classes
+        ['COVID', 'Lung_Opacity', 'Normal', 'Viral Pneumonia']
+        """
         return list(self._ensemble.classes)
 
     def predict(self, images: Images) -> pd.DataFrame:
@@ -167,7 +183,7 @@ class Classifier:
         settings = Settings(precision=selection.precision, batch=self._ensemble.batch)
         model = self._ensemble.model(selection)
         explainer = Explainer.from_architecture(model, checkpoint.architecture, checkpoint.size, settings=settings)
-        [name] = explainer.choose(method_name(method))
+        [name] = explainer.choose(method_name(method, "method", others=""))
         chosen = self._image_set(selection, images)
         measurer = Measurer(chosen, checkpoint.fit, selection.name, controls=None)
         maps = []
@@ -199,6 +215,8 @@ def load_classifier(
 ) -> Classifier:
     """Load a trained classifier.
 
+    Its warnings are printed on the screen, unless the logger `cxr` already has a handler.
+
     Parameters
     ----------
     weights : path or sequence of paths
@@ -209,7 +227,7 @@ def load_classifier(
     precision : str
         `fp32` or `bf16`; `auto`: as each checkpoint was trained.
     batch : int
-        Images per forward pass.
+        Images per forward pass, 1 or more.
     tta : bool
         Test-time augmentation: average the prediction for each image and its mirror image.
 
@@ -220,8 +238,8 @@ def load_classifier(
     Raises
     ------
     UserError
-        If a file is missing or is not a checkpoint written by train.py, if the checkpoints have different classes, or
-        if the device is unavailable.
+        If a file is missing or is not a checkpoint written by train.py, if the checkpoints have different classes, if
+        the device is unavailable, if `precision` is unknown, or if `batch` is less than 1.
 
     Examples
     --------
@@ -230,9 +248,12 @@ def load_classifier(
     >>> classifier.classes
     ['COVID', 'Lung_Opacity', 'Normal', 'Viral Pneumonia']
     """
-    start_logging()
+    if not log.handlers:  # a program that has set up its own keeps them
+        start_logging()
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"precision '{precision}': unknown value; choose auto, fp32 or bf16")
+    if batch < 1:
+        raise UserError(f"batch {batch}: pass the number of images per forward pass, 1 or more")
     files = [Path(path) for path in ([weights] if isinstance(weights, (str, Path)) else weights)]
     if not files:
         raise UserError("weights: none given; pass a run folder or a checkpoint")

@@ -237,8 +237,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return a device by name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises: `UserError` if it is absent."""
+def pick_device(name: str, flag: str = "--device") -> torch.device:
+    """Return a device by name; `auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises: `UserError` that names `flag`, if it is absent.
+    """
     import torch
 
     if name == "auto":
@@ -249,7 +252,7 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError(device.type)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: not available here; use cpu or auto") from None
+        raise UserError(f"{flag} {name}: not available here; use cpu or auto") from None
     if device.type == "cpu":
         keep_freed_memory()
     return device

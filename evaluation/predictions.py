@@ -24,8 +24,8 @@ class Predictions:
     ----------
     table : pandas.DataFrame
         Columns `path`, `label` and `p_CLASS` for every class, and optionally the others of `COLUMNS`. `predicted` and
-        `confidence` default to what the probabilities say, `group` (the patient) to the path, `sha256` and `source` to
-        empty. Further columns are kept.
+        `confidence` default to the class of the highest probability and that probability, `group` (the patient) to
+        the path, `sha256` and `source` to empty text. Further columns are kept.
     classes : list of str
         The class names, in the order of the columns of `probabilities`.
     where : str
@@ -33,15 +33,26 @@ class Predictions:
 
     Attributes
     ----------
-    labels, predicted : (n,) int64
-        Class numbers.
-    probabilities : (n, classes) float64
+    labels, predicted : numpy.ndarray
+        (n,) int64, the numbers of the true and of the predicted classes.
+    probabilities : numpy.ndarray
+        (n, classes) float64.
 
     Raises
     ------
     UserError
-        Naming the file and the line: no rows, a missing column, probabilities that are not numbers in [0, 1] or do not
-        sum to 1, an unknown class, or a path that occurs twice.
+        If the table has no rows or lacks a column, if probabilities are not numbers in [0, 1] or do not sum to 1, if
+        `predicted` is not the class of the highest probability, if a class is unknown, or if a path occurs twice. The
+        error names `where` and, for a cell, its line.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from evaluation import Predictions
+    >>> table = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["ill", "well"], "p_ill": [0.8, 0.6]})
+    >>> predictions = Predictions(table.assign(p_well=1 - table["p_ill"]), ["ill", "well"])
+    >>> len(predictions), predictions.predicted.tolist(), predictions.correct.tolist()
+    (2, [0, 0], [True, False])
     """
 
     table: pd.DataFrame
@@ -91,11 +102,55 @@ class Predictions:
         return Patients(self.table["group"].to_numpy(str))
 
     def subset(self, chosen: np.ndarray) -> Predictions:
-        """Return the predictions where the (n,) mask `chosen` is True, at least one."""
+        """Return some of the predictions.
+
+        Parameters
+        ----------
+        chosen : numpy.ndarray
+            (n,) bool, True for the images to keep, at least one.
+
+        Returns
+        -------
+        Predictions
+
+        Raises
+        ------
+        UserError
+            If no image is chosen.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from evaluation import Predictions
+        >>> table = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["ill", "well"], "p_ill": [0.8, 0.6]})
+        >>> predictions = Predictions(table.assign(p_well=1 - table["p_ill"]), ["ill", "well"])
+        >>> list(predictions.subset(~predictions.correct).table["path"])
+        ['2.png']
+        """
         return Predictions(self.table[chosen], self.classes, self.where)
 
     def shared(self, other: Predictions) -> list[str]:
-        """Return the paths of the images that both hold: with equal hashes if all are known, else with equal paths."""
+        """Return which of the images another table holds too.
+
+        Parameters
+        ----------
+        other : Predictions
+            Images are the same if their hashes are equal; if a hash is unknown in either table, if their paths are.
+
+        Returns
+        -------
+        list of str
+            Paths in this table.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from evaluation import Predictions
+        >>> table = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["ill", "well"], "p_ill": [0.8, 0.6]})
+        >>> predictions = Predictions(table.assign(p_well=1 - table["p_ill"]), ["ill", "well"])
+        >>> predictions.shared(predictions.subset(predictions.correct))
+        ['1.png']
+        """
         hashed = (self.table["sha256"] != "").all() and (other.table["sha256"] != "").all()
         by = "sha256" if hashed else "path"
         return list(self.table["path"][self.table[by].isin(other.table[by])])

@@ -56,14 +56,14 @@ class Checkpoint:
                 digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def model(self) -> nn.Module:
+    def model(self, flag: str = "--weights") -> nn.Module:
         """Return the model in evaluation mode, float32, channels last. Raises: `UserError` if the state misfits."""
         model, _, _ = build_model(self.architecture.name, len(self.classes))
         try:
             model.load_state_dict(self.state)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"--weights {self.path}: does not fit {self.architecture.name}: {reason}") from None
+            raise UserError(f"{flag} {self.path}: does not fit {self.architecture.name}: {reason}") from None
         return model.to(memory_format=torch.channels_last).eval()
 
 

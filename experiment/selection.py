@@ -74,20 +74,21 @@ class Selection:
         return path.parent / f"{path.stem}-{name}"
 
 
-def select(config: Config, weights: Path | None, given: Mapping[str, Any]) -> Selection:
+def select(config: Config, weights: Path | None, given: Mapping[str, Any], dashes: str = "--") -> Selection:
     """Choose the checkpoint and the data.
 
     Args:
         config: the composed configuration; it says the device, the workers and the cache folder.
         weights: a checkpoint, a run folder, or None for the newest finished run (of `model`, if that was given).
         given: the configuration keys that the command line set: only these override the run's data configuration.
+        dashes: what errors write before `weights` and `device`; nothing where no command line is read.
 
     Raises: `UserError` for a missing or broken checkpoint, one of another model than the given one, or a key that is
         fixed by the training.
     """
     model = canonical_name(config.model) if "model" in given else None
     path = _checkpoint_path(config, weights, model)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, f"{dashes}weights")
     if model is not None and model != checkpoint.architecture.name:
         raise UserError(f"--model {config.model}: the checkpoint {path} is a {checkpoint.architecture.name}")
     if foreign := sorted(key for key in given if key not in CHANGEABLE):
@@ -99,7 +100,7 @@ def select(config: Config, weights: Path | None, given: Mapping[str, Any]) -> Se
         checkpoint=checkpoint,
         run=run,
         data=_data_config(config.data, checkpoint, run, given),
-        device=pick_device(config.device),
+        device=pick_device(config.device, f"{dashes}device"),
         precision=checkpoint.precision if config.precision == "auto" else config.precision,
         pattern_given="data.group_pattern" in given,
     )

@@ -59,6 +59,7 @@ class Ensemble:
         batch: images per forward pass.
         tta: test-time augmentation: average each image with its mirror image.
         keep_models: keep the models on their device between calls, for many small ones.
+        flag: what errors call the checkpoints.
 
     Raises: `UserError` for class sets that differ, or the same checkpoint twice.
     """
@@ -67,18 +68,19 @@ class Ensemble:
     batch: int = TrainConfig.eval_batch
     tta: bool = False
     keep_models: bool = False
+    flag: str = "--weights"
     _models: dict[Path, nn.Module] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for other in self.selections[1:]:
             if set(other.checkpoint.classes) != set(self.classes):
                 raise UserError(
-                    f"--weights {other.checkpoint.path}: its classes ({', '.join(other.checkpoint.classes)}) differ "
+                    f"{self.flag} {other.checkpoint.path}: its classes ({', '.join(other.checkpoint.classes)}) differ "
                     f"from those of {self.first.checkpoint.path} ({', '.join(self.classes)})"
                 )
         paths = [s.checkpoint.path.resolve() for s in self.selections]
         if len(set(paths)) < len(paths):
-            raise UserError("--weights: the same checkpoint is given twice")
+            raise UserError(f"{self.flag}: the same checkpoint is given twice")
 
     @classmethod
     def load(
@@ -94,7 +96,7 @@ class Ensemble:
         Raises: `UserError` for a file that is not a checkpoint, or an unavailable device.
         """
         config = Config(device=device, precision=precision)
-        return cls(selections=[select(config, Path(path), {}) for path in weights], **settings)
+        return cls(selections=[select(config, Path(path), {}, "") for path in weights], flag="weights", **settings)
 
     @property
     def first(self) -> Selection:
@@ -165,7 +167,7 @@ class Ensemble:
         path = selection.checkpoint.path
         if path in self._models:
             return self._models[path]
-        model = selection.checkpoint.model().to(selection.device)
+        model = selection.checkpoint.model(self.flag).to(selection.device)
         if self.keep_models:
             self._models[path] = model
         return model

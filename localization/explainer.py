@@ -14,12 +14,10 @@ from torch import nn
 
 from localization.methods import attention, pixels
 from localization.methods.explanation import Explanation, Settings
-from localization.methods.layers import Layer, evaluating, find_layers, noise_image
+from localization.methods.layers import Layer, Layers, class_count, find_layers, layer_names
 from localization.methods.table import METHODS, method_name
 from pretrained_models import Architecture, head_name
 from utils import UserError
-
-Layers = str | nn.Module | Sequence[str | nn.Module] | None
 
 
 class Explainer:
@@ -53,8 +51,8 @@ class Explainer:
     Raises
     ------
     UserError
-        If the model does not return class scores, or if a layer does not exist, gives no feature map or does not
-        influence the scores.
+        If the model does not take images of this size and number of channels, or does not return class scores; or if a
+        layer does not exist, gives no feature map or does not influence the scores.
 
     Examples
     --------
@@ -67,14 +65,13 @@ class Explainer:
     >>> explainer = Explainer(model, mean=(0.5,), std=(0.25,), size=33)
     >>> [layer.name for layer in explainer.layers]
     ['1']
-    >>> images = torch.rand(8, 33, 33)
-    >>> explainer.maps(images, method="gradcam", target=1).shape
+    >>> explainer.maps(torch.rand(8, 33, 33), method="gradcam", target=1).shape
     torch.Size([8, 16, 16])
-    >>> "rollout" in explainer.available
-    False
     >>> Explainer(model, mean=(0.5,), std=(0.25,), size=33, layers=model[0]).layers[0].name
     '0'
     """
+
+    layers_word, method_word = "layers", "method"  # what errors call these arguments
 
     def __init__(
         self,
@@ -90,15 +87,15 @@ class Explainer:
         self.model, self.size, self.settings = model, size, settings or Settings()
         self.mean, self.std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
         bare = Architecture(name=type(model).__name__, head="", size=size, mean=tuple(mean), std=tuple(std))
-        self.class_count = _class_count(model, bare)
+        self.class_count = class_count(model, bare)
         with suppress(UserError):  # no linear layer or convolution gives the scores
             bare = replace(bare, head=head_name(model, self.class_count))
         self.architecture = architecture or bare
         self.missing: dict[str, str] = {}  # what a method may need and the model lacks → why
         self.layers: tuple[Layer, ...] = ()
-        names = _layer_names(model, layers)
+        names = layer_names(model, layers)
         try:
-            self.layers = find_layers(model, self.architecture, size, names)
+            self.layers = find_layers(model, self.architecture, size, names, self.layers_word)
         except UserError as reason:
             if names:
                 raise
@@ -116,42 +113,139 @@ class Explainer:
         layers: Layers = None,
         settings: Settings | None = None,
     ) -> Explainer:
-        """Return the explainer of a model that was built as `architecture`, with its normalisation."""
+        """Return the explainer of a model that was built as `architecture`, with its normalisation.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A model that `pretrained_models` built, or one with the same modules.
+        architecture : Architecture
+            Its name, head, mean and standard deviation.
+        size : int
+            Side of the model's input in pixels.
+        layers, settings : optional
+            The same as those of `Explainer`.
+
+        Returns
+        -------
+        Explainer
+
+        Raises
+        ------
+        UserError
+            As `Explainer` does.
+
+        Examples
+        --------
+        >>> from localization import Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> Explainer.from_architecture(model, architecture, 64).layers[0].name
+        'layer4'
+        """
         normalisation = {"mean": architecture.mean, "std": architecture.std}
         return cls(model, size=size, layers=layers, settings=settings, architecture=architecture, **normalisation)
 
     def with_model(self, model: nn.Module) -> Explainer:
-        """Return the same explainer of another model with the same modules, for instance with random weights."""
+        """Return the same explainer of another model, for instance one with random weights.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A model with the same modules; this is not checked.
+
+        Returns
+        -------
+        Explainer
+            A new explainer; this one keeps its model.
+
+        Examples
+        --------
+        >>> from localization import Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> explainer = Explainer.from_architecture(model, architecture, 64)
+        >>> other = explainer.with_model(build_model("resnet18", 3)[0])
+        >>> other.layers == explainer.layers, other.model is model
+        (True, False)
+        """
         other = copy(self)
         other.model = model
         return other
 
     def why_not(self, method: str) -> str:
-        """Return why `method`, a key of `METHODS`, is not available for this model; empty if it is."""
+        """Return why a method is not available for this model.
+
+        Parameters
+        ----------
+        method : str
+            A key of `METHODS`.
+
+        Returns
+        -------
+        str
+            The reason; empty if the method is available.
+
+        Examples
+        --------
+        >>> from localization import Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> explainer = Explainer.from_architecture(model, architecture, 64)
+        >>> explainer.why_not("gradcam")
+        ''
+        >>> explainer.why_not("rollout")
+        'it has no attention between tokens'
+        """
         return next((self.missing[need] for need in METHODS[method].needs if need in self.missing), "")
 
     @property
     def available(self) -> list[str]:
-        """The keys of `METHODS` that are available for this model, in the table's order."""
+        """The methods that are available for this model.
+
+        Returns
+        -------
+        list of str
+            Keys of `METHODS`, in the table's order.
+        """
         return [name for name in METHODS if not self.why_not(name)]
 
     def choose(self, names: str) -> list[str]:
-        """Return the methods of a list such as `gradcam,Layer-CAM`, in its order; `all` means `available`.
+        """Return the methods of a list.
+
+        Parameters
+        ----------
+        names : str
+            Methods in any spelling, separated by commas, such as `gradcam,Layer-CAM`; `all` means `available`.
+
+        Returns
+        -------
+        list of str
+            Keys of `METHODS`, in the order given, each once.
 
         Raises
         ------
         UserError
             If a method is unknown or not available for this model.
+
+        Examples
+        --------
+        >>> from localization import Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> explainer = Explainer.from_architecture(model, architecture, 64)
+        >>> explainer.choose("Layer-CAM,gradcam")
+        ['layercam', 'gradcam']
         """
         if names.strip().lower() == "all":
             return self.available
         return list(dict.fromkeys(self._available_name(word) for word in names.split(",")))
 
-    def _available_name(self, word: str) -> str:
-        name = method_name(word)
+    def _available_name(self, word: str, others: str = ", or all") -> str:
+        name = method_name(word, self.method_word, others)
         if reason := self.why_not(name):
             problem = f"not available for {self.architecture.name}: {reason}"
-            raise UserError(f"--method {name}: {problem}; choose from {', '.join(self.available)}")
+            raise UserError(f"{self.method_word} {name}: {problem}; choose from {', '.join(self.available)}")
         return name
 
     def explain(self, inputs: torch.Tensor, targets: torch.Tensor | None = None) -> Explanation:
@@ -165,6 +259,22 @@ class Explainer:
             (n, channels, size, size) float32, normalised, on the model's device.
         targets : torch.Tensor, optional
             (n,) int64, the classes to explain. Default: the predicted ones.
+
+        Returns
+        -------
+        Explanation
+            Nothing is computed yet: each pass through the model runs when a method first needs it.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from localization import METHODS, Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> explainer = Explainer.from_architecture(model, architecture, 64)
+        >>> explanation = explainer.explain(torch.randn(2, 3, 64, 64), torch.tensor([0, 2]))
+        >>> [METHODS[name].function(explanation).shape for name in ("gradcam", "layercam")]
+        [torch.Size([2, 2, 2]), torch.Size([2, 2, 2])]
         """
         black = (-self.mean / self.std).to(inputs.device)
         return Explanation(
@@ -195,8 +305,19 @@ class Explainer:
         ------
         UserError
             If the method is unknown or not available for this model, or if the images or targets do not fit it.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from localization import Explainer
+        >>> from pretrained_models import build_model
+        >>> model, architecture, _ = build_model("resnet18", 3)
+        >>> explainer = Explainer.from_architecture(model, architecture, 64)
+        >>> maps = explainer.maps(torch.rand(2, 64, 64), method="Layer-CAM", target=[0, 2])
+        >>> maps.shape, maps.dtype
+        (torch.Size([2, 2, 2]), torch.float32)
         """
-        function, inputs = METHODS[self._available_name(method)].function, self._normalised(images)
+        function, inputs = METHODS[self._available_name(method, "")].function, self._normalised(images)
         batch, targets = self.settings.batch, repeat(None)
         if target is not None:
             targets = self._targets(target, len(inputs)).to(inputs.device).split(batch)
@@ -219,25 +340,10 @@ class Explainer:
         return (values.to(like) - mean) / std
 
     def _targets(self, target: int | Sequence[int], count: int) -> torch.Tensor:
-        targets = torch.as_tensor(target).long()
-        targets = targets.expand(count) if targets.ndim == 0 else targets
-        if targets.shape != (count,) or targets.min() < 0 or targets.max() >= self.class_count:
-            classes = f"from 0 to {self.class_count - 1}"
-            raise UserError(f"target {target}: pass one class {classes}, or one for each of the {count} images")
-        return targets
-
-
-def _class_count(model: nn.Module, architecture: Architecture) -> int:
-    with torch.no_grad(), evaluating(model):
-        scores = model(noise_image(model, architecture, architecture.size))
-    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
-        raise UserError(f"{architecture.name}: it returns no class scores (n, classes); wrap it in a module that does")
-    return scores.shape[1]
-
-
-def _layer_names(model: nn.Module, layers: Layers) -> list[str]:
-    given = [] if layers is None else [layers] if isinstance(layers, (str, nn.Module)) else layers
-    names = {module: name for name, module in model.named_modules()}
-    if any(isinstance(layer, nn.Module) and layer not in names for layer in given):
-        raise UserError("layers: not a module of this model; pass its name or the module itself")
-    return [layer if isinstance(layer, str) else names[layer] for layer in given]
+        with suppress(TypeError, ValueError, RuntimeError):  # torch's, for text and nested lists
+            targets = torch.as_tensor(target)
+            targets = targets.expand(count) if targets.ndim == 0 else targets
+            if targets.shape == (count,) and all(number in range(self.class_count) for number in targets.tolist()):
+                return targets.long()
+        classes = f"from 0 to {self.class_count - 1}"
+        raise UserError(f"target {target}: pass one class {classes}, or one for each of the {count} images")

@@ -32,6 +32,12 @@ from utils import UserError, count, derived_seed, log, make_folder, shortened_na
 EVERY_RUN = "all"  # as --model
 
 
+class _FlagExplainer(Explainer):
+    """An explainer whose errors name the flags of draw_cam.py."""
+
+    layers_word, method_word = "--layer", "--method"
+
+
 def explain_checkpoints(
     config: Config, given: dict[str, Any], weights: Sequence[Path], request: ExplanationRequest
 ) -> Iterator[tuple[DrawnMaps, Path | None]]:
@@ -123,7 +129,7 @@ def load_model(selection: Selection, name: str, request: ExplanationRequest) -> 
         raise UserError(f"--label {request.label}: unknown class; choose from {', '.join(checkpoint.classes)}")
     settings = replace(request.settings, precision=selection.precision)
     model, layers = checkpoint.model().to(selection.device), request.layers or None
-    explainer = Explainer.from_architecture(model, checkpoint.architecture, checkpoint.size, layers, settings)
+    explainer = _FlagExplainer.from_architecture(model, checkpoint.architecture, checkpoint.size, layers, settings)
     return ExplainedModel(name=name, explainer=explainer, fit=checkpoint.fit, device=selection.device)
 
 

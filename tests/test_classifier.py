@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from dataset.readers import read_image
 from localization import METHODS
 from localization.states import MapState
 from tests.helpers.verbs import TINY, Verb, ok
-from utils import UserError
+from utils import UserError, log
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,6 @@ def files(tiny_run: Path) -> list[str]:
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    from utils import log
-
     log.addHandler(caplog.handler)
     yield caplog
     log.removeHandler(caplog.handler)
@@ -157,13 +156,37 @@ def test_bad_images_are_refused(classifier: Classifier, images: object, words: s
 def test_bad_words_are_refused(classifier: Classifier, files: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"target 'Norml': unknown class \(did you mean Normal\?\)"):
         classifier.explain(files, target="Norml")
-    with pytest.raises(UserError, match="gradcan"):
+    with pytest.raises(UserError, match=r"^method gradcan: .*gradient_rollout$"):  # not "or all": it is refused
         classifier.explain(files, method="gradcan")
-    with pytest.raises(UserError, match="rollout"):
+    with pytest.raises(UserError, match=r"^method all"):
+        classifier.explain(files, method="all")
+    with pytest.raises(UserError, match=r"^method rollout"):
         classifier.explain(files, method="rollout")  # a ResNet has no attention
     with pytest.raises(UserError, match="precision 'half'"):
         load_classifier(tmp_path, precision="half")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"^batch 0: "):
+        load_classifier(tmp_path, batch=0)
+    with pytest.raises(UserError, match=r"^weights .*absent: no such file"):
         load_classifier(tmp_path / "absent")
     with pytest.raises(UserError, match="none given"):
         load_classifier([])
+
+
+def test_errors_do_not_name_flags(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match=r"^device abacus: not available here"):
+        load_classifier(tiny_run, device="abacus")
+    with pytest.raises(UserError, match=r"^weights: the same checkpoint is given twice"):
+        load_classifier([tiny_run, tiny_run / "best.pt"])
+
+
+@pytest.mark.parametrize("handlers", [[], [logging.NullHandler()]])
+def test_the_logging_of_the_program_is_kept(
+    tiny_run: Path, handlers: list[logging.Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"handlers": [*handlers], "level": logging.WARNING, "propagate": True}.items():
+        monkeypatch.setattr(log, name, value)
+    load_classifier(tiny_run)
+    if handlers:
+        assert (log.handlers, log.level, log.propagate) == (handlers, logging.WARNING, True)
+    else:
+        assert len(log.handlers) == 1 and not log.propagate

@@ -40,17 +40,41 @@ class Pair:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Runs on the same images, and every pair of them.
+    """Runs on the same images, and the differences between them. `compare` makes it.
 
-    Attributes:
-        baseline: the run that each other one is compared with; None: every pair is.
-        seed: of the bootstrap.
-        n: images.
-        images: the number of images and patients in words, as far as patients are known.
-        unknown_patients: images whose patient is unknown.
-        support: images by class.
-        runs: by run and metric, of `COMPARED`.
-        distrusted: by run, why its numbers are worthless, in sentences.
+    Attributes
+    ----------
+    baseline : str or None
+        The run that each other one is compared with; None if every pair is compared.
+    seed : int
+        Seed of the bootstrap.
+    n : int
+        Number of images.
+    images : str
+        The number of images and patients in words, as far as patients are known.
+    unknown_patients : int
+        Number of images whose patient is unknown.
+    support : dict of str to int
+        Number of images of each class.
+    runs : dict of str to dict of str to Interval
+        The metrics of each run, with the keys of `COMPARED`.
+    pairs : list of Pair
+        Two runs each: the images that only one of them gets right, and the differences of the metrics.
+    distrusted : dict of str to list of str
+        By run, the sentences that say why its numbers are worthless.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from evaluation import Predictions, compare
+    >>> table = pd.DataFrame({"path": list("abcd"), "label": ["ill", "ill", "well", "well"]})
+    >>> old = Predictions(table.assign(p_ill=[0.9, 0.2, 0.1, 0.8], p_well=[0.1, 0.8, 0.9, 0.2]), ["ill", "well"])
+    >>> new = Predictions(table.assign(p_ill=[0.9, 0.8, 0.1, 0.8], p_well=[0.1, 0.2, 0.9, 0.2]), ["ill", "well"])
+    >>> comparison = compare({"new": new, "old": old})
+    >>> comparison.n, comparison.support, float(comparison.runs["new"]["accuracy"].value)
+    (4, {'ill': 2, 'well': 2}, 0.75)
+    >>> [(pair.a, pair.b, pair.only_a, pair.only_b) for pair in comparison.pairs]
+    [('new', 'old', 1, 0)]
     """
 
     baseline: str | None
@@ -77,13 +101,16 @@ def compare(
     Parameters
     ----------
     runs : dict of str to Predictions
-        By name. Images may come in any order; they are matched by sha256, else by path.
+        The predictions of each run, by its name. Images may come in any order; they are matched by sha256, else by
+        path.
     baseline : str, optional
-        Compare each other run with this one alone, instead of every pair.
+        The run that each other one is compared with. Default: every pair is compared.
     distrusted : dict of str to list of str, optional
-        By run, why its numbers are worthless; passed on to the result.
-    seed, resamples : int
-        Of the paired bootstrap behind the limits of accuracy, balanced accuracy, macro F1 and MCC.
+        By run, the sentences that say why its numbers are worthless; they are passed on to the result.
+    seed : int
+        Seed of the paired bootstrap that gives the limits of accuracy, balanced accuracy, macro F1 and MCC.
+    resamples : int
+        Number of its resamples.
 
     Returns
     -------
@@ -93,7 +120,7 @@ def compare(
     Raises
     ------
     UserError
-        For fewer than two runs, an unknown baseline, or runs whose classes, images or labels differ.
+        If there are fewer than two runs, if the baseline is unknown, or if the runs' classes, images or labels differ.
 
     Examples
     --------

@@ -169,8 +169,10 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
     ----------
     predictions : Predictions
         The checked table: see `read_predictions`.
-    seed, resamples : int
-        Of the bootstrap behind the limits of ece and adaptive_ece; without resamples these two have no limits.
+    seed : int
+        Seed of the bootstrap that gives the limits of ece and adaptive_ece.
+    resamples : int
+        Number of bootstrap resamples; with 0, ece and adaptive_ece have no limits.
 
     Returns
     -------
@@ -178,11 +180,6 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
         `n`, `patients` and `images_of_unknown_patients`; each metric of `OVERALL` as `{"value", "low", "high"}`;
         `per_class`, by class name: the metrics of `PER_CLASS` likewise, `support` (images) and `small`; `classes`;
         `confusion` (rows = true, columns = predicted); `ece_bins`; and `methods`, how the intervals are computed.
-
-    Raises
-    ------
-    UserError
-        Not here: a table is checked when its `Predictions` is built.
 
     Examples
     --------

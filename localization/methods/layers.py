@@ -19,6 +19,7 @@ from torch import nn
 from pretrained_models import CAM_LAYERS, Architecture, CamLayer
 from utils import UserError, did_you_mean
 
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
 MOST_PREFIX_TOKENS = 16
 _NO_FEATURES = (nn.Dropout, nn.Identity, nn.Flatten, nn.Softmax, nn.Linear)
 
@@ -52,7 +53,7 @@ class Layer:
         if self.form != "tokens" and output.ndim == 4:
             return output if self.form == "maps" else output.permute(0, 3, 1, 2)
         raise UserError(
-            f"--layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)"
+            f"layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)"
         )
 
     def with_maps(self, output: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -66,7 +67,7 @@ class Layer:
 
 
 def find_layers(
-    model: nn.Module, architecture: Architecture, size: int, names: Sequence[str] = ()
+    model: nn.Module, architecture: Architecture, size: int, names: Sequence[str] = (), flag: str = "--layer"
 ) -> tuple[Layer, ...]:
     """Return the layers called `names`, else the architecture's own target layer.
 
@@ -75,13 +76,14 @@ def find_layers(
     class token the last normalisation before the attention of the last block. (The output of the last block is a trap:
     nothing reads its image tokens, and their gradients are exactly 0.)
 
-    Raises: `UserError` for an unknown name, a layer whose output is not a grid, or a model without any grid.
+    Raises: `UserError` for an unknown name or a layer whose output is not a grid, both after `flag`, or a model without
+        any grid.
     """
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules:
             hint = did_you_mean(name, filter(None, modules), count=4, cutoff=0.3)
-            raise UserError(f"--layer {name}: {architecture.name} has no such layer{hint}")
+            raise UserError(f"{flag} {name}: {architecture.name} has no such layer{hint}")
     bare = architecture.name.removeprefix("timm/")
     rows = (find(model) for family, find in CAM_LAYERS.items() if bare.startswith(family))
     row = next((row for row in rows if row.name in modules), CamLayer(""))
@@ -92,12 +94,12 @@ def find_layers(
     for name in names:
         if name not in probed:
             raise UserError(
-                f"--layer {name}: its output is not a feature map (n, channels, h, w) or (n, tokens, channels); "
+                f"{flag} {name}: its output is not a feature map (n, channels, h, w) or (n, tokens, channels); "
                 f"the last layers that give one: {', '.join(reached[-4:]) or 'none'}"
             )
         if not probed[name][1]:
             raise UserError(
-                f"--layer {name}: no class score depends on its image tokens (only the class token is read after it); "
+                f"{flag} {name}: no class score depends on its image tokens (only the class token is read after it); "
                 "choose an earlier layer"
             )
     if not names and not reached:
@@ -200,3 +202,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def class_count(model: nn.Module, architecture: Architecture) -> int:
+    """Return the number of class scores. Raises: `UserError`, for a model that takes other images or returns none."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            scores = model(noise_image(model, architecture, architecture.size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        problem = f"it cannot take an image of {len(architecture.mean)} channels (as mean and std have) and this size"
+        raise UserError(f"{architecture.name}: {problem}: {str(error).splitlines()[0]}") from error
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        raise UserError(f"{architecture.name}: it returns no class scores (n, classes); wrap it in a module that does")
+    return scores.shape[1]
+
+
+def layer_names(model: nn.Module, layers: Layers) -> list[str]:
+    """Return the dotted names of layers given by name or as modules.
+
+    Raises: `UserError` for a module of another model.
+    """
+    given = [] if layers is None else [layers] if isinstance(layers, (str, nn.Module)) else layers
+    names = {module: name for name, module in model.named_modules()}
+    if any(isinstance(layer, nn.Module) and layer not in names for layer in given):
+        raise UserError("layers: not a module of this model; pass its name or the module itself")
+    return [layer if isinstance(layer, str) else names[layer] for layer in given]

@@ -84,8 +84,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_name(word: str) -> str:
-    """Return the key in `METHODS` of a method's name in any spelling (`Grad-CAM`, `grad_cam`). Raises: `UserError`."""
+def method_name(word: str, flag: str = "--method", others: str = ", or all") -> str:
+    """Return the key in `METHODS` of a method's name in any spelling (`Grad-CAM`, `grad_cam`).
+
+    Raises: `UserError` that names `flag`, the methods and the `others` that the caller takes.
+    """
 
     def bare(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum() or c == "+").replace("plusplus", "++")
@@ -94,4 +97,4 @@ def method_name(word: str) -> str:
     if bare(word) in keys:
         return keys[bare(word)]
     hint = did_you_mean(bare(word), keys, count=2, cutoff=0.5)
-    raise UserError(f"--method {word.strip()}: unknown method{hint}; choose from {', '.join(METHODS)}, or all")
+    raise UserError(f"{flag} {word.strip()}: unknown method{hint}; choose from {', '.join(METHODS)}{others}")

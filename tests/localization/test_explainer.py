@@ -99,7 +99,7 @@ def test_layers_are_given_as_names_or_modules() -> None:
     assert face.maps(_images()).shape == (5, 16, 16)  # the finer of the two grids
     with pytest.raises(UserError, match="layers: not a module of this model"):
         _explainer(layers=nn.ReLU())
-    with pytest.raises(UserError, match=r"--layer secnd: _Small has no such layer \(did you mean second"):
+    with pytest.raises(UserError, match=r"^layers secnd: _Small has no such layer \(did you mean second"):
         _explainer(layers="secnd")
 
 
@@ -129,6 +129,12 @@ def test_a_model_whose_head_is_no_module_has_its_scores_probed() -> None:
         (torch.rand(5, 32, 32), 3, "target 3: pass one class from 0 to 2, or one for each of the 5 images"),
         (torch.rand(5, 32, 32), [0, 1], "for each of the 5 images"),
         (torch.rand(5, 32, 32), -1, "target -1"),
+        (torch.rand(5, 32, 32), "COVID", "target COVID: pass one class from 0 to 2"),
+        (torch.rand(5, 32, 32), ["COVID"] * 5, "pass one class"),
+        (torch.rand(5, 32, 32), [[0], [1, 2]], "pass one class"),
+        (torch.rand(5, 32, 32), [0, None, 1, 1, 1], "pass one class"),
+        (torch.rand(5, 32, 32), 1.5, "target 1.5"),
+        (torch.rand(5, 32, 32), float("nan"), "target nan"),
     ],
 )
 def test_images_and_targets_that_do_not_fit_are_refused(images: Any, target: Any, message: str) -> None:
@@ -138,11 +144,22 @@ def test_images_and_targets_that_do_not_fit_are_refused(images: Any, target: Any
 
 def test_methods_that_are_unknown_or_unavailable_are_refused() -> None:
     face = _explainer()
-    with pytest.raises(UserError, match=r"--method gradcan: unknown method \(did you mean gradcam"):
+    with pytest.raises(UserError, match=r"^method gradcan: unknown method \(did you mean gradcam.*gradient_rollout$"):
         face.maps(_images(), "gradcan")
-    with pytest.raises(UserError, match="--method rollout: not available for _Small: it has no attention"):
+    with pytest.raises(UserError, match=r"^method rollout: not available for _Small: it has no attention"):
         face.maps(_images(), "rollout")
     assert "rollout" not in face.available
+    with pytest.raises(UserError, match=r"^method gradcan: .*, or all$"):
+        face.choose("gradcan")
+    for all_methods in ("all", "gradcam,hirescam"):
+        with pytest.raises(UserError, match="unknown method"):
+            face.maps(_images(), all_methods)
+
+
+def test_a_model_of_another_number_of_channels_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UserError, match=r"^Sequential: it cannot take an image of 3 channels .*: Given groups=1"):
+        Explainer(model, mean=MEAN, std=STD, size=32)
 
 
 def test_a_model_without_class_scores_is_refused() -> None:

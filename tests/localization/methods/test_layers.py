@@ -168,7 +168,7 @@ def test_outputs_that_are_no_grid_are_refused() -> None:
         (Layer("x", "tokens", 1), (1, 1, 2)),
         (Layer("x", "maps_last"), (1, 9, 4)),
     ):
-        with pytest.raises(UserError, match=r"--layer x: its output .* is not a feature map"):
+        with pytest.raises(UserError, match=r"layer x: its output .* is not a feature map"):
             layer.to_maps(torch.zeros(shape))
 
 

@@ -53,7 +53,7 @@ def test_every_method_of_the_table_on_every_kind_of_network() -> None:
             assert maps.min() >= 0, (name, method)
             assert not maps.requires_grad, (name, method)
         for method in lacking[name]:
-            reason = f"--method {method}: not available for {type(net).__name__}: .*; choose from gradcam"
+            reason = f"^method {method}: not available for {type(net).__name__}: .*; choose from gradcam"
             with pytest.raises(UserError, match=reason):
                 explainer.choose(f"gradcam,{method}")
 
