@@ -41,7 +41,7 @@ def test_heads_and_layers(name: str, head: str, layer: str, features: int) -> No
     model, architecture, init = build_model(name, 5)
     assert architecture.name == name.lower()
     assert architecture.head == head
-    assert [found.name for found in find_layers(model, architecture, 96)] == [layer]
+    assert [target.name for target in find_layers(model, architecture, 96)] == [layer]
     shapes = []
     handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: shapes.append(o.shape))
     with torch.no_grad():
