@@ -26,10 +26,10 @@ def test_order_of_precedence(tmp_path: Path) -> None:
     assert compose_config(["preset=seed"]).train.lr == 3e-5
     assert compose_config(["preset=seed", "train.lr=1e-4"]).train.lr == 1e-4
     assert compose_config(["preset=seed", "train.lr=1e-4"], {"train.lr": 2e-4}).train.lr == 2e-4
-    own = tmp_path / "own.yaml"
-    own.write_text("train:\n  epochs: 3\n")
-    assert compose_config(file=own).train.epochs == 3
-    assert compose_config(file=own, flags={"train.epochs": 4}).train.epochs == 4
+    file = tmp_path / "own.yaml"
+    file.write_text("train:\n  epochs: 3\n")
+    assert compose_config(file=file).train.epochs == 3
+    assert compose_config(file=file, flags={"train.epochs": 4}).train.epochs == 4
 
 
 def test_data_flag_leaves_the_phantom_pattern() -> None:
@@ -79,10 +79,10 @@ def test_a_wrong_word_is_named_in_one_line(word: str, expected: str) -> None:
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(text)
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
     with pytest.raises(UserError, match=expected) as caught:
-        compose_config(file=own)
+        compose_config(file=file)
     assert "own.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
 

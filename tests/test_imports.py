@@ -132,13 +132,13 @@ def test_imports_form_no_cycle() -> None:
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Return a cycle for every edge back into the path of a depth-first walk: at least one if there are any."""
-    found, finished, path = [], set(), []
+    rings, finished, path = [], set(), []
 
     def walk(node: str) -> None:
         path.append(node)
         for target in sorted(graph[node]):
             if target in path:
-                found.append([*path[path.index(target) :], target])
+                rings.append([*path[path.index(target) :], target])
             elif target not in finished:
                 walk(target)
         finished.add(path.pop())
@@ -146,7 +146,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     for node in sorted(graph):
         if node not in finished:
             walk(node)
-    return found
+    return rings
 
 
 def test_cycles_are_found() -> None:

@@ -105,10 +105,10 @@ def test_the_best_weights_stay_when_another_worker_ends_its_trial_meanwhile(
     read = study.get_trials
 
     def read_while_it_ends(*args: object, **kwargs: object) -> list[optuna.trial.FrozenTrial]:
-        found = read(*args, **kwargs)
-        if not found[2].state.is_finished():
+        trials = read(*args, **kwargs)
+        if not trials[2].state.is_finished():
             trial.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [-1.0])
-        return found
+        return trials
 
     monkeypatch.setattr(study, "get_trials", read_while_it_ends)
     tidy(study, tmp_path)

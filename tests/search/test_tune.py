@@ -149,9 +149,9 @@ def test_a_search_leaves_the_best_weights_and_a_preset_that_reproduces_them(
     assert metrics["balanced_accuracy"]["value"] == pytest.approx(float(best["value"]), abs=1e-12)
     words = ["--config-dir", shared_study, f"preset={shared_study.name}", "--data", phantom, "data.split=0.6,0.2,0.2"]
     out = verb("train.py", *words, "--precision", "fp32", "--print-config").out
-    made, found = yaml.safe_load(out), yaml.safe_load((run / "config.yaml").read_text())
-    own = {"save": "", "track": ""}  # outputs, not learning
-    assert {**made, **own} == {**found, **own}
+    made, stored = yaml.safe_load(out), yaml.safe_load((run / "config.yaml").read_text())
+    outputs = {"save": "", "track": ""}  # outputs, not learning
+    assert {**made, **outputs} == {**stored, **outputs}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def _crosses(height: int, width: int, square: Square) -> tuple[np.ndarray, np.nd
     """For every row and column of an image a line of one pixel is drawn there, taken to the model's square as the
     cache does it, and laid back: the profiles (rows, rows) and (columns, columns) across the lines.
     """
-    found = []
+    crosses = []
     for axis, length in enumerate((height, width)):
         profiles = []
         for place in range(length):
@@ -28,8 +28,8 @@ def _crosses(height: int, width: int, square: Square) -> tuple[np.ndarray, np.nd
             back = lay_back(fit_square(image, square.side, square.fit), height, width, square)
             assert back.shape == (height, width)
             profiles.append(back.sum(1 - axis))
-        found.append(np.array(profiles))
-    return found[0], found[1]
+        crosses.append(np.array(profiles))
+    return crosses[0], crosses[1]
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (90, 61), (61, 90), (53, 99)])
@@ -71,8 +71,8 @@ def test_cells_of_a_coarse_grid_lie_where_the_model_saw_them(shape: tuple[int, i
         cam = np.zeros(grid, np.float32)
         cam[cell] = 1
         back = lay_back(cam, *shape, Square(fit, side))
-        found = np.unravel_index(back.argmax(), shape)
-        assert all(abs(f + 0.5 - p) <= 0.5 + 1e-4 for f, p in zip(found, place, strict=True))
+        peak = np.unravel_index(back.argmax(), shape)
+        assert all(abs(f + 0.5 - p) <= 0.5 + 1e-4 for f, p in zip(peak, place, strict=True))
         tried += 1
     assert tried >= 3
 
@@ -90,12 +90,12 @@ def test_a_slope_keeps_its_values_in_every_geometry(
     rows, columns = size or shape
     down = (top + (np.arange(rows) + 0.5) / rows * tall) / side
     across = (left + (np.arange(columns) + 0.5) / columns * wide) / side
-    for cam, wanted in (
+    for cam, expected in (
         (np.tile(centres[:, None], (1, cells)), np.tile(down[:, None], (1, columns))),
         (np.tile(centres, (cells, 1)), np.tile(across, (rows, 1))),
     ):
         back = lay_back(cam, *shape, Square(fit, side), size)
-        assert np.abs(back - wanted.clip(centres[0], centres[-1])).max() < 1e-5
+        assert np.abs(back - expected.clip(centres[0], centres[-1])).max() < 1e-5
 
 
 def test_a_squashed_map_is_resized_as_torch_does_it() -> None:

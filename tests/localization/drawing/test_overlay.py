@@ -54,9 +54,9 @@ def test_a_doubtful_map_is_shown_with_words_and_an_absent_one_without_colours(tm
     tile = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"), int)[120:200, 220:340]
     for shown in (upper, tile):
         assert (np.ptp(shown, axis=2).max() > 30) == (state not in absent)
-    said = [state.caption] if state is not MapState.OK else []
-    assert _words(overlay) == said
-    assert all(words in [" ".join(text.get_text().split()) for text in panel.texts] for words in said)
+    captions = [state.caption] if state is not MapState.OK else []
+    assert _words(overlay) == captions
+    assert all(words in [" ".join(text.get_text().split()) for text in panel.texts] for words in captions)
     assert len(overlay.axes) == (1 if state in absent else 2)
 
 
@@ -73,8 +73,8 @@ def test_masks_are_outlined_where_they_are(tmp_path: Path, fit: str, shape: tupl
     shown = _overlay(tmp_path / "o.png")
     blue = np.argwhere((shown[..., 2] > 150) & (shown[..., 0] < 60))
     for axis, (edges, length) in enumerate(((rows, height), (columns, width))):
-        found = (blue[:, axis].min() + 0.5, blue[:, axis].max() + 0.5)
-        assert found == pytest.approx([edge / length * shown.shape[axis] for edge in edges], abs=1.6)
+        outline = (blue[:, axis].min() + 0.5, blue[:, axis].max() + 0.5)
+        assert outline == pytest.approx([edge / length * shown.shape[axis] for edge in edges], abs=1.6)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["lungs"]  # an empty mask has no outline
 

@@ -127,14 +127,14 @@ def _explicit(kind: str, model: nn.Module) -> list[Callable[[], torch.Tensor]]:
         kept[module].retain_grad()
         return kept[module]
 
-    found = []
+    recorded = []
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
             dropped = module.attn_drop
             dropped.register_forward_hook(keep)
-            found.append(lambda d=dropped: kept[d])
-    return found
+            recorded.append(lambda d=dropped: kept[d])
+    return recorded
 
 
 @pytest.mark.parametrize("kind", [k for k in MODELS if k != "attention pooling"])
@@ -146,12 +146,12 @@ def test_recorded_attention_and_its_gradients_are_those_of_an_explicit_one(kind:
     rival(inputs).gather(1, TARGETS[:, None]).sum().backward()
     tokens = 16 + MODELS[kind][1]
     assert len(recorded.weights) == len(kept) == 2
-    for weights, gradient, own in zip(recorded.weights, recorded.gradients, kept, strict=True):
+    for weights, gradient, explicit in zip(recorded.weights, recorded.gradients, kept, strict=True):
         assert weights.shape == (3, 2, tokens, tokens)
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, tokens))
-        torch.testing.assert_close(weights, own().detach(), rtol=1e-4, atol=1e-6)
-        assert own().grad.abs().max() > 0
-        torch.testing.assert_close(gradient, own().grad, rtol=1e-3, atol=1e-4 * float(own().grad.abs().max()))
+        torch.testing.assert_close(weights, explicit().detach(), rtol=1e-4, atol=1e-6)
+        assert explicit().grad.abs().max() > 0
+        torch.testing.assert_close(gradient, explicit().grad, rtol=1e-3, atol=1e-4 * float(explicit().grad.abs().max()))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -189,10 +189,10 @@ def test_explicit_attention_equals_torch_s(kind: str | None) -> None:
     for scale in (None, 0.3):
         plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         with attention._Recorder() as recorder:
-            own = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+            explicit = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
             with torch.autocast("cpu", torch.bfloat16):
                 F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        torch.testing.assert_close(own, plain)
+        torch.testing.assert_close(explicit, plain)
         torch.testing.assert_close(recorder.weights[0] @ value, plain)
         torch.testing.assert_close(recorder.weights[1], recorder.weights[0])  # float32 under an autocast too
 
@@ -347,9 +347,9 @@ def _smooth(x: torch.Tensor) -> torch.Tensor:
 )
 def test_attention_that_cannot_be_rolled_out(mix: Callable, reason: str) -> None:
     model = _Toy(mix).eval()
-    found = why_not(model, _architecture(model), 32)
-    assert reason in found
-    assert bool(found) is bool(reason)
+    refusal = why_not(model, _architecture(model), 32)
+    assert reason in refusal
+    assert bool(refusal) is bool(reason)
 
 
 def test_cnns_and_windowed_attention_have_no_rollout() -> None:

@@ -95,10 +95,10 @@ def _compare(
     for function, kind in kinds.items():
         ours = function(features.activations, features.gradients).numpy()
         for peer in (_grad_cam_package, _torchcam):
-            theirs = peer(kind, peer_model, peer_layer, _peer_reshape(name), inputs, targets)
-            assert ours.shape == theirs.shape
-            assert theirs.max() > 0
-            assert np.abs(ours - theirs).max() <= 1e-4 * theirs.max(), (kind, peer.__name__)
+            expected = peer(kind, peer_model, peer_layer, _peer_reshape(name), inputs, targets)
+            assert ours.shape == expected.shape
+            assert expected.max() > 0
+            assert np.abs(ours - expected).max() <= 1e-4 * expected.max(), (kind, peer.__name__)
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 4), (40, 7, 7), (5, 9, 8), (64, 1, 6)])
@@ -108,9 +108,9 @@ def test_eigen_cam_is_the_package_s_up_to_sign(shape: tuple[int, int, int]) -> N
     values = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2)).relu() + 0.3 * torch.randn(3, *shape)
     weights = torch.randn(3, *shape)
     for ours, product in ((eigen_cam(values, weights), values), (eigen_grad_cam(values, weights), values * weights)):
-        theirs = get_2d_projection(product.numpy())
+        projections = get_2d_projection(product.numpy())
         total = product.sum(1).numpy()
-        for one, other, mean in zip(ours.numpy(), theirs, total, strict=True):
+        for one, other, mean in zip(ours.numpy(), projections, total, strict=True):
             sign = np.sign((other * (mean - mean.mean())).sum())  # ours is high where the sum over channels is
             assert np.abs(one - np.maximum(sign * other, 0)).max() <= 1e-4 * np.abs(other).max()
 

@@ -89,11 +89,11 @@ def _explain(model: nn.Module, layer: Layer | None = None, count: int = 3, **set
     )
 
 
-def _assert_same_maps(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    peaks = theirs.amax((1, 2), keepdim=True)
-    assert ours.shape == theirs.shape
+def _assert_same_maps(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    peaks = expected.amax((1, 2), keepdim=True)
+    assert ours.shape == expected.shape
     assert (peaks > 0).all()
-    assert ((ours - theirs).abs() <= 1e-4 * peaks).all()
+    assert ((ours - expected).abs() <= 1e-4 * peaks).all()
 
 
 @contextlib.contextmanager
@@ -143,8 +143,8 @@ def test_score_cam_equals_both_peers_if_nothing_is_enlarged() -> None:
         _assert_same_maps(ours, F.relu(cam(TARGETS.tolist(), normalized=False)[0].detach()))
     with GradCamPackage(model, [model.features]) as cam:
         activations = model.features(explanation.inputs).detach()
-        wanted = [ClassifierOutputTarget(int(t)) for t in TARGETS]
-        weights = cam.get_cam_weights(explanation.inputs, model.features, wanted, activations.numpy(), None)
+        outputs = [ClassifierOutputTarget(int(t)) for t in TARGETS]
+        weights = cam.get_cam_weights(explanation.inputs, model.features, outputs, activations.numpy(), None)
     _assert_same_maps(ours, F.relu(torch.einsum("nk,nkhw->nhw", torch.from_numpy(weights), activations)))
 
 
@@ -185,8 +185,8 @@ def test_ablation_cam_equals_the_grad_cam_package_for_positive_scores() -> None:
     ours = ablation_cam(explanation)
     activations = model.features(explanation.inputs).detach()
     with AblationCAM(model, [model.features], batch_size=2) as cam:
-        wanted = [ClassifierOutputTarget(int(t)) for t in TARGETS]
-        weights = cam.get_cam_weights(explanation.inputs, model.features, wanted, activations.numpy(), None)
+        outputs = [ClassifierOutputTarget(int(t)) for t in TARGETS]
+        weights = cam.get_cam_weights(explanation.inputs, model.features, outputs, activations.numpy(), None)
     _assert_same_maps(ours, F.relu(torch.einsum("nk,nkhw->nhw", torch.from_numpy(weights), activations)))
 
 
@@ -290,14 +290,14 @@ def test_occlusion_equals_captum() -> None:
     model, side = _model(), SIDE // 4
     explanation = _explain(model)
     explanation.requested = None  # the predicted classes: there is evidence for them
-    theirs = Occlusion(model).attribute(
+    attributed = Occlusion(model).attribute(
         explanation.inputs,
         sliding_window_shapes=(3, 2 * side, 2 * side),
         strides=(3, side, side),
         target=explanation.targets,
         baselines=0,
     )
-    _assert_same_maps(occlusion(explanation), F.relu(theirs[:, 0, side // 2 :: side, side // 2 :: side]))
+    _assert_same_maps(occlusion(explanation), F.relu(attributed[:, 0, side // 2 :: side, side // 2 :: side]))
 
 
 @torch.no_grad()
@@ -309,15 +309,15 @@ def test_occlusion_of_an_odd_portrait() -> None:
         model=model, layers=[], inputs=x, black=BLACK, requested=TARGETS[:1], settings=Settings(cells=5, batch=7)
     )
     rows, columns = (0, 7, 15, 22, 30, 37), (0, 5, 9, 14, 18, 23)
-    found: dict[tuple[int, int], list[float]] = {}
+    drops: dict[tuple[int, int], list[float]] = {}
     for i in range(4):
         for j in range(4):
             covered = x.clone()
             covered[..., rows[i] : rows[i + 2], columns[j] : columns[j + 2]] = 0
             drop = float((model(x) - model(covered))[0, 2])
             for cell in ((i, j), (i, j + 1), (i + 1, j), (i + 1, j + 1)):
-                found.setdefault(cell, []).append(drop)
-    expected = torch.tensor([[max(0.0, sum(d := found[i, j]) / len(d)) for j in range(5)] for i in range(5)])
+                drops.setdefault(cell, []).append(drop)
+    expected = torch.tensor([[max(0.0, sum(d := drops[i, j]) / len(d)) for j in range(5)] for i in range(5)])
     _assert_same_maps(occlusion(explanation), expected[None])
 
 

@@ -99,16 +99,16 @@ def test_attributions_equal_captum_s(activation: Callable[[], nn.Module], nearne
     explanation = _explain(_model(activation), steps=32)
     ours = attributions(explanation)
 
-    def theirs(method: str, steps: int) -> torch.Tensor:
+    def integrated(method: str, steps: int) -> torch.Tensor:
         arguments = {"target": TARGETS, "method": method, "n_steps": steps, "internal_batch_size": 48}
         baselines = BLACK[:, None, None].expand_as(explanation.inputs)
         return IntegratedGradients(explanation.model).attribute(explanation.inputs, baselines, **arguments)
 
     assert (_change(explanation) - ours.sum((1, 2, 3))).abs().le(0.01 * _change(explanation).abs()).all()
     torch.testing.assert_close(
-        ours, theirs("riemann_middle", 32).float(), rtol=1e-3, atol=1e-4 * float(ours.abs().max())
+        ours, integrated("riemann_middle", 32).float(), rtol=1e-3, atol=1e-4 * float(ours.abs().max())
     )
-    integral = theirs("gausslegendre", 200).float()
+    integral = integrated("gausslegendre", 200).float()
     assert (ours - integral).norm() <= nearness * integral.norm()
 
 
@@ -153,8 +153,8 @@ def test_nodes_are_tripled_and_then_reweighted_until_complete() -> None:
         assert abs(slopes.mean() / float(change[index]) - 1) > 0.01, "the nodes miss nothing: choose a wavier score"
         conditions = np.stack([np.ones(24), slopes])
         equal = np.full(24, 1 / 24)
-        wanted = np.array([1, float(change[index])]) - conditions @ equal
-        weights = equal + np.linalg.pinv(conditions) @ wanted
+        missing = np.array([1, float(change[index])]) - conditions @ equal
+        weights = equal + np.linalg.pinv(conditions) @ missing
         assert (weights > 0).all(), "a weight would be negative: choose a less wavy score"
         expected = torch.einsum("s,schw->chw", torch.from_numpy(weights), gradients).float()
         torch.testing.assert_close(ours[index], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -169,8 +169,8 @@ def test_no_node_gets_a_negative_weight() -> None:
     path.walk((torch.arange(8) + 0.5) / 8)
     offset = path.slopes - path.slopes.mean()
     mean_of_products = (path.slopes * (1 + offset / offset.abs().max())).mean()
-    found = path.completed(torch.tensor(1e9)).double().sum()
-    torch.testing.assert_close(found, mean_of_products, rtol=1e-4, atol=1e-4)
+    total = path.completed(torch.tensor(1e9)).double().sum()
+    torch.testing.assert_close(total, mean_of_products, rtol=1e-4, atol=1e-4)
     level = pixels._Path(_explain(_Function(lambda x: x.mean((2, 3)))), black, x, TARGETS[0])  # one slope everywhere
     level.walk(torch.tensor([0.25, 0.75]))
     torch.testing.assert_close(level.completed(2 * level.slopes.mean()), level.mean, rtol=1e-4, atol=1e-4)
@@ -204,10 +204,10 @@ def test_smooth_grad_equals_captum_s_noise_tunnel_with_the_same_noise() -> None:
     planes = torch.cat([pixels._noise(0, sample, explanation.inputs) for sample in range(7)])
     for index, (x, target) in enumerate(zip(explanation.inputs, TARGETS, strict=True)):
         with mock.patch("torch.normal", lambda _, deviations: deviations * planes):
-            theirs = NoiseTunnel(Saliency(explanation.model)).attribute(
+            expected = NoiseTunnel(Saliency(explanation.model)).attribute(
                 x[None], nt_samples=7, stdevs=0.15 * float(x.max() - x.min()), target=int(target), abs=False
             )
-        torch.testing.assert_close(ours[index], theirs[0].sum(0).abs(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[index], expected[0].sum(0).abs(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_noise_is_normal_and_depends_on_seed_and_sample() -> None:
@@ -225,8 +225,8 @@ def test_guided_gradients_equal_captum_s() -> None:
 
     explanation = _explain(_model())
     ours = guided_gradients(explanation)
-    theirs = GuidedBackprop(_model()).attribute(explanation.inputs.clone().requires_grad_(), target=TARGETS)
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
+    expected = GuidedBackprop(_model()).attribute(explanation.inputs.clone().requires_grad_(), target=TARGETS)
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-4, atol=1e-6)
     plain = explanation.score_gradients(explanation.inputs, TARGETS)
     assert not torch.allclose(plain, ours, rtol=0.1)
 
@@ -240,8 +240,8 @@ def test_guided_gradients_equal_the_grad_cam_package_s() -> None:
     ours = guided_gradients(explanation)
     rival = GuidedBackpropReLUModel(copy.deepcopy(explanation.model))
     for x, target, guided in zip(explanation.inputs, TARGETS, ours, strict=True):
-        theirs = torch.from_numpy(rival(x[None].clone(), int(target))).permute(2, 0, 1)
-        torch.testing.assert_close(guided, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+        expected = torch.from_numpy(rival(x[None].clone(), int(target))).permute(2, 0, 1)
+        torch.testing.assert_close(guided, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 RECTIFIERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -305,16 +305,16 @@ def test_no_rectifier_of_a_real_network_is_missed(name: str) -> None:
 
 def _nodes(output: torch.Tensor) -> dict[str, int]:
     """Count the nodes of each kind in an output's graph."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     todo, seen = [output.grad_fn], set()
     while todo:
         node = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        found[type(node).__name__] = found.get(type(node).__name__, 0) + 1
+        counts[type(node).__name__] = counts.get(type(node).__name__, 0) + 1
         todo.extend(following for following, _ in node.next_functions)
-    return found
+    return counts
 
 
 def test_guided_grad_cam_is_the_product() -> None:
@@ -330,23 +330,23 @@ def test_guided_grad_cam_is_the_product() -> None:
 def test_other_threads_are_not_guided() -> None:
     explanation = _explain(_model())
     expected = explanation.score_gradients(explanation.inputs, TARGETS)
-    found: list[torch.Tensor] = []
-    thread = threading.Thread(target=lambda: found.append(explanation.score_gradients(explanation.inputs, TARGETS)))
+    gradients: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: gradients.append(explanation.score_gradients(explanation.inputs, TARGETS)))
     with pixels._Guided():
         thread.start()
         thread.join()
-    assert torch.equal(found[0], expected)
+    assert torch.equal(gradients[0], expected)
 
 
 @pytest.mark.parametrize(
     ("activation", "reason"), [(nn.ReLU, ""), (nn.ReLU6, ""), (nn.GELU, "ReLU"), (nn.SiLU, "ReLU"), (nn.Tanh, "ReLU")]
 )
 def test_models_without_guided_backpropagation(activation: Callable[[], nn.Module], reason: str) -> None:
-    found = why_not(
+    refusal = why_not(
         _model(activation), Architecture(name="small", head="6", size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3), SIDE
     )
-    assert reason in found
-    assert bool(found) == bool(reason)
+    assert reason in refusal
+    assert bool(refusal) == bool(reason)
 
 
 def test_a_relu_off_the_image_s_path_does_not_count() -> None:

@@ -92,9 +92,9 @@ def test_imputation_solves_the_system(kind: str, share: float, monkeypatch: pyte
     removed = _removed(share, kind, 33)
     image = np.random.default_rng(1).normal(100, 20, (33, 33)).astype(np.float32)
     image += 3 * np.arange(33, dtype=np.float32)
-    found = impute(torch.from_numpy(image)[None, None], torch.from_numpy(removed)[None])[0, 0].numpy()
-    assert np.array_equal(found[~removed], image[~removed])
-    assert np.abs(found - _direct(image, removed)).max() < 1e-3 * np.ptp(image[~removed])
+    imputed = impute(torch.from_numpy(image)[None, None], torch.from_numpy(removed)[None])[0, 0].numpy()
+    assert np.array_equal(imputed[~removed], image[~removed])
+    assert np.abs(imputed - _direct(image, removed)).max() < 1e-3 * np.ptp(image[~removed])
 
 
 @ignore_the_rivals_warning
@@ -103,8 +103,8 @@ def test_imputation_agrees_with_the_rival() -> None:
     image = torch.from_numpy(rng.random((3, 20, 27), np.float32))
     removed = torch.from_numpy(rng.random((20, 27)) < 0.6)
     removed[3:12, 5:20] = True
-    theirs = NoisyLinearImputer(noise=0)(image, (~removed).float())
-    assert impute(image[None], removed[None], 1e-6)[0].numpy() == pytest.approx(theirs.numpy(), abs=1e-5)
+    expected = NoisyLinearImputer(noise=0)(image, (~removed).float())
+    assert impute(image[None], removed[None], 1e-6)[0].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3), (37, 22)])
@@ -197,12 +197,12 @@ def test_drop_and_increase_by_hand() -> None:
     image[0, 0, 1, 1], image[0, 0, 2, 2] = 0.4, 0.2
     cam = torch.zeros(1, 4, 4)
     cam[0, 1, 1], cam[0, 2, 2] = 3, 1.5
-    found = Faithfulness(_mean_of(sign), image, torch.tensor([1])).scores(cam)
-    assert found["drop"] == pytest.approx(1 / 6)
-    assert found["increase"] == 0
+    scores = Faithfulness(_mean_of(sign), image, torch.tensor([1])).scores(cam)
+    assert scores["drop"] == pytest.approx(1 / 6)
+    assert scores["increase"] == 0
     sign[2, 2] = -1  # now the second pixel speaks against: 0.2 on the whole, 0.3 under the map
-    found = Faithfulness(_mean_of(sign), image, torch.tensor([1])).scores(cam)
-    assert (found["drop"], found["increase"]) == (0, 1)
+    scores = Faithfulness(_mean_of(sign), image, torch.tensor([1])).scores(cam)
+    assert (scores["drop"], scores["increase"]) == (0, 1)
     other = Faithfulness(_mean_of(sign), image, torch.tensor([0])).scores(cam)  # 0.8 and 0.7 of the other class
     assert other["drop"] == pytest.approx(1 / 8)
 
@@ -211,17 +211,17 @@ def test_the_enlarged_peak_shows_the_image_whole() -> None:
     """The peak cell's centre lies between four pixels, which have 9/16 of it: they are the peak of what is shown."""
     image, cam = torch.zeros(1, 1, 6, 6), torch.zeros(1, 3, 3)
     image[0, 0, 2, 2], image[0, 0, 2, 1], cam[0, 1, 1] = 0.2, 0.4, 1
-    found = Faithfulness(_mean_of(torch.ones(6, 6)), image, torch.tensor([1])).scores(cam)
-    assert found["drop"] == pytest.approx((0.6 - 0.2 - 0.4 / 3) / 0.6)  # the pixel beside has 3/16
+    scores = Faithfulness(_mean_of(torch.ones(6, 6)), image, torch.tensor([1])).scores(cam)
+    assert scores["drop"] == pytest.approx((0.6 - 0.2 - 0.4 / 3) / 0.6)  # the pixel beside has 3/16
 
 
 def test_what_a_uniform_map_shows_is_the_image() -> None:
     """Nothing drops and nothing increases, though a probability may be rounded differently in another batch."""
     exact = _mean_of(torch.full((SIDE, SIDE), 0.5 / SIDE**2))
     scorer = Faithfulness(lambda x: exact(x) + 1e-7 * len(x), torch.ones(1, 1, SIDE, SIDE), torch.tensor([1]))
-    found = scorer.scores(torch.full((1, 7, 7), 0.2))
-    assert found["drop"] == pytest.approx(0, abs=1e-5)
-    assert found["increase"] == 0
+    scores = scorer.scores(torch.full((1, 7, 7), 0.2))
+    assert scores["drop"] == pytest.approx(0, abs=1e-5)
+    assert scores["increase"] == 0
 
 
 @pytest.mark.parametrize("cells", [1, 7, SIDE])
@@ -288,20 +288,20 @@ def test_colours_are_imputed_each(monkeypatch: pytest.MonkeyPatch) -> None:
         scorer = Faithfulness(_network(), images, torch.tensor([0, 1]))
         assert (scorer.copies is not None) == (images is grey)
         for i in range(2):
-            found = scorer._without(images[i : i + 1], torch.tensor([i]), removed)[0]
-            assert torch.allclose(found, impute(images[i : i + 1], removed[0, 0]), atol=1e-4)
+            imputed = scorer._without(images[i : i + 1], torch.tensor([i]), removed)[0]
+            assert torch.allclose(imputed, impute(images[i : i + 1], removed[0, 0]), atol=1e-4)
 
 
 def test_noise_lies_on_what_is_imputed_alone() -> None:
     images = _grey(1)
     removed = torch.from_numpy(_removed(0.5, "blobs", SIDE)).expand(1, 1, 1, -1, -1)
     scorer, again = (Faithfulness(_network(), images, torch.tensor([0]), seed=1) for _ in range(2))
-    found = scorer._without(images, torch.tensor([0]), removed)
-    noise = (found[0] - impute(images, removed[0, 0]))[0]
+    imputed = scorer._without(images, torch.tensor([0]), removed)
+    noise = (imputed[0] - impute(images, removed[0, 0]))[0]
     removed_here = removed[0, 0, 0].expand_as(noise)
     assert (noise[~removed_here] == 0).all()
     assert noise[removed_here].std() == pytest.approx(faithfulness.NOISE, rel=0.15)  # of 512 draws
-    assert torch.equal(found, again._without(images, torch.tensor([0]), removed))
+    assert torch.equal(imputed, again._without(images, torch.tensor([0]), removed))
 
 
 def test_an_image_in_a_batch_scores_as_alone() -> None:
@@ -329,15 +329,15 @@ def test_an_image_in_a_batch_scores_as_alone() -> None:
 def test_maps_without_positive_finite_values_have_no_scores() -> None:
     maps = torch.rand(6, 7, 7)
     maps[0], maps[1], maps[2, 2, 3], maps[3, 0, 0], maps[4, 6, 6] = 0, -1, torch.nan, torch.inf, -torch.inf
-    found = Faithfulness(_network(), _grey(6), torch.tensor([0, 1, 2, 0, 1, 2])).scores(maps)
-    assert sorted(found) == sorted(FAITHFULNESS)
-    for values in found.values():
+    scores = Faithfulness(_network(), _grey(6), torch.tensor([0, 1, 2, 0, 1, 2])).scores(maps)
+    assert sorted(scores) == sorted(FAITHFULNESS)
+    for values in scores.values():
         assert np.isnan(values).tolist() == [True] * 5 + [False]
 
 
 def test_an_image_of_one_value_and_a_probability_of_zero() -> None:
     """Nothing to impute differently, and nothing that could drop."""
-    found = Faithfulness(_mean_of(torch.zeros(SIDE, SIDE)), torch.full((1, 3, SIDE, SIDE), 0.3), torch.tensor([1]))
-    scores = found.scores(torch.rand(1, 7, 7))
+    scorer = Faithfulness(_mean_of(torch.zeros(SIDE, SIDE)), torch.full((1, 3, SIDE, SIDE), 0.3), torch.tensor([1]))
+    scores = scorer.scores(torch.rand(1, 7, 7))
     assert np.isnan(scores["drop"][0])
     assert [scores[name][0] for name in ("deletion", "insertion", "increase", "road")] == [0, 0, 0, 0]

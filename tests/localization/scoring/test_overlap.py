@@ -34,9 +34,9 @@ def _mask(side: int, seed: int, share: float = 0.3) -> np.ndarray:
 
 def _map(cells: int, seed: int, levels: int = 0) -> np.ndarray:
     """Random values, a part of them 0 as after a ReLU; of few `levels`, so that many tie."""
-    found = np.maximum(np.random.default_rng(seed).normal(size=(cells, cells)), 0).astype(np.float32)
-    found[0, 0] = 1
-    return np.ceil(found * levels) / levels if levels else found
+    cam = np.maximum(np.random.default_rng(seed).normal(size=(cells, cells)), 0).astype(np.float32)
+    cam[0, 0] = 1
+    return np.ceil(cam * levels) / levels if levels else cam
 
 
 def test_scores_by_hand() -> None:
@@ -64,8 +64,8 @@ def test_ties_by_hand() -> None:
     cam[1, 1] = 1
     mask = np.zeros((4, 4), bool)
     mask[1, 1:3] = True
-    found = mask_scores(cam, mask)
-    assert (found["iou"], found["ap"]) == pytest.approx((4 / 11, 9 / 16))
+    scores = mask_scores(cam, mask)
+    assert (scores["iou"], scores["ap"]) == pytest.approx((4 / 11, 9 / 16))
     cam[2, 2] = 1  # hottest as well, one cell below the mask: half a hit
     assert mask_scores(cam, mask)["hit"] == 0.5
 
@@ -75,11 +75,11 @@ def test_ties_by_hand() -> None:
 def test_a_uniform_map_is_chance(cells: int, side: int, share: float, value: float, seed: int) -> None:
     mask = _mask(side, seed, share)
     for cam in (np.ones((cells, cells), np.float32), np.full((cells, cells), value, np.float32)):
-        found = mask_scores(cam, mask)
+        scores = mask_scores(cam, mask)
         area = mask.mean()
-        assert found["lift"] == pytest.approx(1, abs=1e-6)
-        assert found["ap"] == pytest.approx(area, abs=1e-12)
-        assert found["iou"] == pytest.approx(area / (2 - area), abs=1e-12)
+        assert scores["lift"] == pytest.approx(1, abs=1e-6)
+        assert scores["ap"] == pytest.approx(area, abs=1e-12)
+        assert scores["iou"] == pytest.approx(area / (2 - area), abs=1e-12)
 
 
 @QUICK
@@ -88,25 +88,25 @@ def test_scores_against_peers(sizes: tuple[int, int], levels: int, seed: int) ->
     """scikit-learn's average precision; energy and IoU by their definitions, ties by drawing them at random."""
     cells, side = sizes
     cam, mask = _map(cells, seed, levels), _mask(side, seed)
-    found, large = mask_scores(cam, mask), enlarge(cam[None], side, side)[0]
-    assert found["ap"] == pytest.approx(average_precision_score(mask.ravel(), large.ravel()), abs=1e-9)
-    assert found["energy"] == pytest.approx((large * mask).sum(dtype=np.float64) / large.sum(dtype=np.float64))
-    assert found["lift"] == pytest.approx(found["energy"] / mask.mean())
+    scores, large = mask_scores(cam, mask), enlarge(cam[None], side, side)[0]
+    assert scores["ap"] == pytest.approx(average_precision_score(mask.ravel(), large.ravel()), abs=1e-9)
+    assert scores["energy"] == pytest.approx((large * mask).sum(dtype=np.float64) / large.sum(dtype=np.float64))
+    assert scores["lift"] == pytest.approx(scores["energy"] / mask.mean())
     rng, size, inside = np.random.default_rng(seed), mask.sum(), []
     for _ in range(60):
         kept = np.lexsort((rng.random(large.size), -large.ravel()))[:size]
         inside.append(mask.ravel()[kept].sum())
-    overlap = found["iou"] * 2 * size / (1 + found["iou"])
+    overlap = scores["iou"] * 2 * size / (1 + scores["iou"])
     assert overlap == pytest.approx(np.mean(inside), abs=4 * np.std(inside) / np.sqrt(60) + 1e-6)
 
 
 def test_a_mask_of_everything_and_of_nothing() -> None:
     cam = _map(5, 0)
-    found = mask_scores(cam, np.ones((16, 16), bool))
-    assert found == pytest.approx(dict.fromkeys(found, 1.0))
-    found = mask_scores(cam, np.zeros((16, 16), bool))
-    assert found.pop("area") == 0
-    assert np.isnan(list(found.values())).all()
+    scores = mask_scores(cam, np.ones((16, 16), bool))
+    assert scores == pytest.approx(dict.fromkeys(scores, 1.0))
+    scores = mask_scores(cam, np.zeros((16, 16), bool))
+    assert scores.pop("area") == 0
+    assert np.isnan(list(scores.values())).all()
 
 
 @QUICK
@@ -240,10 +240,10 @@ def test_enlarging_keeps_what_is_equal(height: int, width: int, side: int, value
 def test_averaging_is_the_mean_over_each_cell(height: int, width: int, side: int, seed: int) -> None:
     """Against every pixel cut into height × width equal parts, where every cell is a whole number of parts."""
     image = np.random.default_rng(seed).random((side, side))
-    found = average(image, height, width)
+    means = average(image, height, width)
     parts = image.repeat(height, 0).repeat(width, 1).reshape(height, side, width, side)
-    np.testing.assert_allclose(found, parts.mean((1, 3)), atol=1e-12)
-    assert found.mean() == pytest.approx(image.mean(), abs=1e-12)
+    np.testing.assert_allclose(means, parts.mean((1, 3)), atol=1e-12)
+    assert means.mean() == pytest.approx(image.mean(), abs=1e-12)
 
 
 def test_the_oracle_is_the_mask_on_the_grid() -> None:
@@ -253,8 +253,8 @@ def test_the_oracle_is_the_mask_on_the_grid() -> None:
     np.testing.assert_allclose(oracle_map(mask, 2, 2), [[1 / 1.5, 0.5 / 2.25], [0, 0]], rtol=1e-6)
     mask = _mask(64, 2)
     np.testing.assert_array_equal(oracle_map(mask, 64, 64), mask)
-    found = mask_scores(oracle_map(mask, 64, 64), mask)
-    assert (found["energy"], found["iou"], found["ap"], found["hit"]) == (1, 1, 1, 1)
+    scores = mask_scores(oracle_map(mask, 64, 64), mask)
+    assert (scores["energy"], scores["iou"], scores["ap"], scores["hit"]) == (1, 1, 1, 1)
 
 
 def test_the_oracle_is_good_but_no_upper_bound() -> None:
@@ -269,10 +269,10 @@ def test_the_oracle_is_good_but_no_upper_bound() -> None:
 @pytest.mark.parametrize("shape", [(7, 7), (8, 8), (10, 5)])
 def test_the_gaussian_is_centred_and_isotropic_on_the_image(shape: tuple[int, int]) -> None:
     """At one standard deviation, a quarter of the side, it has fallen to exp(-1/2), along both sides."""
-    found = gaussian_map(*shape)
-    np.testing.assert_allclose(found, found[::-1, ::-1])
+    gaussian = gaussian_map(*shape)
+    np.testing.assert_allclose(gaussian, gaussian[::-1, ::-1])
     y, x = ((np.arange(n) + 0.5) / n for n in shape)
-    np.testing.assert_allclose(-np.log(found), 8 * ((y[:, None] - 0.5) ** 2 + (x - 0.5) ** 2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(-np.log(gaussian), 8 * ((y[:, None] - 0.5) ** 2 + (x - 0.5) ** 2), rtol=1e-5, atol=1e-6)
     fine = gaussian_map(401, 401)
     assert fine[200, 200] == 1
     assert fine[200, 300] == pytest.approx(np.exp(-0.5), abs=0.01)

@@ -31,11 +31,13 @@ def _row(path: str, control: str = "", method: str = "gradcam", **more: Any) -> 
     return MapRow(**fields | more)
 
 
-def _rows(own: list[float], control: str, theirs: list[float], score: str = "lesion_lift", **more: Any) -> list[MapRow]:
+def _rows(
+    values: list[float], control: str, controls: list[float], score: str = "lesion_lift", **more: Any
+) -> list[MapRow]:
     """Images with their own score and a control's."""
     return [
         row
-        for i, (a, b) in enumerate(zip(own, theirs, strict=True))
+        for i, (a, b) in enumerate(zip(values, controls, strict=True))
         for row in (_row(str(i), **{score: a}, **more), _row(str(i), control, **{score: b}, **more))
     ]
 
@@ -93,9 +95,9 @@ def test_unlabelled_images_and_all() -> None:
         _row("2", label="", predicted="B", target="B", lung_lift=3.0),
         _row("3", label="B", predicted="B", target="B", lung_lift=5.0),
     ]
-    found = {line.class_name: (line.value, line.n) for line in summarise(rows)}
-    assert found == {"(B)": (3, 1), "A": (1, 1), "B": (5, 1), "all": (3, 3)}
-    assert list(found)[-1] == "all"
+    values = {line.class_name: (line.value, line.n) for line in summarise(rows)}
+    assert values == {"(B)": (3, 1), "A": (1, 1), "B": (5, 1), "all": (3, 3)}
+    assert list(values)[-1] == "all"
     assert [line.class_name for line in summarise(rows[:1])] == ["A"]
 
 
@@ -103,21 +105,21 @@ def test_means_are_those_of_pandas() -> None:
     rows = _table(["A", "N"], ["gradcam", "occlusion"], ("m", "k"))
     table = pd.DataFrame([vars(row) | row.scores for row in rows])
     keys, scores = ["model", "path", "method"], list(SCORES)
-    own = table[(table["control"] == "") & (table["state"] != "empty")]
-    theirs = {name: own[keys].merge(table[table["control"] == name], on=keys) for name in CONTROLS}
+    scored = table[(table["control"] == "") & (table["state"] != "empty")]
+    controls = {name: scored[keys].merge(table[table["control"] == name], on=keys) for name in CONTROLS}
     lines = by_method(summarise(rows))
     assert len(lines) == 2 * 3 * 2
-    for (model, name, method), found in lines.items():
+    for (model, name, method), summary_lines in lines.items():
         of_class = ["A", "N"] if name == "all" else [name]
 
         def mean(part: pd.DataFrame) -> list[float]:
             chosen = (part["model"] == model) & (part["method"] == method) & part["label"].isin(of_class)  # noqa: B023
             return part.loc[chosen, scores].mean().tolist()
 
-        assert list(found) == scores  # class N makes lines without values for the lesions, which the other has
-        np.testing.assert_allclose([line.value for line in found.values()], mean(own))
-        for control, part in theirs.items():
-            np.testing.assert_allclose([line.controls[control] for line in found.values()], mean(part))
+        assert list(summary_lines) == scores  # class N makes lines without values for the lesions, which the other has
+        np.testing.assert_allclose([line.value for line in summary_lines.values()], mean(scored))
+        for control, part in controls.items():
+            np.testing.assert_allclose([line.controls[control] for line in summary_lines.values()], mean(part))
 
 
 @pytest.mark.parametrize("score", ["lesion_lift", "deletion"])
@@ -126,12 +128,12 @@ def test_better_is_the_paired_t_interval(score: str) -> None:
     sign, seen = -1 if score == "deletion" else 1, []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        theirs = rng.lognormal(size=9)
-        own = theirs + sign * rng.normal(0.5, 0.6, 9)
-        line = _only(_rows(list(own), "gaussian", list(theirs), score))
-        interval = stats.ttest_rel(sign * own, sign * theirs).confidence_interval()
+        controls = rng.lognormal(size=9)
+        values = controls + sign * rng.normal(0.5, 0.6, 9)
+        line = _only(_rows(list(values), "gaussian", list(controls), score))
+        interval = stats.ttest_rel(sign * values, sign * controls).confidence_interval()
         assert (line.better_than == ("gaussian",)) == (interval.low > 0)
-        assert line.controls["gaussian"] == pytest.approx(theirs.mean())
+        assert line.controls["gaussian"] == pytest.approx(controls.mean())
         seen.append(bool(line.better_than))
     assert 5 < sum(seen) < 35
 
@@ -182,14 +184,14 @@ def test_shared_hits_are_a_mean() -> None:
 @pytest.mark.parametrize(("pairs", "better"), [((36, 12, 2, 0), True), ((20, 6, 0, 24), True), ((20, 7, 3, 20), False)])
 def test_the_difference_of_hits_is_newcombes(pairs: tuple[int, ...], better: bool) -> None:
     """Newcombe 1998, method 10: both, the first, the second, none hit. The correlation decides the second case."""
-    own, theirs = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], pairs, axis=0).T
-    (low, _), (_, high) = (proportion_confint(v.sum(), 50, method="wilson") for v in (own, theirs))
-    phi = np.corrcoef(own, theirs)[0, 1]
-    below, above = own.mean() - low, high - theirs.mean()
-    limit = own.mean() - theirs.mean() - np.sqrt(below**2 + above**2 - 2 * phi * below * above)
-    line = _only(_rows(list(own), "gaussian", list(theirs), "lesion_hit"))
+    hits, control_hits = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], pairs, axis=0).T
+    (low, _), (_, high) = (proportion_confint(v.sum(), 50, method="wilson") for v in (hits, control_hits))
+    phi = np.corrcoef(hits, control_hits)[0, 1]
+    below, above = hits.mean() - low, high - control_hits.mean()
+    limit = hits.mean() - control_hits.mean() - np.sqrt(below**2 + above**2 - 2 * phi * below * above)
+    line = _only(_rows(list(hits), "gaussian", list(control_hits), "lesion_hit"))
     assert bool(line.better_than) == (limit > 0) == better
-    assert _only(_rows(list(theirs), "gaussian", list(own), "lesion_hit")).better_than == ()
+    assert _only(_rows(list(control_hits), "gaussian", list(hits), "lesion_hit")).better_than == ()
 
 
 def test_the_share_of_the_oracle() -> None:
@@ -216,16 +218,16 @@ def test_the_file_holds_the_summary(tmp_path: Path) -> None:
     write_summary(tmp_path / "scores.csv", summary)
     draw_summary(tmp_path / "scores.png", summary)
     with (tmp_path / "scores.csv").open(newline="") as file:
-        found = list(csv.DictReader(file))
-    assert len(found) == len(summary)
-    for row, line in zip(found, summary, strict=True):
+        table = list(csv.DictReader(file))
+    assert len(table) == len(summary)
+    for row, line in zip(table, summary, strict=True):
         assert list(row) == COLUMNS
         assert row["better_than"].split() == list(line.better_than)
         for key in ("value", "low", "high", "of_oracle", *CONTROLS):
             value = line.controls[key] if key in CONTROLS else getattr(line, key)
             assert (row[key] == "") == np.isnan(value)
             assert row[key] == "" or float(row[key]) == pytest.approx(value, rel=1e-5)
-    assert any(row["value"] == "" for row in found)
+    assert any(row["value"] == "" for row in table)
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -263,7 +265,7 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "verdict"),
     [
         (_line(0.89, 1.06, 1.23), "not shown to be above chance on the lesions (lift 1.06 [0.89, 1.23])."),
         (_line(0.5, 0.6, 0.7), "below chance on the lesions (lift 0.60 [0.50, 0.70])."),
@@ -287,12 +289,12 @@ def _line(low: float, value: float, high: float, better: tuple[str, ...] = (), *
         ),
     ],
 )
-def test_verdicts(line: SummaryRow, said: str) -> None:
+def test_verdicts(line: SummaryRow, verdict: str) -> None:
     first, _ = verdict_lines([line])
     assert first.startswith("Grad-CAM, A: ")
-    assert said in first
+    assert verdict in first
     assert ("not shown to be above chance" in first or "below" in first) == (
-        "not shown to be above chance" in said or "below" in said
+        "not shown to be above chance" in verdict or "below" in verdict
     )
 
 
@@ -310,14 +312,14 @@ def test_the_verdict_on_all_methods() -> None:
     # of several classes, those together decide; each has a sentence of its own, up to six
     classes = [replace(two, class_name=f"class {i}") for i in range(6)]
     assert len(verdict_lines([*classes[:5], replace(one, class_name="all")])) == 5 + 1
-    said = verdict_lines([*(replace(line, method="gradcam") for line in classes), replace(one, class_name="all")])
-    assert [line.split(":")[0] for line in said] == [
+    verdicts = verdict_lines([*(replace(line, method="gradcam") for line in classes), replace(one, class_name="all")])
+    assert [line.split(":")[0] for line in verdicts] == [
         "Grad-CAM, all",
         "Better than the uniform, Gaussian and randomised controls on the lesions",
     ]
     # two models are told apart
-    said = verdict_lines([one, replace(two, model="k")])
-    assert [line.split(":")[0] for line in said] == ["m", "m", "k", "k"]
+    verdicts = verdict_lines([one, replace(two, model="k")])
+    assert [line.split(":")[0] for line in verdicts] == ["m", "m", "k", "k"]
 
 
 @pytest.mark.parametrize(
@@ -349,9 +351,9 @@ def test_the_figure_shows_every_lift(
         mask, name = panel.split(", ")
         score = {"lungs": "lung_lift", "lesions": "lesion_lift"}[mask]
         lines = [line for line in lifts if (line.score, line.class_name) == (score, name)]
-        found = [mark for mark in ax.lines if mark.get_marker() == "o"]
-        assert [mark.get_xdata()[0] for mark in found] == [line.value for line in lines]
-        for line, mark in zip(lines, found, strict=True):
+        marks = [mark for mark in ax.lines if mark.get_marker() == "o"]
+        assert [mark.get_xdata()[0] for mark in marks] == [line.value for line in lines]
+        for line, mark in zip(lines, marks, strict=True):
             assert (mark.get_markerfacecolor() != "white") == (
                 {"uniform", "gaussian", "randomised"} <= {*line.better_than}
             )
