@@ -188,9 +188,7 @@ class Classifier:
         measurer = Measurer(chosen, checkpoint.fit, selection.name, controls=None)
         maps = []
         for batch in chosen.batches(device, settings.batch, checkpoint.architecture):
-            targets = None
-            if target is not None:
-                targets = torch.full((len(batch.indices),), checkpoint.classes.index(target), device=device)
+            targets = None if target is None else torch.full_like(batch.labels, checkpoint.classes.index(target))
             explanation = explainer.explain(batch.inputs, targets)
             grids = METHODS[name].function(explanation).cpu().numpy()
             rows, _ = measurer.rows(batch, explanation, {name: grids}, report=lambda step: None)
@@ -257,7 +255,7 @@ def load_classifier(
     files = [Path(path) for path in ([weights] if isinstance(weights, (str, Path)) else weights)]
     if not files:
         raise UserError("weights: none given; pass a run folder or a checkpoint")
-    return Classifier(Ensemble.load(files, device=device, precision=precision, batch=batch, tta=tta, keep_models=True))
+    return Classifier(Ensemble.load(files, device=device, precision=precision, batch=batch, tta=tta))
 
 
 def _paths(images: Images) -> list[Path] | None:

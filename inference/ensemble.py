@@ -58,7 +58,6 @@ class Ensemble:
         selections: at least one checkpoint; the first defines the data and the order of the classes.
         batch: images per forward pass.
         tta: test-time augmentation: average each image with its mirror image.
-        keep_models: keep the models on their device between calls, for many small ones.
         flag: what errors call the checkpoints.
 
     Raises: `UserError` for class sets that differ, or the same checkpoint twice.
@@ -67,7 +66,6 @@ class Ensemble:
     selections: list[Selection]
     batch: int = TrainConfig.eval_batch
     tta: bool = False
-    keep_models: bool = False
     flag: str = "--weights"
     _models: dict[Path, nn.Module] = field(init=False, default_factory=dict, repr=False)
 
@@ -91,7 +89,7 @@ class Ensemble:
         Args:
             device: `auto`, `cpu`, `cuda`, ….
             precision: `fp32` or `bf16`; `auto`: as each was trained.
-            settings: `batch`, `tta` and `keep_models` of the ensemble.
+            settings: `batch` and `tta` of the ensemble.
 
         Raises: `UserError` for a file that is not a checkpoint, or an unavailable device.
         """
@@ -163,14 +161,11 @@ class Ensemble:
         return np.mean(views, axis=0)
 
     def model(self, selection: Selection) -> nn.Module:
-        """Return a checkpoint's model in evaluation mode, on its device."""
+        """Return a checkpoint's model in evaluation mode, on its device; it is kept there for the next call."""
         path = selection.checkpoint.path
-        if path in self._models:
-            return self._models[path]
-        model = selection.checkpoint.model(self.flag).to(selection.device)
-        if self.keep_models:
-            self._models[path] = model
-        return model
+        if path not in self._models:
+            self._models[path] = selection.checkpoint.model(self.flag).to(selection.device)
+        return self._models[path]
 
     def trained_on(self, records: pd.DataFrame) -> list[str]:
         """Return the paths of the images that a checkpoint was trained on, by content."""

@@ -80,7 +80,7 @@ def test_several_checkpoints_predict_their_mean(ensemble: Ensemble, tiny_run: Pa
     pixels = [read_image(file) for file in files]
     paths = [tiny_run / "best.pt", tiny_run / "last.pt"]
     alone = [Ensemble.load([path], device="cpu").predict_arrays(pixels).values for path in paths]
-    both = Ensemble.load(paths, device="cpu", keep_models=True)
+    both = Ensemble.load(paths, device="cpu")
     for _ in range(2):
         np.testing.assert_allclose(both.predict_arrays(pixels).values, np.mean(alone, axis=0), atol=1e-12)
     with pytest.raises(UserError, match="twice"):
