@@ -36,6 +36,7 @@ def test_diverged_scores_are_refused() -> None:
         softmax(np.array([[0.0, 1.0], [np.nan, 0.0]]), pd.DataFrame({"path": ["a", "b"]}))
 
 
+@pytest.mark.slow
 def test_the_last_batch_is_never_dropped(tiny_run: Path) -> None:
     import torch
 

@@ -12,6 +12,7 @@ from tests.helpers.report_case import CLASSES, Case
 from utils import UserError
 
 
+@pytest.mark.slow
 def test_metrics_of_an_older_version_are_named(editable: Case) -> None:
     """Every part that the report needs from metrics.json, one at a time."""
     file = editable.folder / "metrics.json"

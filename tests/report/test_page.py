@@ -92,6 +92,7 @@ def test_markup_in_names_stays_text(tmp_path: Path) -> None:
         assert all(e.tag != "script" for e in figure.find())
 
 
+@pytest.mark.slow
 def test_predictions_of_another_program(case: Case, tmp_path: Path) -> None:
     """Only what the table shows is reported: no run, code, split or maps."""
     table = case.table.drop(columns=["group", "source", "sha256"])

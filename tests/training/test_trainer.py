@@ -74,6 +74,7 @@ def test_an_interrupted_and_resumed_run_is_an_uninterrupted_one(
     pd.testing.assert_frame_equal(*(pd.read_csv(run / "history.csv")[columns] for run in (whole, halves)))
 
 
+@pytest.mark.slow
 def test_resume_refuses_changed_images(phantom: Path, cache_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom, tmp_path / "data")
     run = train(small_config(tmp_path / "data", cache_dir, tmp_path, "train.patience=9"), "a")
@@ -93,6 +94,7 @@ def test_resume_refuses_another_experiment(tiny_run: Path, tmp_path: Path) -> No
         resume(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_named_and_limited(
     phantom: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -115,6 +117,7 @@ def test_unreadable_images_are_named_and_limited(
     assert not (tmp_path / "runs" / "many").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_finishes_a_run(
     phantom: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

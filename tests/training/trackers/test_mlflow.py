@@ -72,6 +72,7 @@ def test_a_server_that_is_down_is_one_warning_without_password_or_token(
     assert "secret" not in (run / "train.log").read_text() + (run / "run.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
