@@ -72,7 +72,7 @@ def compare_runs(arguments: Namespace, config: Config) -> None:
     paths, baseline = inputs.choose_files(arguments.runs, arguments.kind, arguments.baseline)
     distrusted = inputs.reasons_for_distrust(paths)
     runs = inputs.align({name: read_predictions(path) for name, path in paths.items()})
-    default = runs_folder(config) / inputs.default_folder(list(runs), arguments.kind, baseline)
+    default = inputs.default_folder(runs_folder(config), paths, arguments.kind, baseline)
     folder = inputs.prepare_folder(arguments.output or default)
     comparison = compare(runs, baseline, distrusted=distrusted, seed=config.seed)
     report.write_comparison(comparison, paths, folder)

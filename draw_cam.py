@@ -44,7 +44,7 @@ def parser() -> Parser:
     add("--method", default="gradcam", metavar="A,B,C", help=methods)
     add("--label", metavar="CLASS", help="the class whose evidence is drawn (default: the predicted one)")
     add("--layer", metavar="NAME,NAME", help="the target layer; several are averaged (default: the architecture's own)")
-    tops = "the top of the colours: each map's own peak (default), the highest in the batch, the highest of all"
+    tops = "the value with the brightest colour: each map's own peak (default), the batch's, or that of all maps"
     add("--scale", choices=("image", "batch", "shared"), default="image", help=tops)
     add("--colormap", default="inferno", metavar="NAME", help="a matplotlib colormap (default inferno)")
     reach = "distance from the lesion that counts as a hit, as a share of the image's side (default 0.03)"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     arguments, config, given = parser().read_command(argv)
     check_at_least(arguments, count=1, errors=0, score_count=0, sanity_count=2, max_channels=1)
     if arguments.strict and not arguments.sanity:
-        raise UserError("--strict: it needs the verdicts of --sanity; add that")
+        raise UserError("--strict: depends on the sanity checks; add --sanity")
     from localization.methods.explanation import Settings
     from localization.request import ExplanationRequest
     from localization.run import explain_checkpoints

@@ -140,8 +140,8 @@ def _load_imagenet(library: _Library, model: nn.Module, architecture: Architectu
     if required:
         raise UserError(f"--init imagenet: {unavailable}; pass --init FILE, or --init none for random weights")
     log.warning(
-        f"{unavailable}: starting from RANDOM weights, which learns more slowly and ends lower; --init FILE loads a "
-        "state dict"
+        f"{unavailable}: starting from random weights, which train more slowly and to a lower accuracy; pass --init "
+        "FILE to load a state dict"
     )
     return f"random weights (ImageNet weights are unavailable: {reason})"
 
@@ -316,7 +316,7 @@ def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], head: str, w
     }
     for problem, keys in problems.items():
         if keys:
-            raise UserError(f"--init {where}: does not fit: it {problem} {keys[0]} ({len(keys)} such of {len(needed)})")
+            raise UserError(f"--init {where}: {problem} {keys[0]} ({len(keys)} of {len(needed)} keys do not fit)")
     ordered = OrderedDict(fitting)
     ordered._metadata = getattr(expected, "_metadata", {})  # MNASNet reads its version there; plain files lack it
     model.load_state_dict(ordered, strict=False)

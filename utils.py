@@ -183,17 +183,30 @@ def elide(text: str, limit: int) -> str:
     return text if len(text) <= limit else shortened
 
 
-def shortened_name(text: str, limit: int = 120) -> str:
+def shortened_name(text: str, limit: int = 120, identity: bytes = b"") -> str:
     """Return a name for a file or folder: `text`, cut to `limit` bytes of UTF-8 if it is longer.
 
     A cut name ends in 8 hexadecimal digits of the SHA-256 of `text`, so that texts that begin alike keep different
-    names. File systems allow names of 255 bytes.
+    names. Where an `identity` is given, the name always ends in the digits of its SHA-256. File systems allow names of
+    255 bytes.
     """
     encoded = text.encode()
-    if len(encoded) <= limit:
+    if len(encoded) <= limit and not identity:
         return text
-    mark = hashlib.sha256(encoded).hexdigest()[:8]
+    mark = hashlib.sha256(identity or encoded).hexdigest()[:8]
     return f"{encoded[: limit - 9].decode(errors='ignore')}-{mark}"
+
+
+def joint_name(names: Sequence[str], files: Sequence[Path], expected: Sequence[Path] = (), joint: str = "-vs-") -> str:
+    """Return the name of a folder about several files, at most 120 bytes: `A-vs-B` or `A-vs-B-0123abcd`.
+
+    The hash, of the files' real paths, is left out only if the names alone identify the files: the files are the
+    `expected` ones of these names, and the joint name splits into the same names again.
+    """
+    text = joint.join(names).replace("/", "-")
+    paths, plain = ([os.fsencode(file.resolve()) for file in group] for group in (files, expected))
+    identified = paths == plain and text.split(joint) == list(names)
+    return shortened_name(text, identity=b"" if identified else b"\0".join(paths))
 
 
 def shown(path: Path) -> str:

@@ -68,7 +68,7 @@ def read_class_map(words: list[str]) -> dict[str, str]:
     for word in words:
         for source, target in _read_pairs(word).items():
             if class_map.setdefault(source, target) != target:
-                raise UserError(f"--map: '{source}' is mapped to both '{class_map[source]}' and '{target}'")
+                raise UserError(f"--map: '{source}' is mapped to both '{class_map[source]}' and '{target}'; keep one")
     return class_map
 
 

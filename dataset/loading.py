@@ -83,8 +83,8 @@ def load_dataset(
     expected = set(classes or labels)
     if labels != expected:
         unknown, absent = (", ".join(sorted(names)) or "none" for names in (labels - expected, expected - labels))
-        differences = f"unknown to it: {unknown}; missing: {absent}"
-        raise UserError(f"--data: classes differ from the checkpoint's ({', '.join(classes)}): {differences}")
+        difference = f"unknown to it: {unknown}; missing: {absent}; rename the folders or use test.py --external --map"
+        raise UserError(f"--data: classes differ from the checkpoint's ({', '.join(classes)}): {difference}")
     records, unreadable = _readable(records, data, side)
     if lost := sorted(labels - set(records["label"])):
         raise UserError(f"--data: no image of class '{lost[0]}' can be read")

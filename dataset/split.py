@@ -89,7 +89,7 @@ def split_records(
         targets = split_targets(labels[train], [1 - share, share, 0], (per_class[0], None))
         assigned = given.astype(object)
         assigned[train] = np.array(SPLITS)[assign_groups(labels[train], groups[train], targets, seed)]
-        log.info(f"the data has no val split: {(assigned == 'val').sum()} of its train images are used for it")
+        log.info(f"no val split in the data: using {count((assigned == 'val').sum(), 'train image')} for validation")
         return pd.Series(assigned, records.index)
     if (given != "").any():
         raise UserError("--data: some images have a split and others have none; define it for all or for none")

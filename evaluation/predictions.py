@@ -64,9 +64,9 @@ class Predictions:
         columns = [f"p_{name}" for name in self.classes]
         for column in ("path", "label", *columns):
             if column not in table:
-                raise UserError(f"{self.where}: there is no column '{column}' (only {', '.join(map(str, table))})")
+                raise UserError(f"{self.where}: no column '{column}', only {', '.join(map(str, table))}; add it")
         if table.empty:
-            raise UserError(f"{self.where}: no rows")
+            raise UserError(f"{self.where}: no rows; write one for each image")
         self.probabilities = self._check_probabilities(columns)
         winner = np.array(self.classes, object)[self.probabilities.argmax(1)]
         defaults = {"predicted": winner, "confidence": self.confidence, "group": "", "sha256": "", "source": ""}

@@ -1,0 +1,1 @@
+"""Runs and their checkpoints: the run folder, the checkpoint file and the selection of one."""

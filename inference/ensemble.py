@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from evaluation.predictions import Predictions, prediction_table
 from experiment.selection import Selection, select
 from inference.images import images_from_arrays, separate
 from inference.predict import Runtime, predict_logits, softmax
-from utils import UserError, log, shortened_name, shown
+from utils import UserError, joint_name, log, shown
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class Ensemble:
             if set(other.checkpoint.classes) != set(self.classes):
                 raise UserError(
                     f"{self.flag} {other.checkpoint.path}: its classes ({', '.join(other.checkpoint.classes)}) differ "
-                    f"from those of {self.first.checkpoint.path} ({', '.join(self.classes)})"
+                    f"from those of {self.first.checkpoint.path} ({', '.join(self.classes)}); leave it out"
                 )
         paths = [s.checkpoint.path.resolve() for s in self.selections]
         if len(set(paths)) < len(paths):
-            raise UserError(f"{self.flag}: the same checkpoint is given twice")
+            raise UserError(f"{self.flag}: the same checkpoint is given twice; leave one out")
 
     @classmethod
     def load(
@@ -128,7 +127,8 @@ class Ensemble:
                 for path, reason in failed.items():
                     log.warning(f"{path}: left out ({reason})")
                 if not len(images):
-                    raise UserError(f"none of {len(kept)} images can be read, for example {kept['path'].iloc[0]}")
+                    example = kept["path"].iloc[0]
+                    raise UserError(f"none of {len(kept)} images can be read, for example {example}; fix the files")
                 unreadable.update(failed)
                 kept = images.records
                 yield images
@@ -183,10 +183,9 @@ class Ensemble:
         return int(records["sha256"].isin(validated).sum())
 
     def folder_name(self) -> str:
-        """Return `ensemble-A+B-MARK`, from the names of the runs; the mark tells runs of the same name apart."""
+        """Return `ensemble-A+B-HASH`, from the names of the runs and a hash of the checkpoints' paths."""
         names = [s.run.name if s.run else s.checkpoint.path.stem for s in self.selections]
-        mark = hashlib.sha256("\0".join(str(s.checkpoint.path.resolve()) for s in self.selections).encode())
-        return f"{shortened_name('ensemble-' + '+'.join(names))}-{mark.hexdigest()[:6]}"
+        return f"ensemble-{joint_name(names, [s.checkpoint.path for s in self.selections], joint='+')}"
 
     def about(self) -> dict[str, Any]:
         """Return what metrics.json records of the checkpoints (`evaluation.provenance`)."""

@@ -109,7 +109,7 @@ def _load(request: Request) -> Ensemble:
     classes = ensemble.classes
     if request.classes not in (None, len(classes)):
         names = ", ".join(classes)
-        raise UserError(f"--classes {request.classes}: the checkpoint has {len(classes)} classes ({names})")
+        raise UserError(f"--classes {request.classes}: the checkpoint has {len(classes)} classes ({names}); omit it")
     read_prevalences(list(request.prevalence), classes)  # fail early, not after the predictions
     return ensemble
 
@@ -155,7 +155,7 @@ def _find_images(request: Request, ensemble: Ensemble) -> tuple[pd.DataFrame, di
     dataset = first.dataset()
     records = dataset.images(request.split).records
     if records.empty:
-        raise UserError(f"--kind {request.split}: this split has no images")
+        raise UserError(f"--kind {request.split}: this split has no images; choose another split")
     return records, {"unreadable": len(dataset.unreadable), "title": f"{ensemble.name}, {request.split} split"}
 
 

@@ -63,6 +63,6 @@ def softmax(logits: np.ndarray, records: pd.DataFrame) -> np.ndarray:
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
         where = records["path"].iloc[int(np.argmin(np.isfinite(logits).all(1)))]
-        raise UserError(f"the model's scores are not finite (first for {where}): its weights have diverged")
+        raise UserError(f"scores are not finite, first for {where}: the weights diverged; train with a lower train.lr")
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)

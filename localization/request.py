@@ -40,8 +40,8 @@ class ExplanationRequest:
         methods: names of methods; not used with `every_method`, which means those that the architecture supports.
         layers: the target layers; none: the architecture's own.
         label: the class to explain; None: the predicted class of each image.
-        scale: the top of the colours: each map's own peak (`image`), the highest peak of the method in the batch
-            (`batch`), or among all maps of the method (`shared`, which keeps all maps in memory until the last).
+        scale: the value with the brightest colour: each map's own peak (`image`), the method's highest peak in the
+            batch (`batch`), or among all maps of the method (`shared`, which keeps all maps in memory until the last).
         colormap: a name of matplotlib's.
         tolerance: of the pointing game, as a share of the image's side.
         score: controls beside every map, and faithfulness on `score_count` images.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from localization.scoring.measure import Controls
 from localization.scoring.summary import SummaryRow, summarise, write_summary
 from localization.scoring.summary_text import format_summary, verdict_lines
 from localization.states import count_flawed
-from utils import UserError, count, derived_seed, log, make_folder, shortened_name, write_json
+from utils import UserError, count, derived_seed, joint_name, log, make_folder, write_json
 
 EVERY_RUN = "all"  # as --model
 
@@ -57,10 +57,11 @@ def explain_checkpoints(
         paths = _every_run(config, weights)
     several = len(paths) > 1 or config.model.lower() == EVERY_RUN
     names = _name_checkpoints(config, paths, given) if len(paths) > 1 else {"": paths[0]}
-    drawn = []
+    drawn, files = [], {}
     for name, path in names.items():
         selection = select(config, path, given)
         name = name or selection.name
+        files[name] = selection.checkpoint.path
         if request.images:
             images = images_from_paths(selection, request.images)
         else:
@@ -69,7 +70,7 @@ def explain_checkpoints(
         drawn.append(explain_model(load_model(selection, name, request), images, request, output))
         yield drawn[-1], _record(selection, drawn[-1], request, output.folder)
     if len(drawn) > 1 and (request.score or compared):
-        folder = request.folder or runs_folder(config) / together_name([maps.name for maps in drawn])
+        folder = request.folder or together_folder(runs_folder(config), files)
         clear_folder(make_folder(folder, "--output"))
         if request.score:
             _write_scores(folder, summarise([row for maps in drawn for row in (*maps.rows, *maps.controls)]))
@@ -103,9 +104,10 @@ def _name_checkpoints(config: Config, paths: Sequence[Path], given: dict[str, An
     return names
 
 
-def together_name(names: Sequence[str]) -> str:
-    """Return the name of the folder that compares the models `names`, unique to them and short enough for a disk."""
-    return shortened_name("localization-" + "-vs-".join(names))
+def together_folder(runs: Path, files: Mapping[str, Path]) -> Path:
+    """Return the folder in `runs` that compares the models of these checkpoints, by name: `localization-A-vs-B`."""
+    expected = [runs / name / "best.pt" for name in files]
+    return runs / f"localization-{joint_name(list(files), list(files.values()), expected)}"
 
 
 def _record(selection: Selection, drawn: DrawnMaps, request: ExplanationRequest, folder: Path) -> Path | None:
@@ -171,10 +173,7 @@ def _choose_methods(model: ExplainedModel, request: ExplanationRequest) -> list[
     if request.layers and not use_layers:
         raise UserError(f"--layer {','.join(request.layers)}: {', '.join(methods)} does not use a layer; leave it out")
     if len(request.layers) > 1 and request.scale != "image":
-        raise UserError(
-            f"--scale {request.scale}: it has no meaning for maps of several layers, which are each divided by "
-            "their peak; leave it out"
-        )
+        raise UserError(f"--scale {request.scale}: cannot apply to the mean of several layers; leave it out")
     missing = [method for method in METHODS if explainer.why_not(method)]
     if missing and request.every_method:
         reasons = "; ".join(dict.fromkeys(explainer.why_not(method) for method in missing))

@@ -77,9 +77,8 @@ def read_inputs(folder: Path, run: Path | None) -> Inputs:
     metrics = _read_metrics(folder / "metrics.json")
     predictions = read_predictions(folder / "predictions.csv", metrics["classes"])
     if metrics["n"] != len(predictions):
-        raise UserError(
-            f"{folder}: metrics.json is of {metrics['n']} images and predictions.csv of {len(predictions)}; {RERUN}"
-        )
+        numbers = f"{metrics['n']} images in metrics.json, but {len(predictions)} in predictions.csv"
+        raise UserError(f"{folder}: {numbers}; {RERUN}")
     inputs = Inputs(
         folder=folder,
         predictions=predictions,

@@ -47,7 +47,7 @@ def read_metric(name: str) -> Metric:
     if re.match(r"(train|test|external)[._/]", name):
         raise UserError(
             f"--metric {name}: only validation images may decide a search; a model that memorised the training images "
-            "would win on them, and test images that select a model cannot judge it"
+            "would win on them, and test images used to select a model no longer test it"
         )
     match = re.fullmatch(r"(?:per_class\.(.+)\.)?(\w+)", name)
     if match is None or match[2] not in (PER_CLASS if match[1] else OVERALL):

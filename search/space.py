@@ -73,7 +73,7 @@ def _distribution(key: str, options: Any) -> BaseDistribution:
     field_of(key)
     if not describes_learning(key):
         raise UserError(
-            f"{key}: cannot be searched; images must be the same for all trials, and a better seed is luck: search "
+            f"{key}: cannot be searched; all trials must use the same images, and a seed wins only by luck; search "
             "train.*, augment.*, model, init, data.size or data.fit"
         )
     words = set(options) if isinstance(options, dict) else set()

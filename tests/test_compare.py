@@ -29,7 +29,7 @@ def test_the_verb(verb: Verb, tmp_path: Path) -> None:
     table(80, 3, 1.0)[["path", "label", *(f"p_{name}" for name in CLASSES)]].to_csv(other, index=False)
     result = verb("compare.py", a, b / "test", other, "--save", tmp_path / "runs")
     assert result.code == 0, result.err
-    folder = tmp_path / "runs" / "compare-run a-vs-b-vs-other"
+    (folder,) = (tmp_path / "runs").glob("compare-run a-vs-b-vs-other-????????")  # not runs of the runs folder
     assert {path.name for path in folder.iterdir()} == {"comparison.csv", "comparison.json", "forest.png"}
     assert "run a is better than b in accuracy and macro AUROC" in result.out
     assert "Caution: only 80 images; fewer than 30 images of" in result.out
@@ -97,8 +97,8 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     refused(verb("compare.py", a, tmp_path / "no"), "no such run folder or file")
     refused(verb("compare.py", a, tmp_path / "empty"), "has no predictions.csv and no test/predictions.csv")
     refused(verb("compare.py", a, b, "--kind", "val"), f"python test.py --weights {a} --kind val")
-    refused(verb("compare.py", a), "one run alone")
-    refused(verb("compare.py", a, "--baseline", a), "one run alone")
+    refused(verb("compare.py", a), "only one run given")
+    refused(verb("compare.py", a, "--baseline", a), "only one run given")
     refused(verb("compare.py"), "RUN")
     refused(verb("compare.py", a, b, a / "test"), "given twice")
     twice = table(40, 1)
@@ -111,7 +111,7 @@ def test_bad_input_is_one_line(verb: Verb, tmp_path: Path) -> None:
     write_run(tmp_path / "classes", twice.rename(columns={"p_COVID": "p_x"}).replace({"COVID": "x"}))
     refused(verb("compare.py", a, tmp_path / "classes"), "only a: COVID", "only classes: x")
     (tmp_path / "empty" / "notes.txt").touch()
-    refused(verb("compare.py", a, b, "--output", tmp_path / "empty"), "other files in it")
+    refused(verb("compare.py", a, b, "--output", tmp_path / "empty"), "contains other files")
     refused(verb("compare.py", a, b, "--output", tmp_path / "empty", "sed=3"), "did you mean seed")
     refused(verb("compare.py", a, b, "train.lr=0.1"), "train.lr=0.1", "save and seed")
     assert not (tmp_path / "empty" / "comparison.json").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.verbs import ROOT
-from utils import did_you_mean, elide, file_sha256, interrupts_wait, pick_device, shortened_name
+from utils import did_you_mean, elide, file_sha256, interrupts_wait, joint_name, pick_device, shortened_name
 
 
 @given(st.text(max_size=40), st.integers(2, 30))
@@ -48,6 +49,27 @@ def test_a_long_name_of_three_byte_letters_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     assert name.startswith("肺" * 36) and len(name.encode()) <= 120
     assert name != shortened_name("+".join(["肺" * 40, "炎" * 40, "象" * 40]))
+
+
+def test_a_joint_name_has_a_hash_unless_the_names_identify_the_files(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    assert joint_name(["a", "b"], files, files) == "a-vs-b"
+    hashed = joint_name(["a", "b"], files, [tmp_path / "a", tmp_path / "c"])
+    assert re.fullmatch("a-vs-b-[0-9a-f]{8}", hashed)
+    assert joint_name(["a", "b"], files) == hashed
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert joint_name(["a", "b"], [tmp_path / "link" / name for name in "ab"]) == hashed
+    assert joint_name(["a", "b"], files[::-1]) != hashed
+
+
+NAMES = st.lists(st.text("av-s/", min_size=1, max_size=6), min_size=1, max_size=3)
+
+
+@given(NAMES, NAMES)
+def test_joint_names_of_different_files_differ(first: list[str], second: list[str]) -> None:
+    files = [[Path("/runs", name.replace("/", "_")) for name in names] for names in (first, second)]
+    joint = [joint_name(names, paths, paths) for names, paths in zip((first, second), files, strict=True)]
+    assert (joint[0] == joint[1]) == (files[0] == files[1])
 
 
 def test_near_names() -> None:

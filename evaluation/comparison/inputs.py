@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from config import SPLITS
 from evaluation.metrics.formats import severe_warnings
 from evaluation.predictions import Predictions
-from utils import UserError, log, make_folder, read_json, shortened_name
+from utils import UserError, joint_name, log, make_folder, read_json
 
 FILE = "predictions.csv"
 
@@ -64,15 +64,21 @@ def choose_files(paths: Sequence[Path], split: str, baseline: Path | None) -> tu
     if base:
         files.setdefault(base.resolve(), base)
     if len(files) < 2:
-        raise UserError(f"{paths[0]}: one run alone; give two or more to compare")
+        raise UserError(f"{paths[0]}: only one run given; pass at least two to compare")
     names = dict(zip(files, name_files(list(files.values())), strict=True))
     return {names[key]: file for key, file in files.items()}, base and names[base.resolve()]
 
 
-def default_folder(names: Sequence[str], split: str, baseline: str | None) -> str:
-    """Return compare-A-vs-B, with the split and the baseline if they are not the default."""
-    text = shortened_name("-vs-".join(name.replace("/", "-") for name in names))
-    return f"compare-{text}" + ("" if split == "test" else f"-{split}") + ("" if baseline is None else "-baseline")
+def default_folder(runs: Path, files: Mapping[str, Path], split: str, baseline: str | None) -> Path:
+    """Return the folder in `runs` for a comparison of these predictions, by name.
+
+    It is called compare-A-vs-B, with the split and the baseline if they are not the default. Only the test splits of
+    runs in `runs`, without a baseline, do without a hash.
+    """
+    expected = [runs / name / "test" / FILE for name in files]
+    base = [] if baseline is None else [files[baseline]]
+    text = joint_name(list(files), [*files.values(), *base], expected)
+    return runs / (f"compare-{text}" + ("" if split == "test" else f"-{split}") + "-baseline" * len(base))
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -81,7 +87,7 @@ def prepare_folder(folder: Path) -> Path:
     if (folder / "comparison.json").exists():
         log.info(f"replacing the earlier comparison in {folder}")
     elif any(folder.iterdir()):
-        raise UserError(f"--output {folder}: there are other files in it; name another folder")
+        raise UserError(f"--output {folder}: contains other files; choose another folder")
     return folder
 
 
@@ -111,7 +117,8 @@ def align(runs: dict[str, Predictions]) -> dict[str, Predictions]:
         here, there = set(classes), set(second.classes)
         if here != there:
             a, b = (", ".join(sorted(part)) or "none" for part in (here - there, there - here))
-            raise UserError(f"{name} and {other} have different classes: only {name}: {a}; only {other}: {b}")
+            only = f"only {name}: {a}; only {other}: {b}"
+            raise UserError(f"{name} and {other} have different classes ({only}); compare runs of the same classes")
         orders[other] = _match(name, first, other, second)
     tables = {run: runs[run].table.iloc[order].reset_index(drop=True) for run, order in orders.items()}
     group = _common_patients(tables)
@@ -131,14 +138,14 @@ def _match(name: str, first: Predictions, other: str, second: Predictions) -> np
         alone = {run: x["path"][~x[by].isin(y[by])] for run, x, y in ((name, a, b), (other, b, a))}
         examples = {run: f" (such as {paths.iloc[0]})" if len(paths) else "" for run, paths in alone.items()}
         counts = ", ".join(f"{len(paths)} only in {run}{examples[run]}" for run, paths in alone.items())
-        raise UserError(f"{name} and {other} have different images (matched by {by}): {counts}")
+        raise UserError(f"{name} and {other} have different images (matched by {by}): {counts}; test both on the same")
     labels = b["label"].to_numpy()[order]
     wrong = np.flatnonzero(a["label"].to_numpy() != labels)
     if len(wrong):
         row = wrong[0]
         raise UserError(
             f"{name} and {other} disagree about the true class of {len(wrong)} of {len(a)} images: {a['path'][row]} is "
-            f"{a['label'][row]} in {name} and {labels[row]} in {other}"
+            f"{a['label'][row]} in {name} and {labels[row]} in {other}; fix the wrong label and evaluate that run again"
         )
     return order
 

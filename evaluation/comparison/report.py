@@ -16,7 +16,7 @@ from intervals import RESAMPLES
 from utils import count, write_csv, write_json
 
 HEADLINE = ("accuracy", "macro_f1", "macro_auroc")
-METHODS = {
+STATISTICS = {
     "p of accuracy": "exact McNemar; with several images per patient, exact sign flips of the patients",
     "p of macro_auroc, auroc": "DeLong's paired test, over patients",
     "p_holm": "Holm over the pairs, for accuracy and for macro_auroc apart; the classes' AUROCs are not corrected",
@@ -121,6 +121,6 @@ def write_comparison(comparison: Comparison, files: dict[str, Path], folder: Pat
         "caution": " ".join(cautions(comparison)),
         "runs": runs,
         "pairs": pairs,
-        "methods": METHODS,
+        "methods": STATISTICS,
     }
     write_json(folder / "comparison.json", content)

@@ -1,0 +1,1 @@
+"""Figures of an evaluation: confusion matrix, curves, reliability and forest plots."""

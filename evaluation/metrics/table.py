@@ -15,7 +15,7 @@ from evaluation.predictions import Predictions
 from intervals import RESAMPLES, UNKNOWN, Interval
 
 SMALL = 30  # images: a class with fewer is marked as too small to rank
-METHODS = {
+STATISTICS = {
     "accuracy, precision, recall, specificity": "Wilson; with several images per patient, with their design effect",
     "f1": "Wilson on F1 / (2 - F1), a proportion",
     "balanced_accuracy, macro_f1, macro_auroc, macro_average_precision": "the classes' limits, combined (MOVER)",
@@ -213,5 +213,5 @@ def compute_metrics(predictions: Predictions, *, seed: int = 0, resamples: int =
         "classes": predictions.classes,
         "confusion": sample.confusion.tolist(),
         "ece_bins": calibration.BINS,
-        "methods": METHODS,
+        "methods": STATISTICS,
     }

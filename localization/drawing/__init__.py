@@ -1,0 +1,1 @@
+"""Drawing of maps: overlays, contact sheets, mean maps and the summary figure."""

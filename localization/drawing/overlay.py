@@ -39,7 +39,7 @@ class MapEntry:
         title: the method's, or the model's.
         cam: (h, w) float32 over the model's square, on its own grid, not rescaled.
         state: a map that is not scored has no colours; any state but `ok` has a caption.
-        peak: the top of the colours, > 0; None: the map's own peak. A map far below it looks weak.
+        peak: the value with the brightest colour, > 0; None: the map's own peak. A map far below it looks weak.
         note: a smaller line under the title in a panel.
     """
 

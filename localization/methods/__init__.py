@@ -1,0 +1,1 @@
+"""The CAM methods, one function each, and the table of them."""

@@ -1,0 +1,1 @@
+"""Sanity checks of CAM methods: whether maps depend on the weights, the class and the batch."""

@@ -1,0 +1,1 @@
+"""Scores of maps: overlap with masks, faithfulness, and controls to compare them with."""

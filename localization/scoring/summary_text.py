@@ -116,7 +116,7 @@ def _winners(cells: Cells, class_name: str) -> list[str]:
         }
         names = [CONTROLS[c] for c in TO_BEAT if any(not np.isnan(row.controls[c]) for row in rows.values())]
         if names:
-            better = [title for title, row in rows.items() if row.beats_controls] or ["no method"]
+            better = [title for title, row in rows.items() if row.beats_controls] or ["none of the methods"]
             alone = f" (95 % each, not corrected for {len(rows)} methods)" if len(rows) > 1 else ""
             return [f"Better than the {_join(names)} controls on the {MASKS[mask]}: {_join(better)}{alone}."]
     return []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from localization.methods.table import METHODS
-from localization.run import together_name
+from localization.run import together_folder
 from tests.helpers.verbs import TINY, Verb, ok, refused
 
 pytestmark = pytest.mark.slow
@@ -96,11 +96,28 @@ def test_two_sets_of_models_get_two_folders(tmp_path: Path) -> None:
     """Five runs whose names begin alike: the folder's name is cut, and still tells the two sets apart."""
     names = [f"resnet18-20260102-030405-radiographs-of-the-first-hospital-{i}" for i in range(6)]
     sets = names[:5], [*names[:4], names[5]]
-    folders = {together_name(chosen) for chosen in sets}
+    folders = {together_folder(tmp_path, {name: tmp_path / name / "best.pt" for name in chosen}) for chosen in sets}
     assert len(folders) == 2
     for folder in folders:
-        assert len(folder.encode()) <= 255
-        (tmp_path / folder).mkdir()
+        assert len(folder.name.encode()) <= 255
+        folder.mkdir()
+
+
+def test_the_folder_of_a_comparison_is_about_these_checkpoints_only() -> None:
+    runs = Path("runs")
+
+    def folder(*names: str, parent: str = "runs", file: str = "best.pt") -> str:
+        return together_folder(runs, {name: Path(parent, name, file) for name in names}).name
+
+    assert folder("a", "b") == "localization-a-vs-b"
+    others = [
+        folder("a", "b"),
+        folder("a", "b", parent="old"),
+        folder("a", "b", file="last.pt"),
+        folder("a-vs-b", "c"),
+        folder("a", "b-vs-c"),
+    ]
+    assert len(set(others)) == len(others)
 
 
 def test_layers_by_name(verb: Verb, tiny_run: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_broken_folders_are_named(editable: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no metrics\.json"):
         write_report(tmp_path, None)
     editable.metrics(n=81)
-    with pytest.raises(UserError, match=r"of 81 images and predictions\.csv of 80"):
+    with pytest.raises(UserError, match=r"81 images in metrics\.json, but 80 in predictions\.csv"):
         write_report(editable.folder, editable.run)
     (editable.folder / "metrics.json").write_text("{")
     with pytest.raises(UserError, match=r"metrics\.json: cannot be read"):

@@ -1,0 +1,1 @@
+"""Trackers of a training: TensorBoard, MLflow and the images that they show."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -58,7 +60,35 @@ def test_runs_that_cannot_be_compared(wrong: pd.DataFrame, classes: list[str], e
 def test_the_default_folder_has_a_valid_distinct_name() -> None:
     """Three names of 40 CJK letters are 360 bytes; names that only differ at their ends keep two folders."""
     for letter in ("x", "影"):
-        folders = {default_folder([letter * 40, letter * 39, letter * 38 + end], "val", "b") for end in "ab"}
+        sets = [[letter * 40, letter * 39, letter * 38 + end] for end in "ab"]
+        folders = {_folder(*names, split="val", baseline=names[0]) for names in sets}
         assert len(folders) == 2
         assert all(len(folder.encode()) <= 255 and folder.endswith("-val-baseline") for folder in folders)
-    assert default_folder(["a", "x/b"], "test", None) == "compare-a-vs-x-b"
+
+
+def _folder(*names: str, runs: str = "runs", split: str = "test", baseline: str | None = None) -> str:
+    """Return the name of the folder in `runs` that compares runs of these names in the folder `runs`."""
+    files = {name: Path(runs, name, split, "predictions.csv") for name in names}
+    return default_folder(Path("runs"), files, split, baseline).name
+
+
+def test_the_default_folder_is_about_these_runs_only() -> None:
+    """Two runs of the runs folder need no hash. Others may have the same names: then the second replaced the first."""
+    assert _folder("a", "b") == "compare-a-vs-b"
+    others = [
+        _folder("a", "b"),
+        _folder("a", "b", runs="old"),
+        _folder("a", "b", runs="new"),
+        _folder("a", "b", split="val"),
+        _folder("a", "b-val"),
+        _folder("a", "b", baseline="a"),
+        _folder("a", "b", baseline="b"),
+        _folder("a/b", "c"),
+        _folder("a-b", "c"),
+        _folder("a-vs-b", "c"),
+        _folder("a", "b-vs-c"),
+        _folder("a-vs", "b"),
+        _folder("a", "vs-b"),
+    ]
+    assert len(set(others)) == len(others)
+    assert all("/" not in folder for folder in others)

@@ -306,7 +306,7 @@ def test_the_verdict_on_all_methods() -> None:
         "(95 % each, not corrected for 2 methods)."
     ]
     assert verdict_lines([two, replace(two, method="gradcam")])[1:] == [
-        "Better than the uniform, Gaussian and randomised controls on the lesions: no method "
+        "Better than the uniform, Gaussian and randomised controls on the lesions: none of the methods "
         "(95 % each, not corrected for 2 methods)."
     ]
     # of several classes, those together decide; each has a sentence of its own, up to six
