@@ -206,10 +206,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compose_config(
-    words: Sequence[str] = (),
-    flags: dict[str, Any] | None = None,
-    file: Path | None = None,
-    folder: Path | None = None,
+    words: Sequence[str] = (), flags: dict[str, Any] | None = None, file: Path | None = None, folder: Path | None = None
 ) -> Config:
     """Compose `file` (default `configs/configs.yaml`) with its groups, then `key=value` words, then flags.
 

@@ -1,8 +1,8 @@
 """Print the images per class and split, and draw a contact sheet.
 
-    python dataset/data.py                          # the phantom
-    python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
-    python dataset/data.py --data DIR --write-split split.csv       # then --data split.csv uses this split
+python dataset/data.py                          # the phantom
+python dataset/data.py --data DIR --group-pattern '^(\\d{8})_' --output sheet.png
+python dataset/data.py --data DIR --write-split split.csv       # then --data split.csv uses this split
 """
 
 from __future__ import annotations

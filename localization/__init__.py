@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from localization.methods.table import METHODS
-
-if TYPE_CHECKING:
-    from localization.explainer import Explainer
 
 __all__ = ["METHODS", "Explainer"]
 

@@ -52,9 +52,7 @@ class Layer:
                 return maps.unflatten(2, (side, side))
         if self.form != "tokens" and output.ndim == 4:
             return output if self.form == "maps" else output.permute(0, 3, 1, 2)
-        raise UserError(
-            f"layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)"
-        )
+        raise UserError(f"layer {self.name}: its output {tuple(output.shape)} is not a feature map (n, channels, h, w)")
 
     def with_maps(self, output: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Return maps (k, channels, h, w) in the layer's form, with the prefix tokens of `output` (1 or k, …)."""
