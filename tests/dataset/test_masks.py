@@ -370,7 +370,7 @@ def test_masks_of_the_run_are_not_used_for_other_images(monkeypatch: pytest.Monk
     trained = Config(data=DataConfig(path="d", lung_masks="l", lesion_masks="m"))
     checkpoint = SimpleNamespace(fit="squash", precision="fp32", path=tmp_path / "best.pt")
     (tmp_path / "split.csv").touch()
-    monkeypatch.setattr(selection, "load_checkpoint", lambda path: checkpoint)
+    monkeypatch.setattr(selection, "load_checkpoint", lambda path, flag: checkpoint)
     monkeypatch.setattr(selection, "load_run_config", lambda path: trained)
     data = selection.select(Config(), tmp_path / "best.pt", {}).data
     assert (data.lung_masks, data.lesion_masks, data.boxes) == (None, None, None)
