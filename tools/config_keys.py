@@ -17,8 +17,8 @@ from config import DEFAULT_CONFIG, GROUPS, all_keys, compose_config, expected, f
 HEAD = """\
 # Configuration
 
-Every key of every command, for anyone who sets one. `python tools/config_keys.py > configs/README.md` writes this page
-from the schema in `config.py`.
+All configuration keys of all commands, for anyone who changes one. This page is written by
+`python tools/config_keys.py > configs/README.md` from the schema in `config.py`.
 
 ```
 python train.py preset=fast model=densenet121 train.lr=1e-4    # a group's file, and keys
